@@ -1,0 +1,355 @@
+"""
+The byte transformer: a pre-norm decoder with rotary positions, QK-norm and a SwiGLU MLP, no biases, an untied head.
+
+Nothing in it knows about compression, and that is the point of proxy compression (PAPER: arXiv 2602.04289, sec. 3): raw
+bytes and the proxy's symbols are just different ids of one vocabulary, and the loss is plain next-symbol cross-entropy.
+Two things go beyond a plain GPT, and both are optional inputs of `forward`:
+
+- `mask` keeps attention inside a sample, since one context holds several of them (see `sample_mask`).
+- `tail` is the text that ends at each position, its last 7 bytes packed in one integer. With `ngram=6` the model adds
+  hashed embeddings of the last 2 to 6 of these bytes to its input (BLT, arXiv 2412.09871, sec. 3.2.1, has such features
+  for patches). They belong to the place in the text, not to the symbol, so a raw byte and a proxy symbol which end at
+  the same place get the same features: the two views meet at the input. Inference still needs raw bytes only.
+
+    python model.py        prints every size with its parameters, FLOPs a symbol and KV-cache bytes a token
+"""
+import argparse
+import dataclasses
+import difflib
+import sys
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.utils.checkpoint import checkpoint
+
+# name: (n_layer, n_embd, n_head, mlp_hidden, block_size). 1.5B is the paper's (sec. 4.1); the other large sizes keep its
+# MLP of four times the width and are named, as there, by what they weigh with the proxy's vocabulary.
+SIZES = {
+    "micro": (4, 128, 4, 384, 384),
+    "small": (6, 384, 6, 1024, 512),
+    "124M":  (12, 768, 12, 3072, 1024),
+    "0.5B":  (24, 1024, 16, 4096, 16384),
+    "1.5B":  (20, 2048, 16, 8192, 16384),
+    "4B":    (24, 3072, 24, 12288, 16384),
+    "7B":    (24, 4096, 32, 16384, 16384),
+    "14B":   (32, 5120, 40, 20480, 16384),
+}
+LOGITS_AT_ONCE = 2 ** 25  # elements; above it the loss is computed chunk by chunk
+
+
+class UserError(ValueError):
+    """A mistake of the user's: its message is the one line that they see (`command_line` prints it)."""
+
+
+@dataclass
+class GPTConfig:
+    vocab_size: int = 320
+    n_layer: int = 4
+    n_embd: int = 128
+    n_head: int = 4
+    mlp_hidden: int = 384
+    block_size: int = 384        # symbols in a training context
+    ngram: int = 0               # longest byte n-gram with an embedding, 2 to 7; 0: none
+    ngram_buckets: int = 2 ** 15  # rows of the hashed table, a power of two
+
+    @classmethod
+    def named(cls, size, **changes):
+        """The config of a named size. Raises UserError for an unknown name."""
+        if size not in SIZES:
+            raise UserError(f"unknown size {size!r}: expected one of {', '.join(SIZES)}{nearest(size, SIZES)}")
+        n_layer, n_embd, n_head, mlp_hidden, block_size = SIZES[size]
+        config = cls(n_layer=n_layer, n_embd=n_embd, n_head=n_head, mlp_hidden=mlp_hidden, block_size=block_size)
+        return dataclasses.replace(config, **changes)
+
+# -----------------------------------------------------------------------------
+# the two optional inputs
+
+TAIL = 7  # bytes of text in a tail: 7 of the 8 in an int64, so it is never negative
+
+
+def pack_tails(text):
+    """The last TAIL bytes at each position of `text`, an integer tensor or array (..., T) of byte values: int64 (..., T).
+
+    Lowest byte: the one at the position itself. A tail of 0 means "no text here" and switches the features off.
+    """
+    last = text.astype("int64") if hasattr(text, "astype") else text.long()
+    tails = last + 0  # a copy
+    for k in range(1, min(TAIL, text.shape[-1])):
+        tails[..., k:] |= last[..., :-k] << (8 * k)
+    return tails
+
+
+def next_tail(tail, byte):
+    """The tail after one more `byte`: both int64 tensors of one shape. `pack_tails` for generation, a byte at a time."""
+    return ((tail << 8) | byte) & (2 ** (8 * TAIL) - 1)
+
+
+def sample_mask(doc):
+    """Causal attention that stays inside a sample; `doc` (B, T) holds sample ids. Dense on the CPU, blockwise on CUDA.
+
+    Returns a bool tensor (B, 1, T, T), true where attention is allowed, or a FlexAttention BlockMask.
+    """
+    B, T = doc.shape
+    if doc.is_cuda:
+        return block_mask(doc)
+    causal = torch.ones(T, T, dtype=torch.bool, device=doc.device).tril()
+    return (causal & (doc[:, :, None] == doc[:, None, :]))[:, None]
+
+
+def block_mask(doc):
+    """`sample_mask` as a BlockMask, on any device: FlexAttention skips the blocks in which nothing may be attended to."""
+    B, T = doc.shape
+
+    def same_sample(b, h, q, k):
+        return (q >= k) & (doc[b, q] == doc[b, k])
+    return create_block_mask(same_sample, B, None, T, T, device=doc.device)
+
+
+class KVCache:
+    """Keys and values of all layers, (n_layer, 2, B, n_head, length, head_dim), for rows that may differ in length.
+
+    A row's next symbol goes to `pos[row]`. What lies beyond is garbage of a longer neighbour's prompt, and is overwritten
+    before the row gets there.
+    """
+    def __init__(self, config, batch, length, device=None, dtype=torch.float32):
+        head_dim = config.n_embd // config.n_head
+        self.kv = torch.zeros(config.n_layer, 2, batch, config.n_head, length, head_dim, device=device, dtype=dtype)
+        self.pos = torch.zeros(batch, dtype=torch.long, device=device)
+        self.end = 0  # no row is longer than this: attention looks no further
+
+    def update(self, layer, k, v, positions):
+        """Write k, v (B, n_head, T, head_dim) at `positions` (B, T); return all keys and values up to `end`."""
+        rows = torch.arange(len(positions), device=positions.device)[:, None]
+        for cached, new in zip(self.kv[layer], (k, v)):
+            cached[rows, :, positions] = new.transpose(1, 2).to(cached.dtype)
+        return self.kv[layer, :, :, :, :self.end].to(k.dtype)
+
+    def take(self, rows):
+        """Keep `rows` (an index tensor), in that order: drops finished rows, or repeats a prefill for n completions."""
+        self.kv, self.pos = self.kv[:, :, rows], self.pos[rows]
+
+# -----------------------------------------------------------------------------
+# the transformer
+
+
+def norm(x):
+    return F.rms_norm(x, (x.size(-1),))
+
+
+def rotate(x, cos, sin):
+    x1, x2 = x.chunk(2, dim=-1)
+    return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin), dim=-1)
+
+
+class Attention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.n_head = config.n_head
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)
+        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
+
+    def forward(self, x, rotary, mask, cache=None, layer=0, positions=None):
+        B, T, C = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
+        q, k = norm(rotate(q, *rotary)).to(v.dtype), norm(rotate(k, *rotary)).to(v.dtype)
+        if cache is not None:
+            k, v = cache.update(layer, k, v, positions)
+        if isinstance(mask, BlockMask):
+            y = flex_attention(q, k, v, block_mask=mask)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        return self.proj(y.transpose(1, 2).reshape(B, T, C))
+
+
+class MLP(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.gate_up = nn.Linear(config.n_embd, 2 * config.mlp_hidden, bias=False)
+        self.down = nn.Linear(config.mlp_hidden, config.n_embd, bias=False)
+
+    def forward(self, x):
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.attn = Attention(config)
+        self.mlp = MLP(config)
+
+    def forward(self, x, *attention_inputs):
+        x = x + self.attn(norm(x), *attention_inputs)
+        return x + self.mlp(norm(x))
+
+
+class NgramEmbedding(nn.Module):
+    """The sum of hashed embeddings of the last 2 to n bytes of text that end at each position. One table serves all n."""
+    def __init__(self, config):
+        super().__init__()
+        assert config.ngram <= TAIL and config.ngram_buckets & (config.ngram_buckets - 1) == 0
+        self.n, self.buckets = config.ngram, config.ngram_buckets
+        self.table = nn.EmbeddingBag(config.ngram_buckets, config.n_embd, mode="sum")
+
+    def hashes(self, tail):
+        """Table rows, (..., n-1) for tails (...): multiplicative hashing of each n-gram, with another multiplier per n."""
+        grams = [((tail & (256 ** n - 1)) * (0x9E3779B97F4A7C15 // 2 | 1) + n * 0x632BE59BD9B4E019 // 8)
+                 for n in range(2, self.n + 1)]
+        grams = torch.stack(grams, dim=-1)
+        return ((grams ^ (grams >> 29)) * 0x2545F4914F6CDD1D >> 33) & (self.buckets - 1)
+
+    def forward(self, tail):
+        features = self.table(self.hashes(tail).view(-1, self.n - 1)).view(*tail.shape, -1)
+        return features * (tail != 0).unsqueeze(-1)
+
+
+class GPT(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.n_embd)
+        self.ngram = NgramEmbedding(config) if config.ngram else None
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.init_weights()
+
+    def init_weights(self):
+        """Normal(0, 0.02), scaled down where a matrix writes to the residual stream (GPT-2, sec. 2.3)."""
+        for name, p in self.named_parameters():
+            residual = name.endswith(("proj.weight", "down.weight"))
+            nn.init.normal_(p, std=0.02 / (2 * self.config.n_layer) ** 0.5 if residual else 0.02)
+
+    def forward(self, idx, targets=None, tail=None, mask=None, cache=None):
+        """Logits (B, T, vocab_size) of the symbol after each of `idx` (B, T), or, given `targets`, the loss of each.
+
+        targets: (B, T), -100 where there is nothing to predict; the result is then (B, T) in nats, 0 there.
+        tail: int64 (B, T) from `pack_tails`. mask: from `sample_mask`; None is plainly causal.
+        cache: a KVCache; idx then continues its rows, and the caller moves `cache.pos` on by what was valid.
+        """
+        B, T = idx.shape
+        positions = torch.arange(T, device=idx.device)
+        if cache is not None:
+            positions = cache.pos[:, None] + positions
+            cache.end += T
+            mask = torch.arange(cache.end, device=idx.device) <= positions[:, None, :, None]
+        head_dim = self.config.n_embd // self.config.n_head
+        frequency = 10000.0 ** (-torch.arange(0, head_dim, 2, device=idx.device) / head_dim)
+        angle = (positions[..., None] * frequency).unsqueeze(-3)  # (1, T, head_dim/2), with a cache (B, 1, T, head_dim/2)
+        rotary = angle.cos(), angle.sin()
+
+        x = self.embed(idx)
+        if self.ngram is not None and tail is not None:
+            x = x + self.ngram(tail)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, rotary, mask, cache, layer, positions)
+        x = norm(x)
+        return self.head(x) if targets is None else self.loss(x, targets)
+
+    def loss(self, x, targets):
+        """Cross-entropy (B, T) of `targets` (B, T) after the final states x (B, T, C).
+
+        Where the logits of all symbols would not fit well in memory they are made chunk by chunk, in the backward pass
+        once more, so the peak grows with the chunk and not with batch x vocabulary.
+        """
+        def of_chunk(x, y):
+            return F.cross_entropy(self.head(x).float(), y, ignore_index=-100, reduction="none")
+        x, y = x.flatten(0, 1), targets.flatten()
+        rows = max(1, LOGITS_AT_ONCE // self.config.vocab_size)
+        if len(y) <= rows:
+            losses = of_chunk(x, y)
+        else:
+            losses = torch.cat([checkpoint(of_chunk, *chunk, use_reentrant=False)
+                                for chunk in zip(x.split(rows), y.split(rows))])
+        return losses.view(targets.shape)
+
+    def n_params(self, embeddings=True):
+        """Parameters; without `embeddings` only those that multiply: blocks and head, not the look-up tables."""
+        tables = [self.embed, self.ngram]
+        lookups = sum(p.numel() for table in tables if table is not None for p in table.parameters())
+        return sum(p.numel() for p in self.parameters()) - (0 if embeddings else lookups)
+
+    def flops_per_symbol(self, context=None):
+        """Training FLOPs, forward and backward: 6 a multiplying parameter, 12 an attended symbol, channel and layer
+        (PaLM, arXiv 2204.02311, appendix B; causal attention is counted in full, as there). context: symbols attended."""
+        c = self.config
+        return 6 * self.n_params(embeddings=False) + 12 * c.n_layer * c.n_embd * (context or c.block_size)
+
+# -----------------------------------------------------------------------------
+# the command line, for every file: options are a dataclass, its fields the flags
+
+
+def nearest(word, words):
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def flag(default, help, **metadata):
+    """A dataclass field that is a command-line flag. metadata: `choices`, or `nargs` and such of argparse."""
+    return dataclasses.field(default=default, metadata=dict(help=help, **metadata))
+
+
+def parse(options, argv=None, **parser_settings):
+    """An instance of the dataclass `options` from `--name=value` flags. Raises UserError naming the flag that is off."""
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):
+            raise UserError(message)
+    parser = Parser(**parser_settings, formatter_class=lambda prog: argparse.HelpFormatter(prog, width=100,
+                    max_help_position=28), allow_abbrev=False)
+    for f in dataclasses.fields(options):
+        more = {k: v for k, v in f.metadata.items() if k not in ("help", "positional")}
+        shown = "" if f.default in (None, "", ()) else f" [{f.default}]"
+        names = [f.name] if f.metadata.get("positional") else [f"--{f.name}"]
+        if isinstance(f.default, bool):
+            more["action"] = argparse.BooleanOptionalAction
+        elif f.default is not None and "type" not in more and not isinstance(f.default, tuple):
+            more["type"] = type(f.default)
+        if "type" in more or "nargs" in more or f.default is None:
+            more.setdefault("metavar", f.name.upper() if "choices" not in more else None)
+        parser.add_argument(*names, default=f.default, help=f.metadata["help"].replace("%", "%%") + shown, **more)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        name = unknown[0].split("=")[0]
+        flags = [s for s in parser._option_string_actions if s.startswith("--")]
+        raise UserError(f"unknown flag {name}{nearest(name, flags)} (--help lists them)")
+    return options(**vars(args))
+
+
+def command_line(main, options, **parser_settings):
+    """`main(parse(options))`; a UserError becomes one line on stderr and exit status 2, Ctrl-C status 130."""
+    try:
+        main(parse(options, **parser_settings))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # `| head`
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def print_sizes(options):
+    print(f"with a vocabulary of {options.vocab_size:,} symbols: 64 special, 256 bytes, the rest the proxy's")
+    print(f"{'size':>6} {'layers':>6} {'width':>6} {'heads':>5} {'context':>8} {'parameters':>15} {'not tables':>15} "
+          f"{'FLOPs/symbol':>13} {'KV bytes/token':>14}")
+    for size in SIZES:
+        config = GPTConfig.named(size, vocab_size=options.vocab_size, ngram=options.ngram)
+        with torch.device("meta"):  # no memory is touched: 14B costs as little as micro
+            model = GPT(config)
+        kv_bytes = 2 * config.n_layer * config.n_embd * 2  # keys and values, 2 bytes each in bf16
+        print(f"{size:>6} {config.n_layer:6} {config.n_embd:6} {config.n_head:5} {config.block_size:8,} "
+              f"{model.n_params():15,} {model.n_params(embeddings=False):15,} {model.flops_per_symbol():13.2e} "
+              f"{kv_bytes:14,}")
+
+
+@dataclass
+class SizeOptions:
+    vocab_size: int = flag(64 + 256 + 65536, "symbols: 320 and the proxy's")
+    ngram: int = flag(0, "longest byte n-gram with an embedding; 0: none")
+
+
+if __name__ == "__main__":
+    command_line(print_sizes, SizeOptions, description="Prints the sizes of the model.")

@@ -1,0 +1,404 @@
+"""
+The proxies: three compressors whose output the model trains on beside raw bytes, and never needs again.
+
+All of them turn bytes into symbols 0 .. n_symbols-1 (uint16 or uint32 arrays) and back:
+
+- Tokenizer: byte-level BPE. Our trainer, tiktoken's encoder.
+- Gzip:      one symbol a byte of the gzip stream. Compresses, but a small change of the text changes everything after
+             it, so nothing transfers (paper, sec. 4): the negative example.
+- Neural:    a small byte LM drives an arithmetic coder. This is the one to read.
+
+The neural coder works in *windows* of `bits` bits (equal-information windows: Lester et al. 2024, arXiv 2404.03626). A
+window is an integer interval [lo, lo+n), at first [0, 2**bits). Reading a byte narrows it to that byte's share, which is
+in proportion to the LM's probability; when the next byte's share would be empty, the window is full: it becomes the
+symbol `lo`, and a fresh one starts, for the LM too. In text that the LM predicts well, a window holds many bytes.
+
+Which strings share a symbol? If the 256 bytes split all of [lo, lo+n), the first of them inherits `lo`, and so "stop
+here" and "go on with that byte" are the same symbol: the paper's *fuzzy* code. We let the window own one codeword, `lo`,
+and split only [lo+1, lo+n). Then each symbol stands for exactly one string, and no end marker is needed: the code is
+invertible. And since the LM restarts with the window, all strings that a window can hold can be listed once. The coder
+becomes a codebook: encoding walks down a trie, decoding is a look-up, and neither runs the LM.
+
+    python proxies.py 'some text'              the text cut into each proxy's symbols, in colour
+    python proxies.py --report --data=stdlib   the proxy table: ratio, speed, exactness, stability
+"""
+import gzip
+import hashlib
+import heapq
+import io
+import os
+import re
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
+
+import numpy as np
+import tiktoken
+import torch
+from tqdm import tqdm
+
+from model import GPT, GPTConfig, UserError, command_line, flag, nearest, pack_tails
+
+
+@dataclass
+class ProxyOptions:
+    data: str = flag("tinycode", "corpus: tinycode, stdlib, a folder, a .txt file or .jsonl[.gz] with text or content")
+    proxy: str = flag("neural", "compressor: none (raw bytes only), tokenizer, neural or gzip")
+    tokenizer: str = flag("4096", "tokenizer proxy: BPE symbols to fit, or the name of a tiktoken encoding (o200k_base)")
+    bits: int = flag(12, "neural proxy: bits in a window, 9 to 16; there are 2**bits symbols")
+    fuzzy: bool = flag(False, "neural proxy: the paper's many-to-one code in place of the exact one")
+    segment: bool = flag(True, "neural proxy: cut the text first, where the LM is uncertain (entropy segmentation)")
+
+
+class Proxy:
+    """A compressor. `fit` it or `load` it; then it has `n_symbols` and, where each symbol stands for known bytes,
+    `n_bytes`: how many, an int64 array (n_symbols,). `encode_batch` is `encode` for many texts at once."""
+    n_symbols = 0
+    n_bytes = None
+
+    def fit(self, texts):
+        """Learn from `texts`, a list of bytes. Returns self."""
+        return self
+
+    def encode(self, text):
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts):
+        return [self.encode(text) for text in texts]
+
+    def save(self, path):
+        write_atomic(path, self.state())
+
+    @property
+    def id(self):
+        """A hash of all that decides how this proxy encodes."""
+        buffer = io.BytesIO()
+        torch.save(self.state(), buffer)
+        return hashlib.sha256(buffer.getvalue()).hexdigest()[:12]
+
+
+def write_atomic(path, state):
+    """torch.save to a temporary name, then rename: a reader sees the old file or the new one, never half of one."""
+    try:
+        torch.save(state, f"{path}.tmp")
+        os.replace(f"{path}.tmp", path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        if os.path.exists(f"{path}.tmp"):
+            os.remove(f"{path}.tmp")
+        raise UserError(f"cannot write {path}: {error}") from None
+
+# -----------------------------------------------------------------------------
+# gzip
+
+
+class Gzip(Proxy):
+    n_symbols = 256
+
+    def encode(self, text):
+        return np.frombuffer(gzip.compress(text, mtime=0), dtype=np.uint8)
+
+    def decode(self, symbols):
+        return gzip.decompress(np.asarray(symbols, dtype=np.uint8).tobytes())
+
+    def state(self):
+        return {"proxy": "gzip"}
+
+# -----------------------------------------------------------------------------
+# the tokenizer
+
+# Words with the space before them, digits by threes, runs of punctuation, runs of white space but for the last space.
+PATTERN = r" ?[^\W\d_]+| ?\d{1,3}| ?(?:[^\w\s]|_)+|\s+(?!\S)|\s+"
+
+
+def train_bpe(texts, n_symbols):
+    """Byte-pair encoding (Sennrich et al. 2016, arXiv 1508.07909): {bytes: rank}, the 256 bytes first, then the merges.
+
+    Words that occur often are counted once. Each pair knows the words it occurs in, so a merge touches only those, and
+    a heap with stale entries finds the next pair: the whole of the standard library takes seconds.
+    """
+    counts = Counter()
+    for text in texts:
+        counts.update(re.findall(PATTERN, text.decode("utf-8", "ignore")))
+    words = [(list(word.encode()), count) for word, count in counts.items()]
+    symbols = [bytes([b]) for b in range(256)]
+    pair_counts, where = Counter(), defaultdict(set)
+    for i, (word, count) in enumerate(words):
+        for pair in zip(word, word[1:]):
+            pair_counts[pair] += count
+            where[pair].add(i)
+    heap = [(-count, pair) for pair, count in pair_counts.items()]
+    heapq.heapify(heap)
+    progress = tqdm(total=n_symbols - 256, desc="BPE merges", leave=False)
+    while heap and len(symbols) < n_symbols:
+        count, pair = heapq.heappop(heap)
+        if -count != pair_counts[pair]:
+            continue  # stale: the count has changed since this entry was pushed
+        if -count < 2:
+            break
+        new, changed = len(symbols), set()
+        symbols.append(symbols[pair[0]] + symbols[pair[1]])
+        for i in where.pop(pair):
+            word, times = words[i]
+            for p in zip(word, word[1:]):
+                pair_counts[p] -= times
+                changed.add(p)
+            merged, j = [], 0
+            while j < len(word):
+                if tuple(word[j:j + 2]) == pair:
+                    merged.append(new)
+                    j += 2
+                else:
+                    merged.append(word[j])
+                    j += 1
+            words[i] = merged, times
+            for p in zip(merged, merged[1:]):
+                pair_counts[p] += times
+                where[p].add(i)
+                changed.add(p)
+        for p in changed:
+            if pair_counts[p] > 0:
+                heapq.heappush(heap, (-pair_counts[p], p))
+        progress.update()
+    progress.close()
+    return {symbol: rank for rank, symbol in enumerate(symbols)}
+
+
+class Tokenizer(Proxy):
+    def __init__(self, name):
+        self.name, self.encoding = name, None
+        if name.isdigit():
+            if not 256 < int(name) <= 2 ** 20:
+                raise UserError(f"--tokenizer={name}: expected 257 to {2 ** 20} symbols, or a tiktoken encoding's name")
+        elif name not in tiktoken.list_encoding_names():
+            raise UserError(f"--tokenizer={name}: expected a number of symbols or one of "
+                            f"{', '.join(tiktoken.list_encoding_names())}{nearest(name, tiktoken.list_encoding_names())}")
+
+    def fit(self, texts):
+        if self.name.isdigit():
+            return self.use(train_bpe(texts, int(self.name)))
+        try:
+            return self.use(None, tiktoken.get_encoding(self.name))
+        except Exception as error:  # a download: whatever the network throws
+            raise UserError(f"--tokenizer={self.name}: tiktoken could not fetch it ({type(error).__name__}); give a "
+                            "number of symbols to fit one here") from None
+
+    def use(self, ranks, encoding=None):
+        """Set up from merge ranks, {bytes: rank}."""
+        self.ranks = ranks
+        self.encoding = encoding or tiktoken.Encoding("nanoproxy", pat_str=PATTERN, mergeable_ranks=ranks,
+                                                      special_tokens={})
+        self.n_symbols = self.encoding.max_token_value + 1
+        self.n_bytes = np.zeros(self.n_symbols, dtype=np.int64)
+        for token in self.encoding.token_byte_values():
+            self.n_bytes[self.encoding.encode_single_token(token)] = len(token)
+        return self
+
+    def encode(self, text):
+        """tiktoken encodes str; bytes that are not UTF-8 become one-byte tokens."""
+        symbols, encode = [], self.encoding.encode_ordinary
+        while True:
+            try:
+                symbols += encode(text.decode())
+                return np.array(symbols, dtype=np.uint32 if self.n_symbols > 2 ** 16 else np.uint16)
+            except UnicodeDecodeError as error:
+                symbols += encode(text[:error.start].decode())
+                symbols += [self.encoding.encode_single_token(text[i:i + 1]) for i in range(error.start, error.end)]
+                text = text[error.end:]
+
+    def decode(self, symbols):
+        return self.encoding.decode_bytes(np.asarray(symbols).tolist())
+
+    def state(self):
+        return {"proxy": "tokenizer", "name": self.name, "ranks": self.ranks}
+
+# -----------------------------------------------------------------------------
+# the neural proxy
+
+BOS = 256         # the LM's own start symbol
+CHUNK = 128       # bytes the LM sees at once while segmenting
+LONGEST = 48      # bytes a window may hold
+# One layer is enough, since the n-gram features carry most of what a byte depends on, at the price of a look-up.
+LM_CONFIG = GPTConfig(vocab_size=257, n_layer=1, n_embd=96, n_head=3, mlp_hidden=256, block_size=CHUNK, ngram=6,
+                      ngram_buckets=2 ** 16)
+
+
+def lm_inputs(text):
+    """The LM's symbols and tails for `text`, a long tensor (B, T): shifted right behind BOS."""
+    bos = torch.full_like(text[:, :1], BOS)
+    return torch.cat((bos, text[:, :-1]), 1), torch.cat((bos * 0, pack_tails(text[:, :-1])), 1)
+
+
+def train_lm(texts, steps=600, batch_size=64, lr=4e-3, seed=1337):
+    """The byte LM, trained on random stretches of CHUNK bytes: a window may start anywhere."""
+    data = torch.frombuffer(bytearray(b"".join(texts)), dtype=torch.uint8)
+    if len(data) <= CHUNK:
+        data = data.repeat(CHUNK // max(1, len(data)) + 2)
+    draw = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        lm = GPT(LM_CONFIG)
+    optimizer = torch.optim.AdamW(lm.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+    progress = tqdm(range(steps), desc="byte LM", leave=False)
+    for step in progress:
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min((step + 1) / 50, 1.0, (steps - step) / steps * 1.5)
+        start = torch.randint(len(data) - CHUNK, (batch_size, 1), generator=draw)
+        text = data[start + torch.arange(CHUNK)].long()
+        idx, tail = lm_inputs(text)
+        loss = lm(idx, text, tail=tail).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 20 == 0:
+            progress.set_postfix_str(f"{loss.item() / np.log(2):.2f} bits a byte")
+    return lm.eval()
+
+
+def split(n, p, own, fresh):
+    """Edges of the 256 shares of intervals of n codewords (N,): int64 (N, 257), in codewords from each interval's lo.
+
+    p: the LM's probabilities, float64 (N, 256). own: codewords that mean "stop here", 1, or 0 for the fuzzy code.
+    fresh: in a fresh window each byte gets at least one codeword, so every string has a code and there are no literals.
+    """
+    least = np.arange(257) * fresh
+    share = n[:, None] - own - 256 * fresh
+    edges = np.zeros((len(p), 257))
+    edges[:, 1:] = np.cumsum(p, axis=1)
+    edges /= edges[:, -1:]
+    return own + least + np.floor(edges * share).astype(np.int64)
+
+
+class Neural(Proxy):
+    def __init__(self, bits=12, fuzzy=False, segment=True):
+        if not 9 <= bits <= 16:
+            raise UserError(f"--bits={bits}: expected 9 to 16, so that a window has room for each of the 256 bytes")
+        self.bits, self.fuzzy, self.segment = bits, fuzzy, segment
+        self.n_symbols, self.own = 2 ** bits, 0 if fuzzy else 1
+        self.lm, self.threshold = None, 0.0
+
+    def fit(self, texts, cut_rate=0.15, lm=None):
+        """Train the LM (or take `lm`), place the threshold so that `cut_rate` of the bytes start a segment, and list
+        the codebook. Returns self."""
+        self.lm = lm or train_lm(texts)
+        entropies = np.concatenate(self.entropies(texts[:2000]))
+        self.threshold = float(np.quantile(entropies, 1 - cut_rate))
+        return self.use(*self.list_codebook())
+
+    @torch.inference_mode()
+    def probabilities(self, strings):
+        """p of the byte after each of `strings`, uint8 (N, d), at the start of a window: float64 (N, 256).
+
+        In float64, so that the codebook does not depend on how a machine orders its float32 sums.
+        """
+        result = []
+        for part in torch.from_numpy(strings).long().split(8192):
+            text = torch.cat((part, part.new_zeros(len(part), 1)), 1)
+            idx, tail = lm_inputs(text)
+            logits = self.lm.double()(idx, tail=tail)[:, -1, :256]
+            result.append(torch.softmax(logits, -1))
+        self.lm.float()
+        return torch.cat(result).numpy()
+
+    def list_codebook(self):
+        """All strings that a window can hold, a level of the trie at a time: parents, bytes and codewords of the nodes.
+
+        Node 0 is the empty string. A node with room for more than its own codeword is asked for its children.
+        """
+        parents, last, codewords = [[0]], [[0]], [[0]]
+        strings, lo, n, ids, total = np.zeros((1, 0), np.uint8), np.array([0]), np.array([self.n_symbols]), [0], 1
+        progress = tqdm(desc="codebook", total=self.n_symbols, leave=False)
+        while len(ids) and strings.shape[1] < LONGEST:
+            edges = split(n, self.probabilities(strings), self.own, fresh=total == 1)
+            node, byte = np.nonzero(edges[:, 1:] > edges[:, :-1])
+            first, size = edges[node, byte], edges[node, byte + 1] - edges[node, byte]
+            parents.append(np.asarray(ids)[node])
+            last.append(byte)
+            codewords.append(lo[node] + first)
+            more = size > 1
+            strings = np.concatenate((strings[node], byte[:, None].astype(np.uint8)), 1)[more]
+            lo, n, ids = codewords[-1][more], size[more], (total + np.arange(len(node)))[more]
+            total += len(node)
+            progress.update(len(node))
+        progress.close()
+        return [np.concatenate(column).astype(np.int32) for column in (parents, last, codewords)]
+
+    def use(self, parents, last, codewords):
+        """Set up from the nodes of the trie."""
+        self.nodes = parents, last, codewords
+        self.children = dict(zip((parents.astype(np.int64) << 8 | last).tolist()[1:], range(1, len(parents))))
+        self.codewords = codewords.tolist()
+        self.strings, of_node = [b""] * self.n_symbols, [b""]
+        for parent, byte, codeword in zip(parents.tolist()[1:], last.tolist()[1:], self.codewords[1:]):
+            of_node.append(of_node[parent] + bytes([byte]))
+            self.strings[codeword] = of_node[-1]  # of the fuzzy code's many the longest
+        if not self.fuzzy:
+            self.n_bytes = np.array([len(string) for string in self.strings])
+        return self
+
+    def walk(self, text, out):
+        """Append to `out` the symbols of `text`, coded on its own: down the trie, from the root again when it ends."""
+        child_of, codewords, node = self.children.get, self.codewords, 0
+        for byte in text:
+            child = child_of(node << 8 | byte)
+            if child is None:
+                out.append(codewords[node])
+                child = child_of(byte)
+            node = child
+        if node:
+            out.append(codewords[node])
+
+    def encode_batch(self, texts):
+        symbols = []
+        for text, cuts in zip(texts, self.cuts(texts)):
+            out = []
+            for start, end in zip(cuts, cuts[1:]):
+                self.walk(text[start:end], out)
+            symbols.append(np.array(out, dtype=np.uint16))
+        return symbols
+
+    def decode(self, symbols):
+        return b"".join([self.strings[symbol] for symbol in np.asarray(symbols).tolist()])
+
+    def cuts(self, texts):
+        """Where the segments of each text start, and its end. The LM's uncertainty about a byte makes it start one
+        (paper, sec. 3.2); after the cut the coder knows nothing of what came before, so what is equal is coded equally."""
+        if not self.segment:
+            return [[0, len(text)] for text in texts]
+        return [[0, *(np.nonzero(h[1:] > self.threshold)[0] + 1).tolist(), len(text)]
+                for text, h in zip(texts, self.entropies(texts))]
+
+    @torch.inference_mode()
+    def entropies(self, texts):
+        """The LM's entropy before each byte, in nats: a float32 array per text. Its context restarts every CHUNK bytes."""
+        blocks = [-(-len(text) // CHUNK) for text in texts]
+        padded = b"".join(text.ljust(n * CHUNK, b"\0") for text, n in zip(texts, blocks))
+        rows = torch.frombuffer(bytearray(padded or b"\0"), dtype=torch.uint8)[:len(padded)].view(-1, CHUNK).long()
+        result = [torch.zeros(0)]
+        for part in rows.split(32):
+            idx, tail = lm_inputs(part)
+            log_p = torch.log_softmax(self.lm(idx, tail=tail), -1)
+            result.append(-(log_p.exp() * log_p).sum(-1).flatten())
+        entropy, starts = torch.cat(result).numpy(), np.cumsum([0] + blocks) * CHUNK
+        return [entropy[start:start + len(text)] for start, text in zip(starts, texts)]
+
+    def encode_by_interval(self, text):
+        """One segment, coded by the definition: narrow the interval, byte by byte, asking the LM each time. Slow; the
+        codebook is tested against it."""
+        out, window, lo, n = [], b"", 0, self.n_symbols
+        for byte in text:
+            while True:
+                string = np.frombuffer(window, dtype=np.uint8)[None]
+                edges = split(np.array([n]), self.probabilities(string), self.own, fresh=not window)[0]
+                size = int(edges[byte + 1] - edges[byte])
+                if size and n > 1 and len(window) < LONGEST:
+                    break
+                out.append(lo)
+                window, lo, n = b"", 0, self.n_symbols
+            window, lo, n = window + bytes([byte]), lo + int(edges[byte]), size
+        return out + [lo] * bool(window)
+
+    def state(self):
+        return {"proxy": "neural", "bits": self.bits, "fuzzy": self.fuzzy, "segment": self.segment,
+                "threshold": self.threshold, "lm": self.lm.state_dict(),
+                "nodes": [torch.from_numpy(column) for column in self.nodes]}
+
