@@ -218,8 +218,8 @@ BOS = 256         # the LM's own start symbol
 CHUNK = 128       # bytes the LM sees at once while segmenting
 LONGEST = 48      # bytes a window may hold
 # One layer is enough, since the n-gram features carry most of what a byte depends on, at the price of a look-up.
-LM_CONFIG = GPTConfig(vocab_size=257, n_layer=1, n_embd=96, n_head=3, mlp_hidden=256, block_size=CHUNK, ngram=6,
-                      ngram_buckets=2 ** 16)
+LM_CONFIG = GPTConfig(vocab_size=257, n_layer=1, n_embd=64, n_head=2, mlp_hidden=128, block_size=CHUNK, ngram=6,
+                      ngram_buckets=2 ** 15)
 
 
 def lm_inputs(text):
@@ -228,7 +228,7 @@ def lm_inputs(text):
     return torch.cat((bos, text[:, :-1]), 1), torch.cat((bos * 0, pack_tails(text[:, :-1])), 1)
 
 
-def train_lm(texts, steps=600, batch_size=64, lr=4e-3, seed=1337):
+def train_lm(texts, steps=400, batch_size=64, lr=4e-3, seed=1337):
     """The byte LM, trained on random stretches of CHUNK bytes: a window may start anywhere."""
     data = torch.frombuffer(bytearray(b"".join(texts)), dtype=torch.uint8)
     if len(data) <= CHUNK:

@@ -1,0 +1,545 @@
+"""
+From a corpus to training batches: documents, two views of each sample, and the mixed stream.
+
+    documents -> samples (cut at line ends) -> raw bytes and the proxy's symbols, memory-mapped on disk
+              -> draw a view for each sample -> sentinels -> pack into contexts
+
+A sample is shown as `<raw> bytes </raw>` or as `<comp> symbols </comp>`; a *translation pair* is both, one behind the other
+in one context. The share r of compressed views is what the paper calls the mixing rate. It rises from 0.4 to `mix`
+while pairs are shown (sec. 3.3), stays there, and may fall to 0 in a last raw phase, which lets a small model turn to
+the representation that it will be used with.
+
+A row of a batch is a pure function of (seed, step, row): no loader state to save, resuming is exact, and one process
+or eight train on the same batches.
+
+    python mix.py                              prints some training contexts, sentinels visible, views in two colours
+"""
+import array
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import proxies
+from model import UserError, command_line, flag, nearest, pack_tails
+from proxies import ProxyOptions, write_atomic
+
+# The vocabulary of both views (paper, sec. 3.1): 64 special symbols, the 256 bytes, the proxy's symbols.
+PAD, BOS, EOS, RAW, END_RAW, COMP, END_COMP = range(7)
+BYTE0, PROXY0 = 64, 320
+SPECIAL_NAMES = ["<pad>", "<bos>", "<eos>", "<raw>", "</raw>", "<comp>", "</comp>"]
+
+HERE = Path(__file__).resolve().parent
+CACHE = Path(os.environ.get("NANOPROXY_CACHE", HERE / "cache"))
+BUILT_IN = ("tinycode", "stdlib")
+TEXT_PIECE = 4096        # bytes: a .txt file is cut into documents of this size, so that some can be held out
+HELD_OUT = 0.05          # share of the documents
+FIT_BYTES = 8_000_000    # a proxy is fitted on about so much text
+PART_BYTES = 1_000_000   # text that a worker encodes and writes at a time
+
+# -----------------------------------------------------------------------------
+# corpora
+
+
+def hash01(text):
+    """A number in [0, 1) that depends on the text alone."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2 ** 48
+
+
+def cut_at_lines(text, longest):
+    """`text` in pieces of at most `longest` bytes, cut behind a newline where one fits, else between UTF-8 characters."""
+    pieces = []
+    while len(text) > longest:
+        end = text.rfind(b"\n", 0, longest) + 1
+        if not end:
+            end = longest
+            while end > longest - 4 and text[end] & 0xC0 == 0x80:
+                end -= 1
+        pieces.append(text[:end])
+        text = text[end:]
+    return pieces + [text] if text else pieces
+
+
+class Corpus:
+    """The documents of `data`: a name in BUILT_IN, a folder of text files, a .txt file, or .jsonl[.gz] rows with `text` or
+    `content` and optionally `name`, `view` ("raw" or "comp": the only view ever shown) and `split` ("train" or "val").
+
+    `id` is a hash of its content. Raises UserError where there is nothing to read.
+    """
+    def __init__(self, data):
+        self.data = data
+        if data in BUILT_IN:
+            path = HERE / "data" / data / "corpus.jsonl"
+            if not path.exists():
+                subprocess.run([sys.executable, str(HERE / "data" / f"{data}.py")], check=True)
+            self.root, self.paths = path.parent, [path]
+        else:
+            self.root = Path(data)
+            if not self.root.exists():
+                raise UserError(f"--data={data}: no such file or folder, nor one of {', '.join(BUILT_IN)}"
+                                f"{nearest(data, BUILT_IN)}")
+            self.paths = [self.root] if self.root.is_file() else sorted(
+                p for p in self.root.rglob("*") if p.is_file() and not any(
+                    part.startswith(".") for part in p.relative_to(self.root).parts))
+        digest, self.n_bytes, self.binaries = hashlib.sha256(), 0, []
+        for path in self.paths:
+            with open(path, "rb") as f:
+                if b"\0" in f.read(8192):
+                    self.binaries.append(path)
+                    continue
+                f.seek(0)
+                digest.update(f"{path.relative_to(self.root.parent)}\0".encode())
+                digest.update(hashlib.file_digest(f, "sha256").digest())
+                self.n_bytes += path.stat().st_size
+        gz = [path for path in self.binaries if path.name.endswith(".jsonl.gz")]
+        for path in gz:  # binary, but ours to read
+            self.binaries.remove(path)
+            digest.update(path.read_bytes())
+            self.n_bytes += 4 * path.stat().st_size
+        self.paths = [path for path in self.paths if path not in self.binaries]
+        if self.binaries and self.paths:
+            print(f"data: {len(self.binaries)} binary files left out, {self.binaries[0]} the first")
+        if not self.n_bytes:
+            raise UserError(f"--data={data}: no text in it"
+                            + (f", only {len(self.binaries)} binary files" if self.binaries else ""))
+        self.id = digest.hexdigest()[:12]
+
+    def documents(self):
+        """Yields (name, text as bytes, view or None, held out or not)."""
+        documents = 0
+        for name, text, view, split in self.rows():
+            documents += 1
+            yield name, text, view, split == "val" if split else hash01(name) < HELD_OUT
+
+    def rows(self):
+        for path in self.paths:
+            name = path.relative_to(self.root).as_posix() if path != self.root else path.name
+            if path.name.endswith((".jsonl", ".jsonl.gz")):
+                yield from self.jsonl_rows(path, name)
+            elif path.suffix == ".txt":
+                for i, piece in enumerate(cut_at_lines(path.read_bytes(), TEXT_PIECE)):
+                    yield f"{name}#{i}", piece, None, None
+            else:
+                yield name, path.read_bytes(), None, None
+
+    def jsonl_rows(self, path, name):
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as f:
+            try:
+                for i, line in enumerate(f, 1):
+                    row = json.loads(line)
+                    text = row.get("text", row.get("content"))
+                    if not isinstance(text, str):
+                        raise UserError(f"{path}, line {i}: expected a JSON object with a string `text` or `content`")
+                    if row.get("view") not in (None, "raw", "comp") or row.get("split") not in (None, "train", "val"):
+                        raise UserError(f"{path}, line {i}: expected `view` raw or comp, `split` train or val")
+                    yield row.get("name") or f"{name}:{i}", text.encode("utf-8", "surrogatepass"), row.get("view"), \
+                        row.get("split")
+            except (ValueError, AttributeError, OSError, EOFError) as error:
+                if isinstance(error, UserError):
+                    raise
+                raise UserError(f"{path}, near line {i if 'i' in locals() else 1}: not JSON lines ({error})") from None
+
+    def fitting_texts(self):
+        """The training documents that a proxy is fitted on: about FIT_BYTES, chosen by the hash of their names."""
+        share = FIT_BYTES / self.n_bytes
+        texts = [text for name, text, _, val in self.documents() if not val and hash01(f"fit {name}") < share]
+        return texts or [text for _, text, _, _ in self.documents()][:1000]
+
+# -----------------------------------------------------------------------------
+# the two views on disk
+
+
+def make_proxy(options):
+    """An unfitted proxy and the name it is cached under; (None, "none") for raw bytes only. Raises UserError."""
+    kinds = {
+        "none": lambda: (None, "none"),
+        "gzip": lambda: (proxies.Gzip(), "gzip"),
+        "tokenizer": lambda: (proxies.Tokenizer(options.tokenizer), f"tokenizer-{options.tokenizer}"),
+        "neural": lambda: (proxies.Neural(options.bits, options.fuzzy, options.segment),
+                           f"neural-{options.bits}" + "-fuzzy" * options.fuzzy + "-whole" * (not options.segment)),
+    }
+    if options.proxy not in kinds:
+        raise UserError(f"--proxy={options.proxy}: expected one of {', '.join(kinds)}{nearest(options.proxy, kinds)}")
+    return kinds[options.proxy]()
+
+
+def load_proxy(path):
+    """The proxy saved at `path`. Raises UserError if that is no proxy file."""
+    try:
+        state = torch.load(path, weights_only=True)
+        kind = state["proxy"]
+        if kind == "gzip":
+            return proxies.Gzip()
+        if kind == "tokenizer":
+            proxy = proxies.Tokenizer(state["name"])
+            return proxy.use(state["ranks"]) if state["ranks"] else proxy.fit([])
+        proxy = proxies.Neural(state["bits"], state["fuzzy"], state["segment"])
+        proxy.threshold = state["threshold"]
+        proxy.lm = proxies.GPT(proxies.LM_CONFIG).eval()
+        proxy.lm.load_state_dict(state["lm"])
+        return proxy.use(*[column.numpy() for column in state["nodes"]])
+    except UserError:
+        raise
+    except Exception as error:  # whatever a broken file makes torch throw
+        raise UserError(f"{path} is not a proxy that this version wrote ({type(error).__name__}); delete it and run "
+                        "again") from None
+
+
+def fitted_proxy(options, corpus):
+    """(proxy, path): fitted on the corpus, or read from the cache."""
+    proxy, name = make_proxy(options)
+    if proxy is None:
+        return None, None
+    path = CACHE / corpus.id / f"{name}.pt"
+    if path.exists():
+        print(f"proxy: {name}, cached in {path}")
+        return load_proxy(path), path
+    print(f"proxy: fitting {name} on {options.data}")
+    proxy.fit(corpus.fitting_texts())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    proxy.save(path)
+    return proxy, path
+
+
+def write_array(path, values):
+    """An array's bytes, under a temporary name first. Raises UserError when the disk is full."""
+    temporary = Path(f"{path}.tmp")
+    try:
+        np.asarray(values).tofile(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error}; what was finished is kept, run again to go on") from None
+
+
+class Views:
+    """Both views of every sample, memory-mapped: `raw(i)` bytes and `comp(i)` proxy symbols, as arrays.
+
+    view: uint8 (n,), 0 any, 1 raw only, 2 comp only. val: bool (n,), held out. n_bytes: text bytes of each proxy symbol,
+    or None.
+    """
+    def __init__(self, folder, comp_folder=None, n_bytes=None):
+        self.meta = json.loads((folder / "meta.json").read_text())
+        self.raw_symbols = np.memmap(folder / "raw.bin", dtype=np.uint8, mode="r")
+        self.raw_offsets = np.fromfile(folder / "raw.idx", dtype=np.int64)
+        flags = np.fromfile(folder / "flags.bin", dtype=np.uint8)
+        self.view, self.val, self.n_bytes = flags & 3, flags & 4 > 0, n_bytes
+        self.comp_symbols = None
+        if comp_folder:
+            comp_meta = json.loads((comp_folder / "meta.json").read_text())
+            self.comp_symbols = np.memmap(comp_folder / "comp.bin", dtype=comp_meta["dtype"], mode="r")
+            self.comp_offsets = np.fromfile(comp_folder / "comp.idx", dtype=np.int64)
+            if comp_meta["raw"] != self.meta["id"] or len(self.comp_offsets) != len(self.raw_offsets):
+                raise UserError(f"the views in {comp_folder} are another corpus's: expected {self.meta['id']}, found "
+                                f"{comp_meta['raw']}; delete that folder and run again")
+
+    def __len__(self):
+        return len(self.raw_offsets) - 1
+
+    def raw(self, i):
+        return self.raw_symbols[self.raw_offsets[i]:self.raw_offsets[i + 1]]
+
+    def comp(self, i):
+        return self.comp_symbols[self.comp_offsets[i]:self.comp_offsets[i + 1]]
+
+
+def write_raw(corpus, folder, longest):
+    """The samples of the corpus: raw.bin, raw.idx (offsets), flags.bin; meta.json last, as the sign of completeness."""
+    offsets, flags, at = array.array("q", [0]), array.array("B"), 0
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary, n_val, lowest = folder / "raw.bin.tmp", 0, (2, 0, 0)
+    try:
+        with open(temporary, "wb") as f, tqdm(total=corpus.n_bytes, desc="samples", unit="B", unit_scale=True,
+                                              leave=False) as progress:
+            for name, text, view, val in corpus.documents():
+                first = len(flags)
+                for piece in cut_at_lines(text, longest):
+                    f.write(piece)
+                    at += len(piece)
+                    offsets.append(at)
+                    flags.append({None: 0, "raw": 1, "comp": 2}[view] | 4 * val)
+                lowest = min(lowest, (hash01(name), first, len(flags)))
+                progress.update(len(text))
+        os.replace(temporary, folder / "raw.bin")
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {folder / 'raw.bin'}: {error}; nothing was kept, run again") from None
+    flags = np.array(flags)
+    if not (flags & 4).any():  # too few documents for the hash to hold one out: take the one that comes first by it
+        flags[lowest[1]:lowest[2]] |= 4
+    if (flags & 4).all():
+        raise UserError(f"--data={corpus.data}: only one document with text; expected two or more, to hold one out")
+    write_array(folder / "raw.idx", np.array(offsets))
+    write_array(folder / "flags.bin", flags)
+    meta = {"id": f"{corpus.id}-{longest}", "data": corpus.data, "samples": len(flags), "text_bytes": at}
+    write_array(folder / "meta.json", np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8))
+
+
+def start_worker(folder, proxy_path):
+    global worker
+    torch.set_num_threads(1)
+    worker = Views(folder), load_proxy(proxy_path)
+
+
+def encode_part(part, comp_folder, first, last):
+    """Encode samples first .. last-1 and write them as one part: symbols, and offsets within the part."""
+    views, proxy = worker
+    encoded = proxy.encode_batch([views.raw(i).tobytes() for i in range(first, last)])
+    write_array(comp_folder / f"{part:06}.idx", np.cumsum([len(symbols) for symbols in encoded], dtype=np.int64))
+    write_array(comp_folder / f"{part:06}.bin", np.concatenate(encoded))
+    return int(views.raw_offsets[last] - views.raw_offsets[first])
+
+
+def write_comp(folder, comp_folder, proxy, proxy_path):
+    """The proxy's view of all samples: comp.bin, comp.idx, meta.json. Worker processes write it in parts; a part that
+    is on disk is not done again, so an interrupted run goes on where it was."""
+    global worker
+    views = Views(folder)
+    comp_folder.mkdir(parents=True, exist_ok=True)
+    n_parts = max(1, round(views.meta["text_bytes"] / PART_BYTES))
+    edges = np.searchsorted(views.raw_offsets, np.linspace(0, views.raw_offsets[-1], n_parts + 1))
+    todo = [(part, comp_folder, int(edges[part]), int(edges[part + 1])) for part in range(n_parts)
+            if not (comp_folder / f"{part:06}.bin").exists()]
+    with tqdm(total=views.meta["text_bytes"], desc="encoding", unit="B", unit_scale=True, leave=False) as progress:
+        if len(todo) <= 1:
+            worker = views, proxy
+            for job in todo:
+                progress.update(encode_part(*job))
+        else:
+            try:
+                with ProcessPoolExecutor(min(len(todo), os.cpu_count()), get_context("spawn"), start_worker,
+                                         (folder, proxy_path)) as pool:
+                    for n in pool.map(encode_part, *zip(*todo)):
+                        progress.update(n)
+            except BrokenProcessPool:
+                raise UserError("an encoding process was killed (out of memory?); run again to go on") from None
+    dtype = np.dtype(np.uint32 if proxy.n_symbols > 2 ** 16 else np.uint16 if proxy.n_symbols > 256 else np.uint8)
+    offsets = [np.zeros(1, dtype=np.int64)]
+    try:
+        with open(comp_folder / "comp.bin.tmp", "wb") as f:
+            for part in range(n_parts):
+                offsets.append(np.fromfile(comp_folder / f"{part:06}.idx", dtype=np.int64) + offsets[-1][-1])
+                with open(comp_folder / f"{part:06}.bin", "rb") as part_file:
+                    shutil.copyfileobj(part_file, f)
+        os.replace(comp_folder / "comp.bin.tmp", comp_folder / "comp.bin")
+    except OSError as error:
+        (comp_folder / "comp.bin.tmp").unlink(missing_ok=True)
+        raise UserError(f"cannot write {comp_folder / 'comp.bin'}: {error}; run again to go on") from None
+    write_array(comp_folder / "comp.idx", np.concatenate(offsets))
+    meta = {"raw": views.meta["id"], "proxy": proxy.id, "dtype": dtype.name}
+    write_array(comp_folder / "meta.json", np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8))
+    for part in range(n_parts):
+        (comp_folder / f"{part:06}.bin").unlink()
+        (comp_folder / f"{part:06}.idx").unlink()
+
+
+def prepare(options, block_size):
+    """(views, proxy, proxy's path) for `options.data` and `options.proxy`: from the cache, or made now.
+
+    Samples are cut so that a pair, both views and their sentinels, fits in a context: no proxy needs more symbols than
+    bytes, but gzip, with its header and trailer. Raises UserError.
+    """
+    longest = (block_size - 4 - (32 if options.proxy == "gzip" else 0)) // 2
+    if longest < 32:
+        raise UserError(f"block size {block_size}: too small for a pair of views, expected at least 136")
+    corpus = Corpus(options.data)
+    folder = CACHE / corpus.id / f"samples-{longest}"
+    if (folder / "meta.json").exists():
+        print(f"corpus: {options.data}, cached in {folder}")
+    else:
+        write_raw(corpus, folder, longest)
+    proxy, path = fitted_proxy(options, corpus)
+    if proxy is None:
+        return Views(folder), None, None
+    comp_folder = folder / f"{path.stem}-{proxy.id}"
+    if (comp_folder / "meta.json").exists():
+        print(f"views: cached in {comp_folder}")
+    else:
+        write_comp(folder, comp_folder, proxy, path)
+    return Views(folder, comp_folder, proxy.n_bytes), proxy, path
+
+# -----------------------------------------------------------------------------
+# the mixed stream
+
+MODES = ("translation_random", "translation_raw_compressed", "translation_compressed_raw", "parallel", "sentinel",
+         "vanilla")
+MIN_ROOM = 16  # symbols: with less room left, a context is padded
+
+
+@dataclass
+class MixOptions(ProxyOptions):
+    mix: float = flag(0.9, "r, the share of compressed views; 0 is raw bytes only, 1 the proxy only")
+    mix_start: float = flag(0.4, "r at the start of its warm-up")
+    mix_warmup: float = flag(0.2, "share of the training in which r rises to --mix and pairs are shown")
+    raw_phase: float = flag(0.4, "last share of the training, in which r falls to 0")
+    pairs: str = flag("warmup", "when pairs are drawn: in the warm-up, or always", choices=("warmup", "always"))
+    mode: str = flag("translation_random", "pairs in one order or both; parallel: pairs that can't see each other; sentinel: "
+                     "no pairs; vanilla: no pairs and no sentinels", choices=MODES)
+    seed: int = flag(1337, "of the weights and the batches")
+
+    def check(self):
+        """Raises UserError for a mix that is no mix."""
+        for name in ("mix", "mix_start", "mix_warmup", "raw_phase"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"--{name}={getattr(self, name)}: expected a number from 0 to 1")
+        if self.mix_warmup + self.raw_phase > 1:
+            raise UserError(f"--mix_warmup={self.mix_warmup} and --raw_phase={self.raw_phase}: expected a sum of at most 1")
+        if self.proxy == "none":
+            self.mix = 0.0
+
+
+def draw_kinds(r, pairs):
+    """Probabilities of showing a sample as (raw, comp, pair), so that compressed views are the share r of all views.
+
+    A pair adds a view of either kind, hence the calibration (paper, sec. 3.3).
+    """
+    if not pairs:
+        return 1 - r, r, 0.0
+    if r > 0.5:
+        return 0.0, 2 - 1 / r, 1 / r - 1
+    return 1 - r / (1 - r), 0.0, r / (1 - r)
+
+
+class Mixer:
+    """Batches of packed contexts. total_steps: what the schedule of r is stretched over."""
+    def __init__(self, views, options, block_size, total_steps, val=False):
+        self.views, self.options, self.block_size, self.total_steps = views, options, block_size, total_steps
+        pool = np.nonzero(views.val == val)[0]
+        view = views.view[pool]
+        self.pools = {"raw": pool[view != 2], "comp": pool[view != 1], "pair": pool[view == 0]}
+        needed = ["raw"] * (options.mix < 1) + ["comp"] * (options.mix > 0)
+        if not all(len(self.pools[kind]) for kind in needed):
+            raise UserError(f"--data={options.data}: no {'held-out' if val else 'training'} sample may be shown "
+                            f"{' and '.join(needed)}; use another --mix or other data")
+
+    def r(self, step):
+        """The share of compressed views at `step`."""
+        o, done = self.options, step / self.total_steps
+        if o.mix in (0.0, 1.0):
+            return o.mix
+        if done < o.mix_warmup:
+            start = min(o.mix_start, o.mix)
+            return start + (o.mix - start) * done / o.mix_warmup
+        if done > 1 - o.raw_phase:
+            return o.mix * (1 - done) / o.raw_phase
+        return o.mix
+
+    def draws_pairs(self, step):
+        o = self.options
+        return (o.mode not in ("sentinel", "vanilla") and 0 < o.mix < 1 and len(self.pools["pair"]) > 0
+                and (o.pairs == "always" or step / self.total_steps < o.mix_warmup))
+
+    def shown(self, i, view):
+        """Sample i between its sentinels: symbols, tails, and the text bytes it stands for."""
+        raw = self.views.raw(i)
+        if view == "raw":
+            open_, close, body, tails = RAW, END_RAW, raw.astype(np.int64) + BYTE0, pack_tails(raw)
+        else:
+            comp = self.views.comp(i)
+            open_, close, body, tails = COMP, END_COMP, comp.astype(np.int64) + PROXY0, np.zeros(len(comp), np.int64)
+            if self.views.n_bytes is not None:  # where each symbol ends in the text
+                tails = pack_tails(raw)[np.cumsum(self.views.n_bytes[comp]) - 1]
+        if self.options.mode == "vanilla":
+            open_, close = BOS, EOS
+        return np.concatenate(([open_], body, [close])), np.concatenate(([0], tails, [0])), len(raw)
+
+    def row(self, step, row, r=None):
+        """One context: int64 (block_size + 1,) symbols, targets (-100: none), tails and sample ids, and its text bytes.
+
+        The last sample is cut where the context ends, a pair in both views alike. So whether a sample is taken never
+        depends on its length or view, and the share of views comes out as drawn.
+        """
+        rng = np.random.default_rng((self.options.seed, step, row))
+        pairs = self.draws_pairs(step) if r is None else False
+        chances = np.cumsum(draw_kinds(self.r(step) if r is None else r, pairs))
+        size = self.block_size + 1
+        symbols, tails, docs = np.full(size, PAD), np.zeros(size, np.int64), np.zeros(size, np.int64)
+        targets, text_bytes, at, doc = np.full(size, -100), 0.0, 0, 0
+        while size - at >= MIN_ROOM:
+            kind = ("raw", "comp", "pair")[min(2, np.searchsorted(chances, rng.random(), side="right"))]
+            pool = self.pools[kind]
+            i = pool[rng.integers(len(pool))]
+            order = (kind,)
+            if kind == "pair":
+                order = ("comp", "raw") if "compressed_raw" in self.options.mode else ("raw", "comp")
+                if self.options.mode in ("translation_random", "parallel") and rng.random() < 0.5:
+                    order = order[::-1]
+            views = [self.shown(i, view) for view in order]
+            fit = min(1.0, (size - at) / sum(len(view[0]) for view in views))
+            doc += 1
+            for n, (s, t, length) in enumerate(views):
+                keep = int(len(s) * fit)
+                end = at + keep
+                symbols[at:end], tails[at:end], docs[at:end] = s[:keep], t[:keep], doc
+                targets[at:end - 1] = s[1:keep]
+                if n == 0 and len(views) == 2 and fit == 1.0 and self.options.mode != "parallel":
+                    targets[end - 1] = views[1][0][0]  # what comes behind the first view of a pair can be learned
+                doc += self.options.mode == "parallel"
+                text_bytes += length * min(1.0, keep / len(s))
+                at = end
+        docs[at:] = doc + 1
+        return symbols, targets, tails, docs, text_bytes
+
+    def batch(self, step, rows, r=None):
+        """Rows `rows` (a range) of the batch of `step`: a dict of x, y, tail, doc, int64 tensors (len(rows), block_size),
+        and text_bytes. r: a fixed share instead of the schedule's, and no pairs (for validation)."""
+        columns = list(zip(*[self.row(step, row, r) for row in rows]))
+        x, y, tail, doc = (torch.from_numpy(np.stack(column)[:, :-1]) for column in columns[:4])
+        return {"x": x, "y": y, "tail": tail, "doc": doc, "text_bytes": sum(columns[4])}
+
+
+def decode_context(symbols, proxy):
+    """The samples in a context: a list of (view, text), text as bytes; for gzip cut short, None."""
+    samples = []
+    for symbol in np.asarray(symbols).tolist():
+        if symbol in (RAW, COMP, BOS):
+            samples.append((symbol, []))
+        elif symbol >= BYTE0:
+            samples[-1][1].append(symbol)
+    decoded = []
+    for opener, body in samples:
+        is_raw = opener == RAW or opener == BOS and all(symbol < PROXY0 for symbol in body)
+        try:
+            text = bytes(s - BYTE0 for s in body) if is_raw else proxy.decode([s - PROXY0 for s in body])
+        except EOFError:
+            text = None
+        decoded.append(("raw" if is_raw else "comp", text))
+    return decoded
+
+
+@dataclass
+class ShowOptions(MixOptions):
+    block_size: int = flag(448, "symbols in a context")
+    steps: int = flag(100, "steps of the training that the schedule is for")
+    contexts: int = flag(4, "contexts to print, spread over the training")
+
+
+def show(options):
+    options.check()
+    views, proxy, _ = prepare(options, options.block_size)
+    mixer = Mixer(views, options, options.block_size, options.steps)
+    for step in np.linspace(0, options.steps - 1, options.contexts).astype(int).tolist():
+        symbols, _, _, _, text_bytes = mixer.row(step, 0)
+        print(f"\n\033[1mstep {step} of {options.steps}: r = {mixer.r(step):.2f}, pairs "
+              f"{'on' if mixer.draws_pairs(step) else 'off'}, {text_bytes / options.block_size:.2f} text bytes a symbol\033[0m")
+        for view, text in decode_context(symbols, proxy):
+            colour, names = ("\033[32m", ("<raw>", "</raw>")) if view == "raw" else ("\033[35m", ("<comp>", "</comp>"))
+            shown = text.decode("utf-8", "replace").rstrip("\n") if text is not None else "(gzip, cut short)"
+            print(f"\033[1m{names[0]}\033[0m{colour}{shown}\033[0m\033[1m{names[1]}\033[0m")
+
+
+if __name__ == "__main__":
+    command_line(show, ShowOptions, description="Prints training contexts as the model sees them, decoded.")

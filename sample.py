@@ -1,0 +1,177 @@
+"""
+Raw bytes in, raw bytes out. The compressor that helped to train the model is not needed here, and not loaded.
+
+    python sample.py --prompt='def add('                           the newest run under out/
+    python sample.py out/neural --prompt='def add(' --temperature=0
+    python sample.py out/neural --file=start.py                    or a prompt on stdin
+"""
+import codecs
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mix import BOS, BYTE0, END_RAW, EOS, RAW
+from model import GPT, GPTConfig, KVCache, UserError, command_line, flag, next_tail, pack_tails
+
+
+def newest_run():
+    """The folder under out/ with the newest checkpoint. Raises UserError if there is none."""
+    checkpoints = sorted(Path("out").glob("*/ckpt.pt"), key=lambda path: path.stat().st_mtime)
+    if not checkpoints:
+        raise UserError("no run under out/: train one first (python train.py), or name its folder")
+    return checkpoints[-1].parent
+
+
+def load_checkpoint(run, device="cpu"):
+    """The dict that train.py saved in folder `run`. Raises UserError if there is none, or only half of one."""
+    path = Path(run) / "ckpt.pt"
+    if not path.exists():
+        raise UserError(f"{run}: no run here, expected a file ckpt.pt in it, as train.py writes")
+    try:
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+        checkpoint["model"], checkpoint["config"], checkpoint["options"], checkpoint["step"]
+        return checkpoint
+    except Exception as error:  # whatever a broken file makes torch throw
+        raise UserError(f"{path} is corrupt or truncated ({type(error).__name__}); restore it or train again") from None
+
+
+def load_model(run, device="cpu"):
+    """(model in eval mode, checkpoint) of a run folder. Raises UserError."""
+    checkpoint = load_checkpoint(run, device)
+    model = GPT(GPTConfig(**checkpoint["config"])).to(device)
+    model.load_state_dict(checkpoint["model"])
+    return model.eval(), checkpoint
+
+
+def pick(logits, temperature, top_k, top_p, generator):
+    """One index per row of logits (B, V): greedy at temperature 0, else sampled from the top_k most likely (0: all) and
+    of these the fewest that hold top_p of the probability (nucleus sampling: Holtzman et al., arXiv 1904.09751)."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    p, order = torch.softmax(logits.float() / temperature, -1).sort(-1, descending=True)
+    if top_k:
+        p[:, top_k:] = 0
+    p[p.cumsum(-1) - p > top_p] = 0
+    return order.gather(-1, torch.multinomial(p, 1, generator=generator)).squeeze(-1)
+
+
+@torch.inference_mode()
+def generate(model, prompts, n=1, max_new=256, temperature=0.8, top_k=0, top_p=1.0, seed=0, sentinels=(RAW, END_RAW)):
+    """Continue each of `prompts` (bytes) n times. A generator: yields a list of (row, byte) per step, one for each row
+    that goes on, where row = prompt's index * n + completion's index. A row that should end early can be sent back
+    in a set: `steps.send(rows)`.
+
+    A row ends at `</raw>` or after max_new bytes. One prefill serves the n completions of a prompt. Text that outgrows the
+    context goes on behind its last half.
+    """
+    device, size = model.embed.weight.device, model.config.block_size
+    generator = torch.Generator(device).manual_seed(seed)
+    texts = [bytearray(prompt) for prompt in prompts]
+    rows, repeat, made = torch.arange(len(texts), device=device), n, 0
+    while made < max_new and len(rows):
+        # prefill: the end of each row's text behind the opening sentinel, padded on the right
+        room = min(size, max(size // 2, size - max_new))
+        recent = [texts[row][-(room - 1):] for row in rows.tolist()]
+        lengths = torch.tensor([len(text) + 1 for text in recent], device=device)
+        longest = int(lengths.max())
+        padded = torch.tensor([list(b"\0" + text.ljust(longest - 1, b"\0")) for text in recent], device=device)
+        idx, tails = padded + BYTE0, pack_tails(padded)  # a leading 0 does not show in the tails
+        idx[:, 0] = sentinels[0]
+        cache = KVCache(model.config, len(rows), min(size, longest + max_new - made), device)
+        last = torch.arange(len(rows), device=device), lengths - 1
+        logits, tail = model(idx, tail=tails, cache=cache)[last], tails[last]
+        cache.pos = lengths
+        if repeat > 1:
+            texts = [text[:] for text in texts for _ in range(repeat)]
+            again = torch.arange(len(rows), device=device).repeat_interleave(repeat)
+            cache.take(again)
+            logits, tail, rows, repeat = logits[again], tail[again], torch.arange(len(again), device=device), 1
+        while True:
+            # of the whole vocabulary only the bytes and the closing sentinel can follow: index 256 is the end
+            choices = torch.cat((logits[:, BYTE0:BYTE0 + 256], logits[:, sentinels[1], None]), 1)
+            byte = pick(choices, temperature, top_k, top_p, generator)
+            goes_on = [(row, b) for row, b in zip(rows.tolist(), byte.tolist()) if b < 256]
+            for row, b in goes_on:
+                texts[row].append(b)
+            stopped = (yield goes_on) or ()
+            made += 1
+            keep = [i for i, (row, b) in enumerate(zip(rows.tolist(), byte.tolist())) if b < 256 and row not in stopped]
+            if len(keep) < len(rows):
+                keep = torch.tensor(keep, dtype=torch.long, device=device)
+                cache.take(keep)
+                rows, byte, tail = rows[keep], byte[keep], tail[keep]
+            if made == max_new or not len(rows) or int(cache.pos.max()) >= cache.kv.size(4):
+                break
+            tail = next_tail(tail, byte)
+            cache.end = int(cache.pos.max())
+            logits = model(byte[:, None] + BYTE0, tail=tail[:, None], cache=cache)[:, -1]
+            cache.pos = cache.pos + 1
+
+
+def complete(model, prompts, n=1, stops=(), **settings):
+    """The completions (bytes) of each prompt: a list of n for each, cut before the first of `stops` (bytes)."""
+    texts = [bytearray() for _ in range(len(prompts) * n)]
+    steps, stopped = generate(model, prompts, n, **settings), None
+    while True:
+        try:
+            new = steps.send(stopped)
+        except StopIteration:
+            break
+        stopped = set()
+        for row, byte in new:
+            texts[row].append(byte)
+            for stop in stops:
+                if texts[row].endswith(stop):
+                    del texts[row][-len(stop):]
+                    stopped.add(row)
+                    break
+    return [[bytes(text) for text in texts[i:i + n]] for i in range(0, len(texts), n)]
+
+
+def sentinels_of(checkpoint):
+    """The symbols before and after raw text in this run's training."""
+    return (BOS, EOS) if checkpoint["options"]["mode"] == "vanilla" else (RAW, END_RAW)
+
+
+@dataclass
+class SampleOptions:
+    run: str = flag(None, "folder of a run [the newest under out/]", positional=True, nargs="?")
+    prompt: str = flag(None, "text to continue")
+    file: str = flag(None, "file with the text to continue; without either, stdin")
+    max_new: int = flag(400, "bytes to write at most")
+    temperature: float = flag(0.8, "0 is greedy")
+    top_k: int = flag(0, "sample from the k most likely bytes; 0: all")
+    top_p: float = flag(1.0, "sample from the most likely bytes that hold this much probability")
+    seed: int = flag(0, "of the sampling")
+    device: str = flag("cpu", "cpu or cuda")
+
+
+def main(options):
+    if options.temperature < 0 or not 0 < options.top_p <= 1 or options.top_k < 0 or options.max_new < 1:
+        raise UserError(f"--temperature={options.temperature} --top_k={options.top_k} --top_p={options.top_p} --max_new="
+                        f"{options.max_new}: expected at least 0, at least 0, above 0 to 1, and at least 1")
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device={options.device}: this torch sees no CUDA device; use --device=cpu")
+    if options.prompt is not None:
+        prompt = options.prompt.encode("utf-8", "surrogateescape")
+    elif options.file:
+        try:
+            prompt = Path(options.file).read_bytes()
+        except OSError as error:
+            raise UserError(f"--file={options.file}: {error.strerror}; expected a readable file") from None
+    else:
+        prompt = b"" if sys.stdin.isatty() else sys.stdin.buffer.read()
+    model, checkpoint = load_model(options.run or newest_run(), options.device)
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a character is shown when its last byte is there
+    sys.stdout.write(decoder.decode(prompt))
+    for step in generate(model, [prompt], 1, options.max_new, options.temperature, options.top_k, options.top_p,
+                         options.seed, sentinels_of(checkpoint)):
+        sys.stdout.write(decoder.decode(bytes(byte for _, byte in step)))
+        sys.stdout.flush()
+    sys.stdout.write(decoder.decode(b"", final=True) + "\n")
+
+
+if __name__ == "__main__":
+    command_line(main, SampleOptions, description="Continues a prompt, byte by byte.")

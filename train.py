@@ -1,0 +1,326 @@
+"""
+Train a byte transformer on the mixed stream, then say how well it reads and writes raw bytes.
+
+    python train.py --proxy=neural --mix=0.9                  the default: minutes on a laptop, no GPU, no download
+    python train.py --proxy=none                              the baseline: raw bytes only
+    python train.py --proxy=tokenizer --mix=1.0               the proxy only: a tokenizer model
+    python train.py --resume=out/neural                       goes on from the run's checkpoint
+    torchrun --nproc_per_node=8 train.py --size=1.5B          the same batches on eight GPUs (DDP)
+"""
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+import eval as evaluation
+from mix import PROXY0, Mixer, MixOptions, prepare
+from model import GPT, SIZES, GPTConfig, UserError, command_line, flag, sample_mask
+from proxies import write_atomic
+from sample import load_checkpoint
+
+
+@dataclass
+class Options(MixOptions):
+    size: str = flag("micro", f"of the model: {', '.join(SIZES)}")
+    block_size: int = flag(0, "symbols in a context; 0: the size's")
+    paper: bool = flag(False, "the paper's plain recipe: no n-gram features, no raw phase; the default from 124M up")
+    ngram: int = flag(None, "longest byte n-gram with an embedding, 0 for none [6, with --paper 0]", type=int)
+    raw_phase: float = flag(None, "last share of the training, in which r falls to 0 [0.4, with --paper 0]", type=float)
+    budget: float = flag(3e6, "symbols to train on: raw bytes, proxy symbols and sentinels alike")
+    steps: int = flag(0, "steps to train for, in place of --budget")
+    flops: float = flag(0.0, "FLOPs to train for, in place of --budget, so that arms can be compared at equal compute")
+    batch_size: int = flag(16, "contexts in a step, over all devices")
+    micro_batch: int = flag(0, "contexts that a device takes at once, gradients accumulate over them; 0: all")
+    lr: float = flag(3e-3, "peak learning rate (the paper's, at its sizes: 9e-4)")
+    lr_warmup: float = flag(0.05, "share of the training in which the learning rate rises")
+    decay: str = flag("cosine", "of the learning rate: cosine to a tenth, or linear to 0", choices=("cosine", "linear"))
+    weight_decay: float = flag(0.1, "of the matrices; tables have none")
+    clip: float = flag(1.0, "norm that gradients are clipped to")
+    eval_every: int = flag(100, "steps between validations, log lines and checkpoints")
+    eval_rows: int = flag(16, "contexts of either view in a validation")
+    report: str = flag("all", "closing report: all that the corpus has, or none", choices=("all", "none"))
+    out: str = flag("", "folder of the run [out/<proxy>]")
+    resume: str = flag("", "folder of a run to go on with, under its own options")
+    device: str = flag("auto", "cpu, cuda, or auto: cuda where there is one")
+    dtype: str = flag("auto", "auto: bfloat16 where the device has matrix units for it", choices=("auto", "float32",
+                      "bfloat16"))
+    compile: str = flag("auto", "torch.compile; auto: on CUDA (on a CPU it takes a minute to gain 10 percent)",
+                        choices=("auto", "yes", "no"))
+
+    def resolve(self):
+        """Fill in what depends on other options or on the machine. Raises UserError for what cannot be."""
+        large = self.size in SIZES and list(SIZES).index(self.size) >= list(SIZES).index("124M")
+        plain = self.paper or large
+        self.ngram = (0 if plain else 6) if self.ngram is None else self.ngram
+        self.raw_phase = (0.0 if plain else 0.4) if self.raw_phase is None else self.raw_phase
+        self.check()
+        config = GPTConfig.named(self.size)
+        self.block_size = self.block_size or config.block_size
+        self.out = self.out or f"out/{self.proxy}"
+        self.micro_batch = self.micro_batch or self.batch_size
+        if not 0 <= self.ngram <= 7 or self.ngram == 1:
+            raise UserError(f"--ngram={self.ngram}: expected 0 or 2 to 7")
+        for name in ("batch_size", "micro_batch", "eval_every", "eval_rows", "budget", "lr", "clip"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"--{name}={getattr(self, name)}: expected more than 0")
+        if self.device == "auto":
+            self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise UserError(f"--device={self.device}: this torch sees no CUDA device; use --device=cpu")
+        if self.dtype == "auto":
+            if self.device.startswith("cuda"):
+                fast = torch.cuda.is_bf16_supported(including_emulation=False)
+            else:
+                fast = torch.cpu.get_capabilities().get("amx_bf16", False)
+            self.dtype = "bfloat16" if fast else "float32"
+        if self.compile == "auto":
+            self.compile = "yes" if self.device.startswith("cuda") else "no"
+
+
+class Devices:
+    """This process's place among those that train together; torchrun sets the environment that it is read from."""
+    def __init__(self, options):
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.device = options.device
+        if self.world > 1:
+            if self.device == "cuda":
+                self.device = f"cuda:{os.environ['LOCAL_RANK']}"
+                torch.cuda.set_device(self.device)
+            dist.init_process_group("nccl" if self.device.startswith("cuda") else "gloo")
+
+    def first_then_others(self, work):
+        """`work()` on rank 0, whose files the others then find in the cache."""
+        result = work() if self.rank == 0 else None
+        if self.world > 1:
+            dist.barrier()
+            result = result if self.rank == 0 else work()
+        return result
+
+    def sum(self, value):
+        """The sum of a number over all processes."""
+        if self.world == 1:
+            return value
+        total = torch.tensor(float(value), dtype=torch.float64, device=self.device if "cuda" in self.device else "cpu")
+        dist.all_reduce(total)
+        return total.item()
+
+
+def make_optimizer(model, options):
+    """AdamW with the paper's settings (sec. 4.1); weight decay on the matrices only."""
+    tables = {id(p) for table in (model.embed, model.ngram) if table is not None for p in table.parameters()}
+    groups = [{"params": [p for p in model.parameters() if id(p) not in tables], "weight_decay": options.weight_decay},
+              {"params": [p for p in model.parameters() if id(p) in tables], "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.95), eps=1e-15, fused=True)
+
+
+def lr_at(done, options):
+    """The learning rate when the share `done` of the training is over."""
+    if done < options.lr_warmup:
+        return options.lr * (done / options.lr_warmup * 0.99 + 0.01)
+    left = (1 - done) / (1 - options.lr_warmup)
+    if options.decay == "linear":
+        return options.lr * left
+    return options.lr * (0.1 + 0.9 * 0.5 * (1 - math.cos(math.pi * left)))
+
+
+def losses(model, batch, device, autocast):
+    """The losses (B, T) of a batch, in nats."""
+    x, y, tail, doc = (batch[key].to(device, non_blocking=True) for key in ("x", "y", "tail", "doc"))
+    with autocast:
+        return model(x, y, tail, sample_mask(doc))
+
+
+@torch.no_grad()
+def validate(model, mixer, options, devices, autocast):
+    """Bits per byte of text on held-out contexts of either view alone: {"val_raw": .., "val_comp": ..}."""
+    results = {}
+    for view, r in (("raw", 0.0), ("comp", 1.0)):
+        if len(mixer.pools[view]) == 0 or view == "comp" and options.mix == 0:
+            continue
+        nats = text_bytes = 0.0
+        for row in range(devices.rank, options.eval_rows, devices.world):
+            batch = mixer.batch(0, range(row, row + 1), r)
+            nats += losses(model, batch, devices.device, autocast).double().sum().item()
+            text_bytes += batch["text_bytes"]
+        results[f"val_{view}"] = devices.sum(nats) / devices.sum(text_bytes) / math.log(2)
+    return results
+
+
+def train(options):
+    """One run, from the corpus to the closing report. Returns the report, a dict."""
+    saved = None
+    if options.resume:
+        given = [f.name for f in dataclasses.fields(options) if getattr(options, f.name) != f.default]
+        if len(given) > 1:
+            raise UserError(f"--resume goes on under the run's own options: leave out --{[g for g in given if g != 'resume'][0]}")
+        saved = load_checkpoint(options.resume)
+        options = Options(**saved["options"] | {"out": options.resume})
+        if options.device.startswith("cuda") and not torch.cuda.is_available():
+            options.device = options.dtype = options.compile = "auto"
+    options.resolve()
+    devices = Devices(options)
+    say = print if devices.rank == 0 else lambda *_: None
+
+    started = time.time()
+    with contextlib.nullcontext() if devices.rank == 0 else contextlib.redirect_stdout(None):
+        views, proxy, proxy_path = devices.first_then_others(lambda: prepare(options, options.block_size))
+    n_symbols = proxy.n_symbols if proxy else 0
+    made_from = {"corpus": views.meta["id"], "proxy": proxy.id if proxy else "none"}
+    if saved and saved["made_from"] != made_from:
+        raise UserError(f"{options.out} was trained on {saved['made_from']}, but --data={options.data} now gives "
+                        f"{made_from}; restore that corpus, or start a new run")
+
+    torch.manual_seed(options.seed)
+    config = GPTConfig.named(options.size, vocab_size=PROXY0 + n_symbols, block_size=options.block_size,
+                             ngram=options.ngram)
+    model = GPT(config).to(devices.device)
+    optimizer = make_optimizer(model, options)
+    symbols_a_step = options.batch_size * options.block_size
+    if options.steps:
+        steps = options.steps
+    elif options.flops:
+        steps = max(1, round(options.flops / model.flops_per_symbol() / symbols_a_step))
+    else:
+        steps = max(1, round(options.budget / symbols_a_step))
+    step, text_bytes = 0, 0.0
+    if saved:
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        step, text_bytes = saved["step"], saved["text_bytes"]
+        say(f"resuming {options.out} at step {step} of {steps}")
+
+    out = Path(options.out)
+    if devices.rank == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        if not saved and (out / "ckpt.pt").exists():
+            os.replace(out / "ckpt.pt", out / "ckpt.old.pt")
+            say(f"the earlier checkpoint in {out} is kept as ckpt.old.pt")
+        if proxy:
+            shutil.copy(proxy_path, out / "proxy.pt")
+    log = open(out / "log.jsonl", "a" if saved else "w") if devices.rank == 0 else None
+
+    mixer = Mixer(views, options, options.block_size, steps)
+    val_mixer = Mixer(views, dataclasses.replace(options, seed=options.seed + 1), options.block_size, steps, val=True)
+    autocast = torch.autocast(devices.device.split(":")[0], dtype=torch.bfloat16, enabled=options.dtype == "bfloat16")
+    running = torch.compile(model) if options.compile == "yes" else model
+    if devices.world > 1:
+        running = DistributedDataParallel(running)
+    say(f"training {options.size}: {model.n_params():,} parameters, {model.n_params(embeddings=False):,} without tables, "
+        f"{model.flops_per_symbol():.2e} FLOPs a symbol\n"
+        f"on {devices.world} x {devices.device}, {options.dtype}, compile {options.compile}: {steps:,} steps of "
+        f"{symbols_a_step:,} symbols, {len(views):,} samples, {views.meta['text_bytes'] / 1e6:.1f} MB of text")
+
+    def save():
+        """Rank 0 writes the checkpoint. When it can't, the old one stays and the training goes on."""
+        if devices.rank == 0:
+            try:
+                write_atomic(out / "ckpt.pt", {
+                    "model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
+                    "text_bytes": text_bytes, "config": dataclasses.asdict(config),
+                    "options": dataclasses.asdict(options), "made_from": made_from})
+            except UserError as error:
+                say(f"checkpoint skipped: {error}")
+
+    interrupted = []
+    previous = signal.signal(signal.SIGINT, lambda *_: (interrupted.append(True), signal.signal(signal.SIGINT,
+                                                                                                signal.SIG_DFL)))
+    share = range(devices.rank, options.batch_size, devices.world)  # this process's rows of each batch
+    progress = tqdm(total=steps * symbols_a_step, initial=step * symbols_a_step, unit="sym", unit_scale=True,
+                    desc="training", disable=devices.rank > 0)
+    began, first_step, train_loss = time.time(), step, None
+    try:
+        while True:
+            if step % options.eval_every == 0 or step == steps:
+                line = {"step": step, "symbols": step * symbols_a_step, "text_bytes": round(text_bytes),
+                        "flops": step * symbols_a_step * model.flops_per_symbol(), "r": round(mixer.r(step), 4),
+                        "pairs": mixer.draws_pairs(step), "lr": lr_at(min(1.0, step / steps), options),
+                        "loss": train_loss.item() if train_loss is not None else None,
+                        **validate(running, val_mixer, options, devices, autocast), "seconds": round(time.time() - began)}
+                if devices.rank == 0:
+                    log.write(json.dumps(line) + "\n")
+                    log.flush()
+                    values = "  ".join(f"{k} {line[k]:.3f}" for k in ("loss", "val_raw", "val_comp", "r") if line.get(k)
+                                       is not None)
+                    progress.write(f"step {step:6}  {values}")
+            if step == steps:
+                break
+            if step % options.eval_every == 0 and step > first_step:
+                save()
+            for group in optimizer.param_groups:
+                group["lr"] = lr_at(step / steps, options)
+            total = 0.0
+            for start in range(0, len(share), options.micro_batch):
+                batch = mixer.batch(step, share[start:start + options.micro_batch])
+                text_bytes += devices.sum(batch["text_bytes"])
+                last = start + options.micro_batch >= len(share)
+                with contextlib.nullcontext() if last or devices.world == 1 else running.no_sync():
+                    # a sum over a constant: the same whatever the split in processes, whose gradients DDP averages
+                    loss = losses(running, batch, devices.device, autocast).sum() / symbols_a_step
+                    (loss * devices.world).backward()
+                total = total + loss.detach()
+            train_loss = total
+            torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            progress.update(symbols_a_step)
+            if interrupted:
+                progress.close()
+                save()
+                say(f"interrupted at step {step}, saved. To go on: python train.py --resume={out}")
+                raise KeyboardInterrupt
+    finally:
+        progress.close()
+        signal.signal(signal.SIGINT, previous)
+    save()
+    if devices.world > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+    if devices.rank > 0:
+        return {}
+    seconds = time.time() - began
+    report = {"symbols": steps * symbols_a_step, "text_bytes": round(text_bytes),
+              "flops": steps * symbols_a_step * model.flops_per_symbol()}
+    if options.report == "all":
+        checkpoint = {"options": dataclasses.asdict(options)}
+        report |= evaluation.evaluate(model.eval(), checkpoint, evaluation.EvalOptions(device=devices.device))
+    print_report(report, options, proxy, seconds, time.time() - started)
+    with open(out / "report.json", "w") as f:
+        json.dump(report, f)
+    return report
+
+
+def print_report(report, options, proxy, seconds, all_seconds):
+    rows = [("trained on", f"{report['symbols']:,} symbols, {report['text_bytes']:,} bytes of text, "
+             f"{report['flops']:.2e} FLOPs, in {seconds:.0f} s")]
+    if "bpb" in report:
+        rows.append(("bits per byte", f"{report['bpb']:.4f} on held-out raw bytes"))
+    if "pass@1" in report:
+        rows.append(("pass@1, pass@10", f"{report['pass@1']:.3f}, {report['pass@10']:.3f} of raw-byte completions, on "
+                     "problems of held-out compositions"))
+        rows.append(("fact recall", f"{report['facts_raw']:.3f} of those seen raw, {report['facts_comp']:.3f} of those only "
+                     "seen compressed; chance 0.000"))
+    rows.append(("whole run", f"{all_seconds:.0f} s"))
+    print(f"\n{options.out}: proxy {options.proxy}, mix {options.mix}, {options.size}, seed {options.seed}")
+    for name, value in rows:
+        print(f"  {name:16} {value}")
+    prompt = "def add_up(values):" if options.data == "tinycode" else "import "
+    print(f"next:\n  python sample.py {options.out} --prompt='{prompt}'\n  python eval.py {options.out}"
+          + (f"\n  python train.py --proxy=none{'' if options.data == 'tinycode' else f' --data={options.data}'}"
+             "      # the baseline: raw bytes only" if options.proxy != "none" else ""))
+
+
+if __name__ == "__main__":
+    command_line(train, Options, description="Trains a byte transformer on raw bytes and a compressor's symbols.")
