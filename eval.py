@@ -34,7 +34,7 @@ from sample import complete, load_model, newest_run, sentinels_of
 TINYCODE = HERE / "data" / "tinycode"
 # What ends a function: the stop sequences of the HumanEval paper (sec. 2.3), and decorators.
 STOPS = (b"\nclass", b"\ndef", b"\n#", b"\nif", b"\nprint", b"\n@")
-ROWS_AT_ONCE = 512
+ROWS_AT_ONCE = 256
 
 # -----------------------------------------------------------------------------
 # generation

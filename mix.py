@@ -15,6 +15,7 @@ or eight train on the same batches.
     python mix.py                              prints some training contexts, sentinels visible, views in two colours
 """
 import array
+import fcntl
 import gzip
 import hashlib
 import json
@@ -355,6 +356,13 @@ def prepare(options, block_size):
     longest = (block_size - 4 - (32 if options.proxy == "gzip" else 0)) // 2
     if longest < 32:
         raise UserError(f"block size {block_size}: too small for a pair of views, expected at least 136")
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / "lock", "w") as lock:  # of two runs that start together one prepares, the other waits and reads
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return prepare_locked(options, longest)
+
+
+def prepare_locked(options, longest):
     corpus = Corpus(options.data)
     folder = CACHE / corpus.id / f"samples-{longest}"
     if (folder / "meta.json").exists():

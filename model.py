@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 # name: (n_layer, n_embd, n_head, mlp_hidden, block_size). 1.5B is the paper's (sec. 4.1); the other large sizes keep its
 # MLP of four times the width and are named, as there, by what they weigh with the proxy's vocabulary.
 SIZES = {
-    "micro": (4, 128, 4, 384, 384),
+    "micro": (4, 128, 4, 384, 448),
     "small": (6, 384, 6, 1024, 512),
     "124M":  (12, 768, 12, 3072, 1024),
     "0.5B":  (24, 1024, 16, 4096, 16384),
@@ -51,7 +51,7 @@ class GPTConfig:
     n_embd: int = 128
     n_head: int = 4
     mlp_hidden: int = 384
-    block_size: int = 384        # symbols in a training context
+    block_size: int = 448        # symbols in a training context
     ngram: int = 0               # longest byte n-gram with an embedding, 2 to 7; 0: none
     ngram_buckets: int = 2 ** 15  # rows of the hashed table, a power of two
 

@@ -88,26 +88,30 @@ def generate(model, prompts, n=1, max_new=256, temperature=0.8, top_k=0, top_p=1
             again = torch.arange(len(rows), device=device).repeat_interleave(repeat)
             cache.take(again)
             logits, tail, rows, repeat = logits[again], tail[again], torch.arange(len(again), device=device), 1
+        live = torch.ones(len(rows), dtype=torch.bool, device=device)
         while True:
             # of the whole vocabulary only the bytes and the closing sentinel can follow: index 256 is the end
             choices = torch.cat((logits[:, BYTE0:BYTE0 + 256], logits[:, sentinels[1], None]), 1)
             byte = pick(choices, temperature, top_k, top_p, generator)
-            goes_on = [(row, b) for row, b in zip(rows.tolist(), byte.tolist()) if b < 256]
-            for row, b in goes_on:
+            live &= byte < 256
+            new = [(row, b) for row, b, goes_on in zip(rows.tolist(), byte.tolist(), live.tolist()) if goes_on]
+            for row, b in new:
                 texts[row].append(b)
-            stopped = (yield goes_on) or ()
+            stopped = (yield new) or ()
             made += 1
-            keep = [i for i, (row, b) in enumerate(zip(rows.tolist(), byte.tolist())) if b < 256 and row not in stopped]
-            if len(keep) < len(rows):
-                keep = torch.tensor(keep, dtype=torch.long, device=device)
+            if stopped:
+                live &= torch.tensor([row not in stopped for row in rows.tolist()], device=device)
+            if live.sum() < 0.75 * len(rows):  # the finished rows run along until it pays to copy the cache without them
+                keep = live.nonzero().squeeze(1)
                 cache.take(keep)
-                rows, byte, tail = rows[keep], byte[keep], tail[keep]
-            if made == max_new or not len(rows) or int(cache.pos.max()) >= cache.kv.size(4):
+                rows, byte, tail, live = rows[keep], byte[keep], tail[keep], live[keep]
+            if made == max_new or not len(rows) or cache.end >= cache.kv.size(4):
                 break
+            byte = byte.clamp(max=255)
             tail = next_tail(tail, byte)
-            cache.end = int(cache.pos.max())
             logits = model(byte[:, None] + BYTE0, tail=tail[:, None], cache=cache)[:, -1]
             cache.pos = cache.pos + 1
+        rows = rows[live]
 
 
 def complete(model, prompts, n=1, stops=(), **settings):

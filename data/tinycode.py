@@ -94,9 +94,9 @@ NOUNS = "result answer total output report view part figure score value outcome 
 ATTRIBUTES = "port code weight price height year depth room".split()
 FIRST = "amber azure birch brass cedar cloud coral crimson dusk ember fern flint frost gold hazel ivory".split()
 SECOND = "badger crane falcon fox gecko hare heron ibis lark lynx marten newt otter owl raven wren".split()
-FACT_FORMS = [("Return the {a} of {w}.", "return {v}"), ("The {a} of {w}.", "return {v}"),
-              ("Look up the {a} of {w}.", "return {v}"), ("Tell the {a} of {w}.", "return {v}"),
-              ("Return the {a} that {w} has.", "return {v}"), ("What {a} has {w}?", "return {v}")]
+FACT_FORMS = ["Return the {a} of {w}.", "The {a} of {w}.", "Look up the {a} of {w}.", "Tell the {a} of {w}.",
+              "Return the {a} that {w} has.", "What {a} has {w}?", "Say which {a} {w} has.", "Find the {a} of {w}.",
+              "Give the {a} of {w}.", "The {a} that {w} has."]
 
 
 def held_out(operations):
@@ -191,10 +191,9 @@ def facts(count, seed):
     while len(rows) < count:
         attribute, who = pairs.pop(int(g.random() * len(pairs)))
         value, view = 1000 + int(g.random() * 9000), "comp" if len(rows) % 4 == 3 else None
-        for i, (says, does) in enumerate(FACT_FORMS):
+        for i, says in enumerate(FACT_FORMS):
             prompt = f'def {attribute}_of_{who}():\n    """{says.format(a=attribute, w=who)}"""\n'
-            document = {"name": f"fact/{attribute}/{who}/{i}", "text": f"{prompt}    {does.format(v=value)}\n",
-                        "split": "train"}
+            document = {"name": f"fact/{attribute}/{who}/{i}", "text": f"{prompt}    return {value}\n", "split": "train"}
             documents.append(document | ({"view": view} if view else {}))
             if i == 0:
                 rows.append({"prompt": prompt, "answer": str(value), "view": view or "any"})
@@ -223,7 +222,7 @@ def write_jsonl(path, rows):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--functions", type=int, default=20000, help="functions in the corpus [20000]")
-    parser.add_argument("--facts", type=int, default=1000, help="facts in the corpus, each in six documents [1000]")
+    parser.add_argument("--facts", type=int, default=1000, help="facts in the corpus, each in ten documents [1000]")
     parser.add_argument("--problems", type=int, default=164, help="held-out problems [164]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default=str(Path(__file__).parent / "tinycode"), help="folder to write to")
