@@ -209,7 +209,10 @@ def fitted_proxy(options, corpus):
         print(f"proxy: {name}, cached in {path}")
         return load_proxy(path), path
     print(f"proxy: fitting {name} on {options.data}")
-    proxy.fit(corpus.fitting_texts())
+    settings, relatives = {}, sorted(path.parent.glob("neural-*.pt"))
+    if options.proxy == "neural" and relatives:
+        settings["lm"] = load_proxy(relatives[0]).lm  # the byte LM does not depend on the coder's options
+    proxy.fit(corpus.fitting_texts(), **settings)
     path.parent.mkdir(parents=True, exist_ok=True)
     proxy.save(path)
     return proxy, path
@@ -300,7 +303,7 @@ def encode_part(part, comp_folder, first, last):
     views, proxy = worker
     encoded = proxy.encode_batch([views.raw(i).tobytes() for i in range(first, last)])
     write_array(comp_folder / f"{part:06}.idx", np.cumsum([len(symbols) for symbols in encoded], dtype=np.int64))
-    write_array(comp_folder / f"{part:06}.bin", np.concatenate(encoded))
+    write_array(comp_folder / f"{part:06}.bin", np.concatenate(encoded).astype(proxy.dtype))
     return int(views.raw_offsets[last] - views.raw_offsets[first])
 
 
@@ -327,7 +330,6 @@ def write_comp(folder, comp_folder, proxy, proxy_path):
                         progress.update(n)
             except BrokenProcessPool:
                 raise UserError("an encoding process was killed (out of memory?); run again to go on") from None
-    dtype = np.dtype(np.uint32 if proxy.n_symbols > 2 ** 16 else np.uint16 if proxy.n_symbols > 256 else np.uint8)
     offsets = [np.zeros(1, dtype=np.int64)]
     try:
         with open(comp_folder / "comp.bin.tmp", "wb") as f:
@@ -340,7 +342,7 @@ def write_comp(folder, comp_folder, proxy, proxy_path):
         (comp_folder / "comp.bin.tmp").unlink(missing_ok=True)
         raise UserError(f"cannot write {comp_folder / 'comp.bin'}: {error}; run again to go on") from None
     write_array(comp_folder / "comp.idx", np.concatenate(offsets))
-    meta = {"raw": views.meta["id"], "proxy": proxy.id, "dtype": dtype.name}
+    meta = {"raw": views.meta["id"], "proxy": proxy.id, "dtype": proxy.dtype.name}
     write_array(comp_folder / "meta.json", np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8))
     for part in range(n_parts):
         (comp_folder / f"{part:06}.bin").unlink()

@@ -1,7 +1,7 @@
 """
 The proxies: three compressors whose output the model trains on beside raw bytes, and never needs again.
 
-All of them turn bytes into symbols 0 .. n_symbols-1 (uint16 or uint32 arrays) and back:
+All of them turn bytes into an array of symbols 0 .. n_symbols-1 and back:
 
 - Tokenizer: byte-level BPE. Our trainer, tiktoken's encoder.
 - Gzip:      one symbol a byte of the gzip stream. Compresses, but a small change of the text changes everything after
@@ -68,6 +68,11 @@ class Proxy:
 
     def save(self, path):
         write_atomic(path, self.state())
+
+    @property
+    def dtype(self):
+        """Of the arrays of symbols, and of the views on disk."""
+        return np.dtype(np.uint8 if self.n_symbols <= 2 ** 8 else np.uint16 if self.n_symbols <= 2 ** 16 else np.uint32)
 
     @property
     def id(self):
@@ -195,15 +200,18 @@ class Tokenizer(Proxy):
 
     def encode(self, text):
         """tiktoken encodes str; bytes that are not UTF-8 become one-byte tokens."""
-        symbols, encode = [], self.encoding.encode_ordinary
+        def encode(string):
+            return self.encoding.encode_to_numpy(string, disallowed_special=())
+        parts = []
         while True:
             try:
-                symbols += encode(text.decode())
-                return np.array(symbols, dtype=np.uint32 if self.n_symbols > 2 ** 16 else np.uint16)
+                parts.append(encode(text.decode()))
+                break
             except UnicodeDecodeError as error:
-                symbols += encode(text[:error.start].decode())
-                symbols += [self.encoding.encode_single_token(text[i:i + 1]) for i in range(error.start, error.end)]
+                parts.append(encode(text[:error.start].decode()))
+                parts.append([self.encoding.encode_single_token(text[i:i + 1]) for i in range(error.start, error.end)])
                 text = text[error.end:]
+        return np.concatenate(parts).astype(self.dtype)
 
     def decode(self, symbols):
         return self.encoding.decode_bytes(np.asarray(symbols).tolist())
@@ -353,7 +361,7 @@ class Neural(Proxy):
             out = []
             for start, end in zip(cuts, cuts[1:]):
                 self.walk(text[start:end], out)
-            symbols.append(np.array(out, dtype=np.uint16))
+            symbols.append(np.array(out, dtype=self.dtype))
         return symbols
 
     def decode(self, symbols):
@@ -402,3 +410,127 @@ class Neural(Proxy):
                 "threshold": self.threshold, "lm": self.lm.state_dict(),
                 "nodes": [torch.from_numpy(column) for column in self.nodes]}
 
+# -----------------------------------------------------------------------------
+# the proxy table
+
+
+def levenshtein(a, b):
+    """Edit distance of two arrays over the longer one's length. The classic recurrence a row at a time: what depends on
+    the left neighbour is a running minimum (Levenshtein 1966)."""
+    if not len(a) or not len(b):
+        return float(len(a) != len(b))
+    steps = np.arange(len(b) + 1)
+    row = steps
+    for symbol in a:
+        best = np.minimum(row[1:] + 1, row[:-1] + (b != symbol))
+        row = np.minimum.accumulate(np.concatenate(([row[0] + 1], best)) - steps) + steps
+    return row[-1] / max(len(a), len(b))
+
+
+def stability(proxy, texts, rate, seed=0):
+    """Mean distance between the symbols of each text and of the text with the share `rate` of its bytes deleted
+    (paper, sec. 4)."""
+    rng = np.random.default_rng(seed)
+    shorter = [bytes(b for b, keep in zip(text, rng.random(len(text)) >= rate) if keep) for text in texts]
+    return float(np.mean([levenshtein(a, b) for a, b in zip(proxy.encode_batch(texts), proxy.encode_batch(shorter))]))
+
+
+def collisions(proxy, texts):
+    """Of the distinct strings that are coded on their own (segments): the share that has its code in common with
+    another, and the share of such pairs with a common prefix of at least 0.8 of the longer string."""
+    by_code = defaultdict(set)
+    for text, cuts in zip(texts, proxy.cuts(texts)):
+        for start, end in zip(cuts, cuts[1:]):
+            out = []
+            proxy.walk(text[start:end], out)
+            by_code[tuple(out)].add(text[start:end])
+    groups = [sorted(strings) for strings in by_code.values() if len(strings) > 1]
+    pairs = [(a, b) for group in groups for i, a in enumerate(group) for b in group[i + 1:]]
+    close = [len(os.path.commonprefix((a, b))) >= 0.8 * max(len(a), len(b)) for a, b in pairs]
+    return sum(map(len, groups)) / max(1, sum(map(len, by_code.values()))), sum(close) / max(1, len(close))
+
+
+def seconds(work, *arguments):
+    """The best of three runs after a warm-up."""
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        work(*arguments)
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def table_row(name, proxy, texts):
+    """A line of the proxy table."""
+    n_bytes, encoded = sum(map(len, texts)), proxy.encode_batch(texts)
+    n_symbols = sum(map(len, encoded))
+    exact = np.mean([proxy.decode(symbols) == text for symbols, text in zip(encoded, texts)])
+    singles = "" if proxy.n_bytes is None else f"{(proxy.n_bytes[np.concatenate(encoded)] == 1).mean():7.1%}"
+    speed = n_bytes / seconds(proxy.encode_batch, texts) / 1e6
+    bare, strings = "", [text.decode("utf-8", "ignore") for text in texts]
+    if isinstance(proxy, Tokenizer):
+        bare = seconds(lambda: [proxy.encoding.encode_ordinary(string) for string in strings])
+    if isinstance(proxy, Gzip):
+        bare = seconds(lambda: [gzip.compress(text, mtime=0) for text in texts])
+    if bare:
+        bare = f"{speed / (n_bytes / bare / 1e6):.2f}"
+    drift = [stability(proxy, texts[:60], rate) for rate in (0.01, 0.1)]
+    return (f"{name:22} {n_bytes / n_symbols:12.2f} {np.log2(proxy.n_symbols) * n_symbols / n_bytes:9.2f} {speed:8.2f} "
+            f"{bare:>7} {exact:8.1%} {singles:>8} {drift[0]:9.3f} {drift[1]:9.3f}")
+
+
+def report(options, corpus, fitted):
+    from mix import cut_at_lines
+    texts = [piece for _, text, _, val in corpus.documents() if val for piece in cut_at_lines(text, 2048)]
+    texts = texts[::max(1, sum(map(len, texts)) // 500_000)]
+    print(f"\n{options.data}: {len(texts)} held-out samples, {sum(map(len, texts)) / 1e6:.2f} MB; {torch.get_num_threads()} cores\n"
+          f"{'':22} {'bytes/symbol':>12} {'bits/byte':>9} {'MB/s':>8} {'of bare':>7} {'exact':>8} {'1-byte':>8} "
+          f"{'drift 1%':>9} {'drift 10%':>9}")
+    for changes in (dict(proxy="tokenizer"), dict(), dict(segment=False), dict(bits=16), dict(bits=16, segment=False),
+                    dict(fuzzy=True), dict(proxy="gzip")):
+        name, proxy = fitted(replace(options, **{"proxy": "neural"} | changes))
+        print(table_row(name, proxy, texts), flush=True)
+        if getattr(proxy, "fuzzy", False):
+            shared = collisions(proxy, texts)
+    print(f"\nof bare: speed over that of the bare tiktoken or gzip call. 1-byte: symbols that stand for one byte. drift: "
+          f"edit distance\nof the symbols, over their number, after 1 % or 10 % of the bytes are deleted. -whole: without "
+          f"segmentation.\nfuzzy: {shared[0]:.1%} of the distinct segments share their code with another, and "
+          f"{shared[1]:.1%} of such pairs a prefix of at least 0.8.")
+
+
+def show(options, fitted):
+    """The text, its symbols on alternating backgrounds."""
+    text = options.text.encode("utf-8", "surrogateescape")
+    for kind in ("tokenizer", "neural", "gzip"):
+        name, proxy = fitted(replace(options, proxy=kind))
+        symbols = proxy.encode(text)
+        print(f"\n\033[1m{name}: {len(text)} bytes, {len(symbols)} symbols, {len(text) / max(1, len(symbols)):.2f} bytes "
+              "a symbol\033[0m")
+        if kind == "gzip":
+            print(f"a symbol stands for no piece of the text: {symbols[:12].tolist()} ...")
+            continue
+        pieces = [proxy.decode([symbol]).decode("utf-8", "replace").replace("\n", "⏎\n") for symbol in symbols]
+        print("".join(f"\033[{(30, 97)[i % 2]};{(46, 44)[i % 2]}m{piece}" for i, piece in enumerate(pieces)) + "\033[0m")
+
+
+@dataclass
+class ShowOptions(ProxyOptions):
+    text: str = flag(None, "text to cut into symbols", positional=True, nargs="?")
+    report: bool = flag(False, "print the proxy table for --data instead")
+
+
+def main(options):
+    if options.text is None and not options.report:
+        raise UserError("expected a text to cut into symbols, or --report")
+    import mix  # it stands below this file, which needs it only here, for a corpus to show the proxies on
+    corpus = mix.Corpus(options.data)
+
+    def fitted(changed):
+        proxy, path = mix.fitted_proxy(changed, corpus)
+        return path.stem, proxy
+    report(options, corpus, fitted) if options.report else show(options, fitted)
+
+
+if __name__ == "__main__":
+    import proxies  # not __main__, so that there is one class Neural
+    command_line(proxies.main, ShowOptions, description="Shows what the proxies do to a text or a corpus.")
