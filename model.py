@@ -202,7 +202,7 @@ class NgramEmbedding(nn.Module):
         return ((grams ^ (grams >> 29)) * 0x2545F4914F6CDD1D >> 33) & (self.buckets - 1)
 
     def forward(self, tail):
-        features = self.table(self.hashes(tail).view(-1, self.n - 1)).view(*tail.shape, -1)
+        features = self.table(self.hashes(tail).view(-1, self.n - 1)).view(*tail.shape, self.table.embedding_dim)
         return features * (tail != 0).unsqueeze(-1)
 
 

@@ -382,8 +382,8 @@ class Neural(Proxy):
         padded = b"".join(text.ljust(n * CHUNK, b"\0") for text, n in zip(texts, blocks))
         rows = torch.frombuffer(bytearray(padded or b"\0"), dtype=torch.uint8)[:len(padded)].view(-1, CHUNK).long()
         result = [torch.zeros(0)]
-        for part in rows.split(32):
-            idx, tail = lm_inputs(part)
+        for start in range(0, len(rows), 32):
+            idx, tail = lm_inputs(rows[start:start + 32])
             log_p = torch.log_softmax(self.lm(idx, tail=tail), -1)
             result.append(-(log_p.exp() * log_p).sum(-1).flatten())
         entropy, starts = torch.cat(result).numpy(), np.cumsum([0] + blocks) * CHUNK
