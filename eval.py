@@ -359,6 +359,7 @@ def evaluate(model, checkpoint, options, tasks=None):
 
 
 def main(options):
+    parse_ks(options)
     tasks = [task for task in options.task.split(",") if task]
     for task in tasks:
         if task not in TASKS:

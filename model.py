@@ -304,11 +304,12 @@ def parse(options, argv=None, **parser_settings):
         names = [f.name] if f.metadata.get("positional") else [f"--{f.name}"]
         if isinstance(f.default, bool):
             more["action"] = argparse.BooleanOptionalAction
-        elif f.default is not None and "type" not in more and not isinstance(f.default, tuple):
-            more["type"] = type(f.default)
-        if "type" in more or "nargs" in more or f.default is None:
-            more.setdefault("metavar", f.name.upper() if "choices" not in more else None)
-        parser.add_argument(*names, default=f.default, help=f.metadata["help"].replace("%", "%%") + shown, **more)
+        else:
+            if f.default is not None and "nargs" not in more:
+                more.setdefault("type", type(f.default))
+            more["metavar"] = f.name.upper()
+        choices = f" ({', '.join(more['choices'])})" if "choices" in more else ""
+        parser.add_argument(*names, default=f.default, help=(f.metadata["help"] + choices + shown).replace("%", "%%"), **more)
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         name = unknown[0].split("=")[0]

@@ -55,7 +55,7 @@ class Options(MixOptions):
     resume: str = flag("", "folder of a run to go on with, under its own options")
     device: str = flag("auto", "cpu, cuda, or auto: cuda where there is one")
     dtype: str = flag("auto", "auto: bfloat16 where the device has matrix units for it", choices=("auto", "float32",
-                      "bfloat16"))
+                     "bfloat16"))
     compile: str = flag("auto", "torch.compile; auto: on CUDA (on a CPU it takes a minute to gain 10 percent)",
                         choices=("auto", "yes", "no"))
 
