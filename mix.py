@@ -26,7 +26,6 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -34,9 +33,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import proxies
 from model import UserError, command_line, flag, nearest, pack_tails
-from proxies import ProxyOptions, write_atomic
+from proxies import ProxyOptions, load_proxy, make_proxy
 
 # The vocabulary of both views (paper, sec. 3.1): 64 special symbols, the 256 bytes, the proxy's symbols.
 PAD, BOS, EOS, RAW, END_RAW, COMP, END_COMP = range(7)
@@ -163,52 +161,16 @@ class Corpus:
 # the two views on disk
 
 
-def make_proxy(options):
-    """An unfitted proxy and the name it is cached under; (None, "none") for raw bytes only. Raises UserError."""
-    kinds = {
-        "none": lambda: (None, "none"),
-        "gzip": lambda: (proxies.Gzip(), "gzip"),
-        "tokenizer": lambda: (proxies.Tokenizer(options.tokenizer), f"tokenizer-{options.tokenizer}"),
-        "neural": lambda: (proxies.Neural(options.bits, options.fuzzy, options.segment),
-                           f"neural-{options.bits}" + "-fuzzy" * options.fuzzy + "-whole" * (not options.segment)),
-    }
-    if options.proxy not in kinds:
-        raise UserError(f"--proxy={options.proxy}: expected one of {', '.join(kinds)}{nearest(options.proxy, kinds)}")
-    return kinds[options.proxy]()
-
-
-def load_proxy(path):
-    """The proxy saved at `path`. Raises UserError if that is no proxy file."""
-    try:
-        state = torch.load(path, weights_only=True)
-        kind = state["proxy"]
-        if kind == "gzip":
-            return proxies.Gzip()
-        if kind == "tokenizer":
-            proxy = proxies.Tokenizer(state["name"])
-            return proxy.use(state["ranks"]) if state["ranks"] else proxy.fit([])
-        proxy = proxies.Neural(state["bits"], state["fuzzy"], state["segment"])
-        proxy.threshold = state["threshold"]
-        proxy.lm = proxies.GPT(proxies.LM_CONFIG).eval()
-        proxy.lm.load_state_dict(state["lm"])
-        return proxy.use(*[column.numpy() for column in state["nodes"]])
-    except UserError:
-        raise
-    except Exception as error:  # whatever a broken file makes torch throw
-        raise UserError(f"{path} is not a proxy that this version wrote ({type(error).__name__}); delete it and run "
-                        "again") from None
-
-
 def fitted_proxy(options, corpus):
     """(proxy, path): fitted on the corpus, or read from the cache."""
-    proxy, name = make_proxy(options)
+    proxy = make_proxy(options)
     if proxy is None:
         return None, None
-    path = CACHE / corpus.id / f"{name}.pt"
+    path = CACHE / corpus.id / f"{proxy.name}.pt"
     if path.exists():
-        print(f"proxy: {name}, cached in {path}")
+        print(f"proxy: {proxy.name}, cached in {path}")
         return load_proxy(path), path
-    print(f"proxy: fitting {name} on {options.data}")
+    print(f"proxy: fitting {proxy.name} on {options.data}")
     settings, relatives = {}, sorted(path.parent.glob("neural-*.pt"))
     if options.proxy == "neural" and relatives:
         settings["lm"] = load_proxy(relatives[0]).lm  # the byte LM does not depend on the coder's options
@@ -264,7 +226,7 @@ def write_raw(corpus, folder, longest):
     """The samples of the corpus: raw.bin, raw.idx (offsets), flags.bin; meta.json last, as the sign of completeness."""
     offsets, flags, at = array.array("q", [0]), array.array("B"), 0
     folder.mkdir(parents=True, exist_ok=True)
-    temporary, n_val, lowest = folder / "raw.bin.tmp", 0, (2, 0, 0)
+    temporary, lowest = folder / "raw.bin.tmp", (2, 0, 0)
     try:
         with open(temporary, "wb") as f, tqdm(total=corpus.n_bytes, desc="samples", unit="B", unit_scale=True,
                                               leave=False) as progress:
@@ -353,9 +315,10 @@ def prepare(options, block_size):
     """(views, proxy, proxy's path) for `options.data` and `options.proxy`: from the cache, or made now.
 
     Samples are cut so that a pair, both views and their sentinels, fits in a context: no proxy needs more symbols than
-    bytes, but gzip, with its header and trailer. Raises UserError.
+    bytes and its `overhead`. Raises UserError.
     """
-    longest = (block_size - 4 - (32 if options.proxy == "gzip" else 0)) // 2
+    proxy = make_proxy(options)
+    longest = (block_size - 4 - (proxy.overhead if proxy else 0)) // 2
     if longest < 32:
         raise UserError(f"block size {block_size}: too small for a pair of views, expected at least 136")
     CACHE.mkdir(parents=True, exist_ok=True)

@@ -51,10 +51,34 @@ class ProxyOptions:
 
 
 class Proxy:
-    """A compressor. `fit` it or `load` it; then it has `n_symbols` and, where each symbol stands for known bytes,
-    `n_bytes`: how many, an int64 array (n_symbols,). `encode_batch` is `encode` for many texts at once."""
+    """A compressor. `kind` is its value of --proxy, `name` what a fitted one is called in the cache.
+
+    Fitted or loaded, it has `n_symbols` and, where each symbol stands for known bytes, `n_bytes`: how many, an int64 array
+    (n_symbols,). A code has at most a symbol a byte and `overhead` symbols more. `encode_batch` is `encode` for many
+    texts at once; give either.
+    """
+    kind = ""
     n_symbols = 0
     n_bytes = None
+    overhead = 0
+
+    @classmethod
+    def from_options(cls, options):
+        """An unfitted proxy, from ProxyOptions. Raises UserError for options that are off."""
+        return cls()
+
+    @classmethod
+    def from_state(cls, state):
+        """A fitted proxy, from what `state` returned."""
+        return cls()
+
+    def state(self):
+        """All that decides how this proxy encodes, as a dict that torch.save takes."""
+        return {"proxy": self.kind}
+
+    @property
+    def name(self):
+        return self.kind
 
     def fit(self, texts):
         """Learn from `texts`, a list of bytes. Returns self."""
@@ -76,7 +100,7 @@ class Proxy:
 
     @property
     def id(self):
-        """A hash of all that decides how this proxy encodes."""
+        """A hash of the state."""
         buffer = io.BytesIO()
         torch.save(self.state(), buffer)
         return hashlib.sha256(buffer.getvalue()).hexdigest()[:12]
@@ -97,16 +121,13 @@ def write_atomic(path, state):
 
 
 class Gzip(Proxy):
-    n_symbols = 256
+    kind, n_symbols, overhead = "gzip", 256, 32  # the header, the trailer, and the frame of an incompressible text
 
     def encode(self, text):
         return np.frombuffer(gzip.compress(text, mtime=0), dtype=np.uint8)
 
     def decode(self, symbols):
         return gzip.decompress(np.asarray(symbols, dtype=np.uint8).tobytes())
-
-    def state(self):
-        return {"proxy": "gzip"}
 
 # -----------------------------------------------------------------------------
 # the tokenizer
@@ -169,22 +190,39 @@ def train_bpe(texts, n_symbols):
 
 
 class Tokenizer(Proxy):
-    def __init__(self, name):
-        self.name, self.encoding = name, None
-        if name.isdigit():
-            if not 256 < int(name) <= 2 ** 20:
-                raise UserError(f"--tokenizer={name}: expected 257 to {2 ** 20} symbols, or a tiktoken encoding's name")
-        elif name not in tiktoken.list_encoding_names():
-            raise UserError(f"--tokenizer={name}: expected a number of symbols or one of "
-                            f"{', '.join(tiktoken.list_encoding_names())}{nearest(name, tiktoken.list_encoding_names())}")
+    kind = "tokenizer"
+
+    def __init__(self, which):
+        self.which, known = which, tiktoken.list_encoding_names()
+        if which.isdigit():
+            if not 256 < int(which) <= 2 ** 20:
+                raise UserError(f"--tokenizer={which}: expected 257 to {2 ** 20} symbols, or a tiktoken encoding's name")
+        elif which not in known:
+            raise UserError(f"--tokenizer={which}: expected a number of symbols or one of {', '.join(known)}"
+                            f"{nearest(which, known)}")
+
+    @classmethod
+    def from_options(cls, options):
+        return cls(options.tokenizer)
+
+    @classmethod
+    def from_state(cls, state):
+        return cls(state["which"]).use(state["ranks"]) if state["ranks"] else cls(state["which"]).fit([])
+
+    def state(self):
+        return {"proxy": self.kind, "which": self.which, "ranks": self.ranks}
+
+    @property
+    def name(self):
+        return f"tokenizer-{self.which}"
 
     def fit(self, texts):
-        if self.name.isdigit():
-            return self.use(train_bpe(texts, int(self.name)))
+        if self.which.isdigit():
+            return self.use(train_bpe(texts, int(self.which)))
         try:
-            return self.use(None, tiktoken.get_encoding(self.name))
+            return self.use(None, tiktoken.get_encoding(self.which))
         except Exception as error:  # a download: whatever the network throws
-            raise UserError(f"--tokenizer={self.name}: tiktoken could not fetch it ({type(error).__name__}); give a "
+            raise UserError(f"--tokenizer={self.which}: tiktoken could not fetch it ({type(error).__name__}); give a "
                             "number of symbols to fit one here") from None
 
     def use(self, ranks, encoding=None):
@@ -215,9 +253,6 @@ class Tokenizer(Proxy):
 
     def decode(self, symbols):
         return self.encoding.decode_bytes(np.asarray(symbols).tolist())
-
-    def state(self):
-        return {"proxy": "tokenizer", "name": self.name, "ranks": self.ranks}
 
 # -----------------------------------------------------------------------------
 # the neural proxy
@@ -277,12 +312,34 @@ def split(n, p, own, fresh):
 
 
 class Neural(Proxy):
+    kind = "neural"
+
     def __init__(self, bits=12, fuzzy=False, segment=True):
         if not 9 <= bits <= 16:
             raise UserError(f"--bits={bits}: expected 9 to 16, so that a window has room for each of the 256 bytes")
         self.bits, self.fuzzy, self.segment = bits, fuzzy, segment
         self.n_symbols, self.own = 2 ** bits, 0 if fuzzy else 1
         self.lm, self.threshold = None, 0.0
+
+    @classmethod
+    def from_options(cls, options):
+        return cls(options.bits, options.fuzzy, options.segment)
+
+    @classmethod
+    def from_state(cls, state):
+        proxy = cls(state["bits"], state["fuzzy"], state["segment"])
+        proxy.lm, proxy.threshold = GPT(LM_CONFIG).eval(), state["threshold"]
+        proxy.lm.load_state_dict(state["lm"])
+        return proxy.use(*[column.numpy() for column in state["nodes"]])
+
+    def state(self):
+        return {"proxy": self.kind, "bits": self.bits, "fuzzy": self.fuzzy, "segment": self.segment,
+                "threshold": self.threshold, "lm": self.lm.state_dict(),
+                "nodes": [torch.from_numpy(column) for column in self.nodes]}
+
+    @property
+    def name(self):
+        return f"neural-{self.bits}" + "-fuzzy" * self.fuzzy + "-whole" * (not self.segment)
 
     def fit(self, texts, cut_rate=0.15, lm=None):
         """Train the LM (or take `lm`), place the threshold so that `cut_rate` of the bytes start a segment, and list
@@ -405,10 +462,30 @@ class Neural(Proxy):
             window, lo, n = window + bytes([byte]), lo + int(edges[byte]), size
         return out + [lo] * bool(window)
 
-    def state(self):
-        return {"proxy": "neural", "bits": self.bits, "fuzzy": self.fuzzy, "segment": self.segment,
-                "threshold": self.threshold, "lm": self.lm.state_dict(),
-                "nodes": [torch.from_numpy(column) for column in self.nodes]}
+# -----------------------------------------------------------------------------
+# all of them; a proxy of your own is a class, and its line here
+
+PROXIES = {proxy.kind: proxy for proxy in (Tokenizer, Neural, Gzip)}
+
+
+def make_proxy(options):
+    """The unfitted proxy that the ProxyOptions ask for, None for raw bytes only. Raises UserError."""
+    kinds = ["none", *PROXIES]
+    if options.proxy not in kinds:
+        raise UserError(f"--proxy={options.proxy}: expected one of {', '.join(kinds)}{nearest(options.proxy, kinds)}")
+    return PROXIES[options.proxy].from_options(options) if options.proxy != "none" else None
+
+
+def load_proxy(path):
+    """The proxy saved at `path`. Raises UserError if that is no proxy file."""
+    try:
+        state = torch.load(path, weights_only=True)
+        return PROXIES[state["proxy"]].from_state(state)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a broken file makes torch throw
+        raise UserError(f"{path} is not a proxy that this version wrote ({type(error).__name__}); delete it and run "
+                        "again") from None
 
 # -----------------------------------------------------------------------------
 # the proxy table
@@ -460,7 +537,7 @@ def seconds(work, *arguments):
     return min(times[1:])
 
 
-def table_row(name, proxy, texts):
+def table_row(proxy, texts):
     """A line of the proxy table."""
     n_bytes, encoded = sum(map(len, texts)), proxy.encode_batch(texts)
     n_symbols = sum(map(len, encoded))
@@ -475,7 +552,7 @@ def table_row(name, proxy, texts):
     if bare:
         bare = f"{speed / (n_bytes / bare / 1e6):.2f}"
     drift = [stability(proxy, texts[:60], rate) for rate in (0.01, 0.1)]
-    return (f"{name:22} {n_bytes / n_symbols:12.2f} {np.log2(proxy.n_symbols) * n_symbols / n_bytes:9.2f} {speed:8.2f} "
+    return (f"{proxy.name:22} {n_bytes / n_symbols:12.2f} {np.log2(proxy.n_symbols) * n_symbols / n_bytes:9.2f} {speed:8.2f} "
             f"{bare:>7} {exact:8.1%} {singles:>8} {drift[0]:9.3f} {drift[1]:9.3f}")
 
 
@@ -488,8 +565,8 @@ def report(options, corpus, fitted):
           f"{'drift 1%':>9} {'drift 10%':>9}")
     for changes in (dict(proxy="tokenizer"), dict(), dict(segment=False), dict(bits=16), dict(bits=16, segment=False),
                     dict(fuzzy=True), dict(proxy="gzip")):
-        name, proxy = fitted(replace(options, **{"proxy": "neural"} | changes))
-        print(table_row(name, proxy, texts), flush=True)
+        proxy = fitted(replace(options, **{"proxy": "neural"} | changes))
+        print(table_row(proxy, texts), flush=True)
         if getattr(proxy, "fuzzy", False):
             shared = collisions(proxy, texts)
     print(f"\nof bare: speed over that of the bare tiktoken or gzip call. 1-byte: symbols that stand for one byte. drift: "
@@ -502,9 +579,9 @@ def show(options, fitted):
     """The text, its symbols on alternating backgrounds."""
     text = options.text.encode("utf-8", "surrogateescape")
     for kind in ("tokenizer", "neural", "gzip"):
-        name, proxy = fitted(replace(options, proxy=kind))
+        proxy = fitted(replace(options, proxy=kind))
         symbols = proxy.encode(text)
-        print(f"\n\033[1m{name}: {len(text)} bytes, {len(symbols)} symbols, {len(text) / max(1, len(symbols)):.2f} bytes "
+        print(f"\n\033[1m{proxy.name}: {len(text)} bytes, {len(symbols)} symbols, {len(text) / max(1, len(symbols)):.2f} bytes "
               "a symbol\033[0m")
         if kind == "gzip":
             print(f"a symbol stands for no piece of the text: {symbols[:12].tolist()} ...")
@@ -526,8 +603,7 @@ def main(options):
     corpus = mix.Corpus(options.data)
 
     def fitted(changed):
-        proxy, path = mix.fitted_proxy(changed, corpus)
-        return path.stem, proxy
+        return mix.fitted_proxy(changed, corpus)[0]
     report(options, corpus, fitted) if options.report else show(options, fitted)
 
 
