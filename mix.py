@@ -93,34 +93,29 @@ class Corpus:
             self.paths = [self.root] if self.root.is_file() else sorted(
                 p for p in self.root.rglob("*") if p.is_file() and not any(
                     part.startswith(".") for part in p.relative_to(self.root).parts))
-        digest, self.n_bytes, self.binaries = hashlib.sha256(), 0, []
+        digest, self.n_bytes, texts, binaries = hashlib.sha256(), 0, [], []
         for path in self.paths:
             with open(path, "rb") as f:
-                if b"\0" in f.read(8192):
-                    self.binaries.append(path)
+                packed = path.name.endswith(".jsonl.gz")
+                if b"\0" in f.read(8192) and not packed:
+                    binaries.append(path)
                     continue
                 f.seek(0)
                 digest.update(f"{path.relative_to(self.root.parent)}\0".encode())
                 digest.update(hashlib.file_digest(f, "sha256").digest())
-                self.n_bytes += path.stat().st_size
-        gz = [path for path in self.binaries if path.name.endswith(".jsonl.gz")]
-        for path in gz:  # binary, but ours to read
-            self.binaries.remove(path)
-            digest.update(path.read_bytes())
-            self.n_bytes += 4 * path.stat().st_size
-        self.paths = [path for path in self.paths if path not in self.binaries]
-        if self.binaries and self.paths:
-            print(f"data: {len(self.binaries)} binary files left out, {self.binaries[0]} the first")
+                texts.append(path)
+                self.n_bytes += path.stat().st_size * (4 if packed else 1)  # about, for progress bars
+        self.paths = texts
+        if binaries and texts:
+            print(f"data: {len(binaries)} binary files left out, {binaries[0]} the first")
         if not self.n_bytes:
             raise UserError(f"--data={data}: no text in it"
-                            + (f", only {len(self.binaries)} binary files" if self.binaries else ""))
+                            + (f", only {len(binaries)} binary files" if binaries else ""))
         self.id = digest.hexdigest()[:12]
 
     def documents(self):
         """Yields (name, text as bytes, view or None, held out or not)."""
-        documents = 0
         for name, text, view, split in self.rows():
-            documents += 1
             yield name, text, view, split == "val" if split else hash01(name) < HELD_OUT
 
     def rows(self):
@@ -135,6 +130,7 @@ class Corpus:
                 yield name, path.read_bytes(), None, None
 
     def jsonl_rows(self, path, name):
+        i = 1
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as f:
             try:
                 for i, line in enumerate(f, 1):
@@ -149,7 +145,7 @@ class Corpus:
             except (ValueError, AttributeError, OSError, EOFError) as error:
                 if isinstance(error, UserError):
                     raise
-                raise UserError(f"{path}, near line {i if 'i' in locals() else 1}: not JSON lines ({error})") from None
+                raise UserError(f"{path}, near line {i}: not JSON lines ({error})") from None
 
     def fitting_texts(self):
         """The training documents that a proxy is fitted on: about FIT_BYTES, chosen by the hash of their names."""

@@ -16,6 +16,7 @@ Two things go beyond a plain GPT, and both are optional inputs of `forward`:
 import argparse
 import dataclasses
 import difflib
+import functools
 import sys
 from dataclasses import dataclass
 
@@ -105,7 +106,13 @@ def block_mask(doc):
 
     def same_sample(b, h, q, k):
         return (q >= k) & (doc[b, q] == doc[b, k])
-    return create_block_mask(same_sample, B, None, T, T, device=doc.device)
+    create = compiled_block_mask() if doc.is_cuda else create_block_mask  # eager, it makes the dense mask first
+    return create(same_sample, B, None, T, T, device=doc.device)
+
+
+@functools.cache
+def compiled_block_mask():
+    return torch.compile(create_block_mask)
 
 
 class KVCache:

@@ -356,7 +356,7 @@ class Neural(Proxy):
         In float64, so that the codebook does not depend on how a machine orders its float32 sums.
         """
         result = []
-        for part in torch.from_numpy(strings).long().split(8192):
+        for part in torch.from_numpy(strings.copy()).long().split(8192):
             text = torch.cat((part, part.new_zeros(len(part), 1)), 1)
             idx, tail = lm_inputs(text)
             logits = self.lm.double()(idx, tail=tail)[:, -1, :256]
