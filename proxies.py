@@ -238,18 +238,14 @@ class Tokenizer(Proxy):
 
     def encode(self, text):
         """tiktoken encodes str; bytes that are not UTF-8 become one-byte tokens."""
-        def encode(string):
-            return self.encoding.encode_to_numpy(string, disallowed_special=())
-        parts = []
+        symbols, encode = [], self.encoding.encode_ordinary
         while True:
             try:
-                parts.append(encode(text.decode()))
-                break
+                return np.array(symbols + encode(text.decode()), dtype=self.dtype)
             except UnicodeDecodeError as error:
-                parts.append(encode(text[:error.start].decode()))
-                parts.append([self.encoding.encode_single_token(text[i:i + 1]) for i in range(error.start, error.end)])
+                symbols += encode(text[:error.start].decode())
+                symbols += [self.encoding.encode_single_token(text[i:i + 1]) for i in range(error.start, error.end)]
                 text = text[error.end:]
-        return np.concatenate(parts).astype(self.dtype)
 
     def decode(self, symbols):
         return self.encoding.decode_bytes(np.asarray(symbols).tolist())
@@ -258,7 +254,7 @@ class Tokenizer(Proxy):
 # the neural proxy
 
 BOS = 256         # the LM's own start symbol
-CHUNK = 128       # bytes the LM sees at once while segmenting
+CHUNK = 128       # bytes the LM sees at once
 LONGEST = 48      # bytes a window may hold
 # One layer is enough, since the n-gram features carry most of what a byte depends on, at the price of a look-up.
 LM_CONFIG = GPTConfig(vocab_size=257, n_layer=1, n_embd=64, n_head=2, mlp_hidden=128, block_size=CHUNK, ngram=6,
@@ -341,7 +337,7 @@ class Neural(Proxy):
     def name(self):
         return f"neural-{self.bits}" + "-fuzzy" * self.fuzzy + "-whole" * (not self.segment)
 
-    def fit(self, texts, cut_rate=0.15, lm=None):
+    def fit(self, texts, cut_rate=0.1, lm=None):
         """Train the LM (or take `lm`), place the threshold so that `cut_rate` of the bytes start a segment, and list
         the codebook. Returns self."""
         self.lm = lm or train_lm(texts)
@@ -434,17 +430,26 @@ class Neural(Proxy):
 
     @torch.inference_mode()
     def entropies(self, texts):
-        """The LM's entropy before each byte, in nats: a float32 array per text. Its context restarts every CHUNK bytes."""
-        blocks = [-(-len(text) // CHUNK) for text in texts]
-        padded = b"".join(text.ljust(n * CHUNK, b"\0") for text, n in zip(texts, blocks))
-        rows = torch.frombuffer(bytearray(padded or b"\0"), dtype=torch.uint8)[:len(padded)].view(-1, CHUNK).long()
-        result = [torch.zeros(0)]
-        for start in range(0, len(rows), 32):
-            idx, tail = lm_inputs(rows[start:start + 32])
+        """The LM's entropy before each byte, in nats: a float32 array per text.
+
+        Its context restarts with each line. With a restart every so many bytes, a deletion would move all cuts behind it:
+        at 12 bits 1 % of deletions then changed 14 % of the symbols of the standard library, and so it is 5 %.
+        """
+        pieces = [line[i:i + CHUNK] for text in texts for line in text.splitlines(keepends=True)
+                  for i in range(0, len(line), CHUNK)]
+        entropy, start = [np.zeros(0, np.float32)] * len(pieces), 0
+        order = sorted(range(len(pieces)), key=lambda i: len(pieces[i]))  # pieces of like length share a batch
+        while start < len(order):
+            batch = order[start:start + 64]
+            longest = len(pieces[batch[-1]])
+            rows = b"".join(pieces[i].ljust(longest, b"\0") for i in batch)
+            idx, tail = lm_inputs(torch.frombuffer(bytearray(rows), dtype=torch.uint8).view(-1, longest).long())
             log_p = torch.log_softmax(self.lm(idx, tail=tail), -1)
-            result.append(-(log_p.exp() * log_p).sum(-1).flatten())
-        entropy, starts = torch.cat(result).numpy(), np.cumsum([0] + blocks) * CHUNK
-        return [entropy[start:start + len(text)] for start, text in zip(starts, texts)]
+            for i, h in zip(batch, -(log_p.exp() * log_p).sum(-1).numpy()):
+                entropy[i] = h[:len(pieces[i])]
+            start += len(batch)
+        joined = np.concatenate([np.zeros(0, np.float32), *entropy])
+        return np.split(joined, np.cumsum([len(text) for text in texts])[:-1])
 
     def encode_by_interval(self, text):
         """One segment, coded by the definition: narrow the interval, byte by byte, asking the LM each time. Slow; the
