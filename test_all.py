@@ -321,8 +321,14 @@ def test_each_codeword_stands_for_one_string(fitted):
 
 
 def test_fuzzy_codes_collide_in_tails_and_exact_ones_never(fitted, python_texts):
-    rate, close = proxies.collisions(fitted["fuzzy"], python_texts)
-    assert rate > 0.001 and close > 0
+    assert proxies.collisions(fitted["fuzzy"], python_texts)[0] > 0.001
+    parents, last, codewords = (column.tolist() for column in fitted["fuzzy"].nodes)
+    strings, sharing = [b""], {}
+    for parent, byte, codeword in zip(parents[1:], last[1:], codewords[1:]):
+        strings.append(strings[parent] + bytes([byte]))
+        sharing.setdefault(codeword, []).append(strings[-1])
+    assert all(b.startswith(a) for group in sharing.values() for a, b in zip(group, group[1:]))
+    assert max(map(len, sharing.values())) > 1
     assert proxies.collisions(fitted["neural"], python_texts)[0] == 0
 
 
