@@ -164,7 +164,7 @@ def fitted_proxy(options, corpus):
         return None, None
     path = CACHE / corpus.id / f"{proxy.name}.pt"
     if path.exists():
-        print(f"proxy: {proxy.name}, cached in {path}")
+        print(f"proxy: {proxy.name}, cached in {os.path.relpath(path)}")
         return load_proxy(path), path
     print(f"proxy: fitting {proxy.name} on {options.data}")
     settings, relatives = {}, sorted(path.parent.glob("neural-*.pt"))
@@ -327,7 +327,7 @@ def prepare_locked(options, longest):
     corpus = Corpus(options.data)
     folder = CACHE / corpus.id / f"samples-{longest}"
     if (folder / "meta.json").exists():
-        print(f"corpus: {options.data}, cached in {folder}")
+        print(f"corpus: {options.data}, cached in {os.path.relpath(folder)}")
     else:
         write_raw(corpus, folder, longest)
     proxy, path = fitted_proxy(options, corpus)
@@ -335,7 +335,7 @@ def prepare_locked(options, longest):
         return Views(folder), None, None
     comp_folder = folder / f"{path.stem}-{proxy.id}"
     if (comp_folder / "meta.json").exists():
-        print(f"views: cached in {comp_folder}")
+        print(f"views: cached in {os.path.relpath(comp_folder)}")
     else:
         write_comp(folder, comp_folder, proxy, path)
     return Views(folder, comp_folder, proxy.n_bytes), proxy, path

@@ -565,12 +565,13 @@ def report(options, corpus, fitted):
     from mix import cut_at_lines
     texts = [piece for _, text, _, val in corpus.documents() if val for piece in cut_at_lines(text, 2048)]
     texts = texts[::max(1, sum(map(len, texts)) // 500_000)]
+    chosen = [fitted(replace(options, **{"proxy": "neural"} | changes)) for changes in (
+        dict(proxy="tokenizer"), dict(), dict(segment=False), dict(bits=16), dict(bits=16, segment=False),
+        dict(fuzzy=True), dict(proxy="gzip"))]
     print(f"\n{options.data}: {len(texts)} held-out samples, {sum(map(len, texts)) / 1e6:.2f} MB; {torch.get_num_threads()} cores\n"
           f"{'':22} {'bytes/symbol':>12} {'bits/byte':>9} {'MB/s':>8} {'of bare':>7} {'exact':>8} {'1-byte':>8} "
           f"{'drift 1%':>9} {'drift 10%':>9}")
-    for changes in (dict(proxy="tokenizer"), dict(), dict(segment=False), dict(bits=16), dict(bits=16, segment=False),
-                    dict(fuzzy=True), dict(proxy="gzip")):
-        proxy = fitted(replace(options, **{"proxy": "neural"} | changes))
+    for proxy in chosen:
         print(table_row(proxy, texts), flush=True)
         if getattr(proxy, "fuzzy", False):
             shared = collisions(proxy, texts)

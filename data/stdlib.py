@@ -27,4 +27,4 @@ if __name__ == "__main__":
             f.write(json.dumps({"name": name.as_posix(), "text": text}) + "\n")
             files, n_bytes = files + 1, n_bytes + len(text.encode())
     os.replace(f"{out}.tmp", out)
-    print(f"wrote {out}: {files:,} files, {n_bytes / 1e6:.1f} MB of text")
+    print(f"wrote {os.path.relpath(out)}: {files:,} files, {n_bytes / 1e6:.1f} MB of text")

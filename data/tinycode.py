@@ -216,7 +216,7 @@ def write_jsonl(path, rows):
     with open(f"{path}.tmp", "w", newline="\n") as f:
         f.writelines(json.dumps(row) + "\n" for row in rows)
     os.replace(f"{path}.tmp", path)
-    print(f"wrote {path}: {len(rows):,} rows, {path.stat().st_size / 1e6:.1f} MB")
+    print(f"wrote {os.path.relpath(path)}: {len(rows):,} rows, {path.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
