@@ -209,6 +209,7 @@ def test_samples_do_not_see_each_other():
     torch.testing.assert_close(ya[:, 20:], alone, rtol=1e-4, atol=1e-5)  # rotary positions are relative
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_equals_the_dense_mask():
     doc = torch.sort(torch.randint(0, 4, (2, 128)))[0]
     model, idx = small_model(block_size=128).eval(), torch.randint(0, 600, (2, 128))
@@ -228,7 +229,7 @@ def test_compiles_as_one_graph(monkeypatch, at_once):
     compiled(*inputs).sum().backward()
 
 
-def test_ngram_numbers_are_checked_in_tables():
+def test_ngram_hashes_spread():
     assert small_model(ngram=5).ngram.hashes(torch.randint(0, 2 ** 56, (1000,))).unique().numel() > 3000
 
 # -----------------------------------------------------------------------------
@@ -737,14 +738,12 @@ PLUS = {**PROBLEM, "base_input": [[1]], "plus_input": [[2], [-1]], "atol": 0}
     (PROBLEM, "return (", "SyntaxError"), (PROBLEM, "while True: pass", "timed out"),
     (PROBLEM, "import os; os._exit(0)", "exited"), (PROBLEM, "raise SystemExit", "SystemExit"),
     (PROBLEM, "print('passed'); return 0", "wrong answer"), (PROBLEM, "return bytearray(10 ** 10)", "MemoryError"),
-    (PROBLEM, "import os; os.kill(0, 9)", "exited"), (PROBLEM, "return open('/etc/passwd', 'a') and x", "wrong answer"),
+    (PROBLEM, "import os; os.kill(0, 9)", "exited"), (PROBLEM, "open('f', 'wb').write(bytes(2 ** 25))", "OSError"),
     (PLUS, "return x + 1", "passed"), (PLUS, "return 2", "passed base, then wrong answer"),
     (PLUS, "return x + 1.0", "passed"), (PLUS, "return str(x + 1)", "wrong answer"),
     ({**PLUS, "canonical_solution": "    return x / 3\n"}, "return x * (1 / 3)", "passed"),
     ({**PLUS, "canonical_solution": "    return [x / 3]\n"}, "return [x / 3 + 0.001]", "wrong answer")])
 def test_verdicts(problem, body, result):
-    if body.startswith("return open") and os.access("/etc/passwd", os.W_OK):
-        pytest.skip("as root this file can be opened: isolation is a later issue's")
     sample_rows = [{"task_id": "t/0", "completion": f"    {body}\n"}]
     assert evaluation.score({"t/0": problem}, sample_rows, timeout=1.0)[0]["result"] == result
 
