@@ -55,21 +55,22 @@ PART_BYTES = 1_000_000   # text that a worker encodes and writes at a time
 
 def hash01(text):
     """A number in [0, 1) that depends on the text alone."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2 ** 48
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:6], "big") / 2 ** 48
 
 
 def cut_at_lines(text, longest):
     """`text` in pieces of at most `longest` bytes, cut behind a newline where one fits, else between UTF-8 characters."""
-    pieces = []
-    while len(text) > longest:
-        end = text.rfind(b"\n", 0, longest) + 1
-        if not end:
-            end = longest
-            while end > longest - 4 and text[end] & 0xC0 == 0x80:
+    pieces, start = [], 0
+    while start < len(text):
+        end = min(start + longest, len(text))
+        if end < len(text):
+            line_end = text.rfind(b"\n", start, end) + 1
+            while not line_end and end > start + longest - 4 and text[end] & 0xC0 == 0x80:
                 end -= 1
-        pieces.append(text[:end])
-        text = text[end:]
-    return pieces + [text] if text else pieces
+            end = line_end or end
+        pieces.append(text[start:end])
+        start = end
+    return pieces
 
 
 class Corpus:
@@ -101,7 +102,7 @@ class Corpus:
                     binaries.append(path)
                     continue
                 f.seek(0)
-                digest.update(f"{path.relative_to(self.root.parent)}\0".encode())
+                digest.update(os.fsencode(path.relative_to(self.root.parent)) + b"\0")
                 digest.update(hashlib.file_digest(f, "sha256").digest())
                 texts.append(path)
                 self.n_bytes += path.stat().st_size * (4 if packed else 1)  # about, for progress bars
@@ -140,7 +141,7 @@ class Corpus:
                         raise UserError(f"{path}, line {i}: expected a JSON object with a string `text` or `content`")
                     if row.get("view") not in (None, "raw", "comp") or row.get("split") not in (None, "train", "val"):
                         raise UserError(f"{path}, line {i}: expected `view` raw or comp, `split` train or val")
-                    yield row.get("name") or f"{name}:{i}", text.encode("utf-8", "surrogatepass"), row.get("view"), \
+                    yield str(row.get("name") or f"{name}:{i}"), text.encode("utf-8", "surrogatepass"), row.get("view"), \
                         row.get("split")
             except (ValueError, AttributeError, OSError, EOFError) as error:
                 if isinstance(error, UserError):

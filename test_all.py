@@ -1016,6 +1016,13 @@ def test_readme_commands_parse():
             parse(MAINS[modules[name]][1], shlex.split(flags.split("  ")[0]))
 
 
+def test_readme_counts_the_lines():
+    counts = re.findall(r"\| `(\w+\.py)` \| (\d+) \|", (HERE / "README.md").read_text())
+    assert len(counts) == 7
+    for name, lines in counts:
+        assert int(lines) == len((HERE / name).read_text().splitlines()), f"README: {name}"
+
+
 def test_every_file_runs_from_the_shell():
     for command, says in (("model.py", "1.5B"), ("train.py --help", "--proxy"), ("eval.py --help", "--samples"),
                           ("sample.py --help", "--top_k"), ("mix.py --help", "--mode"), ("proxies.py --help", "--report")):

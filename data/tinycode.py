@@ -182,7 +182,7 @@ def problems(count, seed):
 
 
 def facts(count, seed):
-    """`count` facts as (prompt, answer, view, name) and their documents: each fact in all of FACT_FORMS."""
+    """`count` facts, rows {prompt, answer, view}, and their documents: each fact in all of FACT_FORMS."""
     g = Generator(seed)
     pairs = [(a, f"{u}_{v}") for a in ATTRIBUTES for u in FIRST for v in SECOND]
     if count > len(pairs):
@@ -234,6 +234,6 @@ if __name__ == "__main__":
         print("\n".join(row["text"] for row in rows))
     else:
         out = Path(options.out)
-        write_jsonl(out / "corpus.jsonl", rows)
         write_jsonl(out / "problems.jsonl", problems(options.problems, options.seed + 1))
         write_jsonl(out / "facts.jsonl", fact_rows)
+        write_jsonl(out / "corpus.jsonl", rows)  # last: where it is, all is
