@@ -356,8 +356,8 @@ class MixOptions(ProxyOptions):
     mix_warmup: float = flag(0.2, "share of the training in which r rises to --mix and pairs are shown")
     raw_phase: float = flag(0.4, "last share of the training, in which r falls to 0")
     pairs: str = flag("warmup", "when pairs are drawn: in the warm-up, or always", choices=("warmup", "always"))
-    mode: str = flag("translation_random", "pairs in one order or both; parallel: pairs that can't see each other; sentinel: "
-                     "no pairs; vanilla: no pairs and no sentinels", choices=MODES)
+    mode: str = flag("translation_random", "pairs in one order or both; parallel: pairs that can't see each other; "
+                     "sentinel: no pairs; vanilla: no pairs and no sentinels", choices=MODES)
     seed: int = flag(1337, "of the weights and the batches")
 
     def check(self):
@@ -504,7 +504,8 @@ def show(options):
     for step in np.linspace(0, options.steps - 1, options.contexts).astype(int).tolist():
         symbols, _, _, _, text_bytes = mixer.row(step, 0)
         print(f"\n\033[1mstep {step} of {options.steps}: r = {mixer.r(step):.2f}, pairs "
-              f"{'on' if mixer.draws_pairs(step) else 'off'}, {text_bytes / options.block_size:.2f} text bytes a symbol\033[0m")
+              f"{'on' if mixer.draws_pairs(step) else 'off'}, {text_bytes / options.block_size:.2f} text bytes a symbol"
+              "\033[0m")
         for view, text in decode_context(symbols, proxy):
             colour, names = ("\033[32m", ("<raw>", "</raw>")) if view == "raw" else ("\033[35m", ("<comp>", "</comp>"))
             shown = text.decode("utf-8", "replace").rstrip("\n") if text is not None else "(gzip, cut short)"

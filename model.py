@@ -316,7 +316,8 @@ def parse(options, argv=None, **parser_settings):
                 more.setdefault("type", type(f.default))
             more["metavar"] = f.name.upper()
         choices = f" ({', '.join(more['choices'])})" if "choices" in more else ""
-        parser.add_argument(*names, default=f.default, help=(f.metadata["help"] + choices + shown).replace("%", "%%"), **more)
+        help = (f.metadata["help"] + choices + shown).replace("%", "%%")
+        parser.add_argument(*names, default=f.default, help=help, **more)
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         name = unknown[0].split("=")[0]

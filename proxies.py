@@ -557,8 +557,8 @@ def table_row(proxy, texts):
     if bare:
         bare = f"{speed / (n_bytes / bare / 1e6):.2f}"
     drift = [stability(proxy, texts[:60], rate) for rate in (0.01, 0.1)]
-    return (f"{proxy.name:22} {n_bytes / n_symbols:12.2f} {np.log2(proxy.n_symbols) * n_symbols / n_bytes:9.2f} {speed:8.2f} "
-            f"{bare:>7} {exact:8.1%} {singles:>8} {drift[0]:9.3f} {drift[1]:9.3f}")
+    bits = np.log2(proxy.n_symbols) * n_symbols / n_bytes
+    return (f"{proxy.name:22} {n_bytes / n_symbols:12.2f} {bits:9.2f} {speed:8.2f} {bare:>7} {exact:8.1%} {singles:>8} {drift[0]:9.3f} {drift[1]:9.3f}")
 
 
 def report(options, corpus, fitted):
@@ -568,8 +568,8 @@ def report(options, corpus, fitted):
     chosen = [fitted(replace(options, **{"proxy": "neural"} | changes)) for changes in (
         dict(proxy="tokenizer"), dict(), dict(segment=False), dict(bits=16), dict(bits=16, segment=False),
         dict(fuzzy=True), dict(proxy="gzip"))]
-    print(f"\n{options.data}: {len(texts)} held-out samples, {sum(map(len, texts)) / 1e6:.2f} MB; {torch.get_num_threads()} cores\n"
-          f"{'':22} {'bytes/symbol':>12} {'bits/byte':>9} {'MB/s':>8} {'of bare':>7} {'exact':>8} {'1-byte':>8} "
+    print(f"\n{options.data}: {len(texts)} held-out samples, {sum(map(len, texts)) / 1e6:.2f} MB; "
+          f"{torch.get_num_threads()} cores\n{'':22} {'bytes/symbol':>12} {'bits/byte':>9} {'MB/s':>8} {'of bare':>7} {'exact':>8} {'1-byte':>8} "
           f"{'drift 1%':>9} {'drift 10%':>9}")
     for proxy in chosen:
         print(table_row(proxy, texts), flush=True)
@@ -587,8 +587,8 @@ def show(options, fitted):
     for kind in ("tokenizer", "neural", "gzip"):
         proxy = fitted(replace(options, proxy=kind))
         symbols = proxy.encode(text)
-        print(f"\n\033[1m{proxy.name}: {len(text)} bytes, {len(symbols)} symbols, {len(text) / max(1, len(symbols)):.2f} bytes "
-              "a symbol\033[0m")
+        print(f"\n\033[1m{proxy.name}: {len(text)} bytes, {len(symbols)} symbols, "
+              f"{len(text) / max(1, len(symbols)):.2f} bytes a symbol\033[0m")
         if kind == "gzip":
             print(f"a symbol stands for no piece of the text: {symbols[:12].tolist()} ...")
             continue

@@ -148,9 +148,9 @@ def validate(model, mixer, options, devices, autocast):
     for view, r in (("raw", 0.0), ("comp", 1.0)):
         if len(mixer.pools[view]) == 0 or view == "comp" and options.mix == 0:
             continue
-        nats = text_bytes = 0.0
-        for row in range(devices.rank, options.eval_rows, devices.world):
-            batch = mixer.batch(0, range(row, row + 1), r)
+        nats, text_bytes, share = 0.0, 0.0, range(devices.rank, options.eval_rows, devices.world)
+        for start in range(0, len(share), options.micro_batch):  # the training's shapes, so nothing compiles again
+            batch = mixer.batch(0, share[start:start + options.micro_batch], r)
             nats += losses(model, batch, devices.device, autocast).double().sum().item()
             text_bytes += batch["text_bytes"]
         results[f"val_{view}"] = devices.sum(nats) / devices.sum(text_bytes) / math.log(2)
@@ -161,9 +161,10 @@ def train(options):
     """One run, from the corpus to the closing report. Returns the report, a dict."""
     saved = None
     if options.resume:
-        given = [f.name for f in dataclasses.fields(options) if getattr(options, f.name) != f.default]
-        if len(given) > 1:
-            raise UserError(f"--resume goes on under the run's own options: leave out --{[g for g in given if g != 'resume'][0]}")
+        given = [f.name for f in dataclasses.fields(options)
+                 if f.name != "resume" and getattr(options, f.name) != f.default]
+        if given:
+            raise UserError(f"--resume goes on under the run's own options: leave out --{given[0]}")
         saved = load_checkpoint(options.resume)
         options = Options(**saved["options"] | {"out": options.resume})
         if options.device.startswith("cuda") and not torch.cuda.is_available():
@@ -233,8 +234,11 @@ def train(options):
                 say(f"checkpoint skipped: {error}")
 
     interrupted = []
-    previous = signal.signal(signal.SIGINT, lambda *_: (interrupted.append(True), signal.signal(signal.SIGINT,
-                                                                                                signal.SIG_DFL)))
+
+    def interrupt(*_):  # the step is finished first; a second Ctrl-C does not wait
+        interrupted.append(True)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    previous = signal.signal(signal.SIGINT, interrupt)
     share = range(devices.rank, options.batch_size, devices.world)  # this process's rows of each batch
     progress = tqdm(total=steps * symbols_a_step, initial=step * symbols_a_step, unit="sym", unit_scale=True,
                     desc="training", disable=devices.rank > 0)
@@ -309,8 +313,8 @@ def print_report(report, options, proxy, seconds, all_seconds):
     if "pass@1" in report:
         rows.append(("pass@1, pass@10", f"{report['pass@1']:.3f}, {report['pass@10']:.3f} of raw-byte completions, on "
                      "problems of held-out compositions"))
-        rows.append(("fact recall", f"{report['facts_raw']:.3f} of those seen raw, {report['facts_comp']:.3f} of those only "
-                     "seen compressed; chance 0.000"))
+        rows.append(("fact recall", f"{report['facts_raw']:.3f} of those seen raw, {report['facts_comp']:.3f} of those "
+                     "only seen compressed; chance 0.000"))
     rows.append(("whole run", f"{all_seconds:.0f} s"))
     print(f"\n{options.out}: proxy {options.proxy}, mix {options.mix}, {options.size}, seed {options.seed}")
     for name, value in rows:
