@@ -97,6 +97,7 @@ def judge():
     the end. The child proves a pass by writing a secret, which the judge draws anew for each: printing or exiting is
     not enough.
     """
+    import contextlib
     import copy
     import json
     import os
@@ -153,17 +154,18 @@ def judge():
         read_end, write_end = os.pipe()
         child = os.fork()
         if child == 0:
-            os.setsid()
-            os.chdir(folder)
-            null = os.open(os.devnull, os.O_RDWR)
-            for descriptor in range(3):
-                os.dup2(null, descriptor)
-            os.environ.clear()
-            for what, bound in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, int(limit) + 2),
-                                (resource.RLIMIT_FSIZE, 2 ** 24), (resource.RLIMIT_CORE, 0)):
-                resource.setrlimit(what, (bound, bound))
             message = b"error"
             try:
+                os.setsid()
+                os.chdir(folder)
+                null = os.open(os.devnull, os.O_RDWR)
+                for descriptor in range(3):
+                    os.dup2(null, descriptor)
+                os.environ.clear()
+                for what, bound in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, int(limit) + 2),
+                                    (resource.RLIMIT_FSIZE, 2 ** 24), (resource.RLIMIT_CORE, 0)):
+                    with contextlib.suppress(ValueError, OSError):  # macOS knows no limit on the address space
+                        resource.setrlimit(what, (bound, bound))
                 run(problem, completion, expected, lambda: os.write(write_end, secret))
             except AssertionError:
                 message = b"wrong answer"
