@@ -575,10 +575,10 @@ def report(options, corpus, fitted):
         print(table_row(proxy, texts), flush=True)
         if getattr(proxy, "fuzzy", False):
             shared = collisions(proxy, texts)
-    print(f"\nof bare: speed over that of the bare tiktoken or gzip call. 1-byte: symbols that stand for one byte. drift: "
-          f"edit distance\nof the symbols, over their number, after 1 % or 10 % of the bytes are deleted. -whole: without "
-          f"segmentation.\nfuzzy: {shared[0]:.1%} of the distinct segments share their code with another, and "
-          f"{shared[1]:.1%} of such pairs a prefix of at least 0.8.")
+    print(f"\nof bare: speed over that of the bare tiktoken or gzip call. exact: samples decoded as they were.\n"
+          f"1-byte: symbols that stand for one byte. drift: edit distance of the symbols, over their number,\n"
+          f"after 1 % or 10 % of the bytes are deleted. -whole: without segmentation. fuzzy: {shared[0]:.1%} of the\n"
+          f"distinct segments share their code with another, {shared[1]:.1%} of such pairs a prefix of at least 0.8.")
 
 
 def show(options, fitted):

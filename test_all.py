@@ -1002,7 +1002,7 @@ def test_help_names_every_option(capsys):
 def test_readme_recipe_for_an_own_proxy(corpus_file, monkeypatch):
     recipe = re.search(r"```python\n(.*?)```", (HERE / "README.md").read_text(), re.S)[1]
     monkeypatch.setattr(proxies, "PROXIES", dict(proxies.PROXIES))
-    exec("import bz2\n" + recipe, vars(proxies) | {"__name__": "proxies"})
+    exec(recipe, vars(proxies) | {"__name__": "proxies"})
     views, proxy, _ = mix.prepare(options_for(corpus_file, proxy="bz2"), 384)
     assert proxy.decode(views.comp(5)) == views.raw(5).tobytes() and len(views.comp(5)) + len(views.raw(5)) <= 380
 
