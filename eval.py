@@ -11,7 +11,6 @@ How good is a run, on raw bytes? Generation, scoring, metrics, in that order.
     python eval.py out/neural out/none --task=bpb,pass
     python eval.py --samples=samples.jsonl --problems=HumanEval.jsonl.gz       scores a file; needs no run
 """
-import gzip
 import inspect
 import json
 import math
@@ -26,12 +25,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from mix import HERE, MixOptions, Mixer, prepare
-from model import UserError, command_line, flag, nearest
+from mix import HERE, Mixer, MixOptions, prepare, read_jsonl
+from model import UserError, command_line, expect, expect_device, flag, nearest
 from sample import complete, load_model, newest_run, sentinels_of
 
 TINYCODE = HERE / "data" / "tinycode"
-# What ends a function: the stop sequences of the HumanEval paper (sec. 2.3), and decorators.
+# What ends a function: the stop sequences of the HumanEval paper, and decorators.
 STOPS = (b"\nclass", b"\ndef", b"\n#", b"\nif", b"\nprint", b"\n@")
 ROWS_AT_ONCE = 256
 
@@ -39,33 +38,15 @@ ROWS_AT_ONCE = 256
 # generation
 
 
-def read_jsonl(path):
-    """The rows of a .jsonl[.gz] file, objects all. Raises UserError naming the line that is none."""
-    line_number = 0
-    try:
-        with (gzip.open if str(path).endswith(".gz") else open)(path, "rt", encoding="utf-8") as f:
-            rows = []
-            for line_number, line in enumerate(f, 1):
-                if line.strip():
-                    rows.append(json.loads(line))
-                    if not isinstance(rows[-1], dict):
-                        raise ValueError("not an object")
-            return rows
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{path}, line {line_number + 1 if isinstance(error, OSError) else max(1, line_number)}: "
-                        f"expected JSON lines ({error})") from None
-
-
 def read_problems(path):
-    """Problems by task_id. Raises UserError for a file that is neither HumanEval's nor HumanEval+'s format."""
-    problems = {}
-    for number, row in enumerate(read_jsonl(path), 1):
+    """Problems by task_id; tinycode's where `path` is empty. Raises UserError for a file that is
+    in neither HumanEval's nor HumanEval+'s format."""
+    path, problems = path or TINYCODE / "problems.jsonl", {}
+    for number, row in read_jsonl(path):
         missing = {"task_id", "prompt", "entry_point"} - row.keys()
         missing |= {"canonical_solution"} - row.keys() if "base_input" in row else {"test"} - row.keys()
         if missing:
-            raise UserError(f"{path}, row {number}: expected a problem, but it has no {', '.join(sorted(missing))}")
+            raise UserError(f"{path}, line {number}: expected a problem, but it has no {', '.join(sorted(missing))}")
         problems[row["task_id"]] = row
     if not problems:
         raise UserError(f"{path}: no problems in it")
@@ -197,18 +178,21 @@ def judge():
     for line in sys.stdin:
         job = json.loads(line)
         problem, expected, started = job["problem"], None, time.monotonic()
-        if "base_input" in problem:
-            expected = expected_outputs(problem)
-        limit = max(job["timeout"], 4 * (time.monotonic() - started))
-        verdicts = [verdict(problem, completion, expected, limit, job["memory"]) for completion in job["completions"]]
+        try:
+            if "base_input" in problem:
+                expected = expected_outputs(problem)
+            limit = max(job["timeout"], 4 * (time.monotonic() - started))
+            verdicts = [verdict(problem, completion, expected, limit, job["memory"]) for completion in job["completions"]]
+        except Exception as error:
+            verdicts = [f"canonical solution failed: {type(error).__name__}"] * len(job["completions"])
         print(json.dumps(verdicts), flush=True)
 
 
-def score(problems, samples, timeout=3.0, memory=1 << 30, workers=None):
+def score(problems, samples, timeout=3.0, memory=1 << 30):
     """Run the `samples`, rows {task_id, completion}. Returns rows {task_id, completion, result, passed, base_passed}.
 
-    A problem's samples go to a judge together. timeout: seconds a completion; memory: bytes. Raises UserError for a
-    sample of no problem.
+    A problem's samples go to a judge together; one that a completion killed is replaced. timeout: seconds a completion;
+    memory: bytes. Raises UserError for a sample of no problem.
     """
     by_task = defaultdict(list)
     for number, sample in enumerate(samples, 1):
@@ -219,20 +203,26 @@ def score(problems, samples, timeout=3.0, memory=1 << 30, workers=None):
     source = inspect.getsource(judge) + "\njudge()"
     jobs, results = list(by_task.items()), {}
 
-    def work(my_jobs):
-        process = subprocess.Popen([sys.executable, "-I", "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                   text=True)
-        with process:
-            for task_id, completions in my_jobs:
-                process.stdin.write(json.dumps({"problem": problems[task_id], "completions": completions,
-                                                "timeout": timeout, "memory": memory}) + "\n")
-                process.stdin.flush()
-                line = process.stdout.readline()
-                results[task_id] = json.loads(line) if line else ["judge died"] * len(completions)
-                progress.update(len(completions))
-            process.stdin.close()
+    def start_judge():
+        return subprocess.Popen([sys.executable, "-I", "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                text=True)
 
-    workers = min(workers or os.cpu_count(), max(1, len(jobs)))
+    def work(my_jobs):
+        process = start_judge()
+        for task_id, completions in my_jobs:
+            job = {"problem": problems[task_id], "completions": completions, "timeout": timeout, "memory": memory}
+            try:
+                process.stdin.write(json.dumps(job) + "\n")
+                process.stdin.flush()
+                results[task_id] = json.loads(process.stdout.readline())
+            except (OSError, ValueError):
+                results[task_id] = ["judge died"] * len(completions)
+                process.kill()
+                process = start_judge()
+            progress.update(len(completions))
+        process.communicate()
+
+    workers = min(os.cpu_count(), max(1, len(jobs)))
     with tqdm(total=len(samples), desc="running tests", leave=False) as progress, ThreadPoolExecutor(workers) as pool:
         list(pool.map(work, [jobs[i::workers] for i in range(workers)]))
     return [{"task_id": task_id, "completion": completion, "result": result, "passed": result == "passed",
@@ -279,10 +269,10 @@ def bits_per_byte(model, mixer, view, limit, device):
     return nats / math.log(2) / max(1, text_bytes)
 
 
-def recall_facts(model, path, sentinels, limit=1000):
+def recall_facts(model, path, sentinels):
     """{"facts_raw": share of the facts seen raw, "facts_comp": of those seen compressed only} that greedy decoding
     gives back from their raw prompts. Chance is 1 in 9,000."""
-    rows = read_jsonl(path)[:limit]
+    rows = [row for _, row in read_jsonl(path)]
     right = {"any": [], "comp": []}
     for start in tqdm(range(0, len(rows), ROWS_AT_ONCE), desc="recalling facts", leave=False):
         batch = rows[start:start + ROWS_AT_ONCE]
@@ -302,7 +292,7 @@ class EvalOptions:
     task: str = flag("", "what to measure: bpb, pass, facts, with commas [what the run's corpus has]")
     view: str = flag("raw", "bpb: raw bytes, or through the proxy", choices=("raw", "comp"))
     limit: int = flag(1000, "bpb: held-out samples at most")
-    problems: str = flag(str(TINYCODE / "problems.jsonl"), "pass: a file in HumanEval's or HumanEval+'s format")
+    problems: str = flag("", "pass: a file in HumanEval's or HumanEval+'s format [tinycode's problems]")
     n: int = flag(10, "pass: completions of each problem")
     k: str = flag("1,10", "pass: the k of pass@k")
     temperature: float = flag(0.2, "pass: of the sampling; 0 is greedy")
@@ -329,9 +319,12 @@ def score_samples(problems, samples, options):
     """pass@k of the samples as a dict; HumanEval+'s base tests apart."""
     scored = score(problems, samples, options.timeout, options.memory << 20)
     if options.save:
-        with open(f"{options.save}.tmp", "w") as f:
-            f.writelines(json.dumps(row) + "\n" for row in scored)
-        os.replace(f"{options.save}.tmp", options.save)
+        try:
+            with open(f"{options.save}.tmp", "w") as f:
+                f.writelines(json.dumps(row) + "\n" for row in scored)
+            os.replace(f"{options.save}.tmp", options.save)
+        except OSError as error:
+            raise UserError(f"--save={options.save}: {error.strerror}; expected a file that can be written") from None
     results = {f"pass@{k}": mean_pass_at_k(scored, k) for k in parse_ks(options)}
     if any("base_input" in problem for problem in problems.values()):
         results |= {f"base_pass@{k}": mean_pass_at_k(scored, k, "base_passed") for k in parse_ks(options)}
@@ -365,11 +358,13 @@ def main(options):
     for task in tasks:
         if task not in TASKS:
             raise UserError(f"--task={task}: expected some of {','.join(TASKS)}{nearest(task, TASKS)}")
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device={options.device}: this torch sees no CUDA device; use --device=cpu")
+    expect(options, "above 0", "limit", "n", "max_new", "timeout", "memory")
+    expect(options, "of 0 or more", "temperature", "seed")
+    expect_device(options.device)
     table = {}
     if options.samples:
-        table[options.samples] = score_samples(read_problems(options.problems), read_jsonl(options.samples), options)
+        samples = [row for _, row in read_jsonl(options.samples)]
+        table[options.samples] = score_samples(read_problems(options.problems), samples, options)
     for run in [] if options.samples else options.runs or [newest_run()]:
         model, checkpoint = load_model(run, options.device)
         table[str(run)] = evaluate(model, checkpoint, options, tasks)

@@ -6,7 +6,7 @@ From a corpus to training batches: documents, two views of each sample, and the 
 
 A sample is shown as `<raw> bytes </raw>` or as `<comp> symbols </comp>`; a *translation pair* is both, one behind the other
 in one context. The share r of compressed views is what the paper calls the mixing rate. It rises from 0.4 to `mix`
-while pairs are shown (sec. 3.3), stays there, and may fall to 0 in a last raw phase, which lets a small model turn to
+while pairs are shown, stays there, and may fall to 0 in a last raw phase, which lets a small model turn to
 the representation that it will be used with.
 
 A row of a batch is a pure function of (seed, step, row): no loader state to save, resuming is exact, and one process
@@ -33,13 +33,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from model import UserError, command_line, flag, nearest, pack_tails
+from model import UserError, command_line, expect, flag, nearest, pack_tails
 from proxies import ProxyOptions, load_proxy, make_proxy
 
-# The vocabulary of both views (paper, sec. 3.1): 64 special symbols, the 256 bytes, the proxy's symbols.
+# The vocabulary of both views, as in the paper: 64 special symbols, the 256 bytes, the proxy's symbols.
 PAD, BOS, EOS, RAW, END_RAW, COMP, END_COMP = range(7)
 BYTE0, PROXY0 = 64, 320
-SPECIAL_NAMES = ["<pad>", "<bos>", "<eos>", "<raw>", "</raw>", "<comp>", "</comp>"]
 
 HERE = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("NANOPROXY_CACHE", HERE / "cache"))
@@ -56,6 +55,25 @@ PART_BYTES = 1_000_000   # text that a worker encodes and writes at a time
 def hash01(text):
     """A number in [0, 1) that depends on the text alone."""
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:6], "big") / 2 ** 48
+
+
+def read_jsonl(path):
+    """Yields (line number, row) of a .jsonl[.gz] file of objects. Raises UserError for what is no such file."""
+    number = 0
+    try:
+        with (gzip.open if str(path).endswith(".gz") else open)(path, "rt", encoding="utf-8") as f:
+            for number, line in enumerate(f, 1):
+                if line.strip():
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise ValueError("not an object")
+                    yield number, row
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (ValueError, OSError, EOFError) as error:
+        if isinstance(error, UserError):  # the reader's, about a row
+            raise
+        raise UserError(f"{path}, near line {max(1, number)}: expected JSON lines ({error})") from None
 
 
 def cut_at_lines(text, longest):
@@ -96,16 +114,19 @@ class Corpus:
                     part.startswith(".") for part in p.relative_to(self.root).parts))
         digest, self.n_bytes, texts, binaries = hashlib.sha256(), 0, [], []
         for path in self.paths:
-            with open(path, "rb") as f:
-                packed = path.name.endswith(".jsonl.gz")
-                if b"\0" in f.read(8192) and not packed:
-                    binaries.append(path)
-                    continue
-                f.seek(0)
-                digest.update(os.fsencode(path.relative_to(self.root.parent)) + b"\0")
-                digest.update(hashlib.file_digest(f, "sha256").digest())
-                texts.append(path)
-                self.n_bytes += path.stat().st_size * (4 if packed else 1)  # about, for progress bars
+            packed = path.name.endswith(".jsonl.gz")
+            try:
+                with open(path, "rb") as f:
+                    if b"\0" in f.read(8192) and not packed:
+                        binaries.append(path)
+                        continue
+                    f.seek(0)
+                    digest.update(os.fsencode(path.relative_to(self.root.parent)) + b"\0")
+                    digest.update(hashlib.file_digest(f, "sha256").digest())
+            except OSError as error:
+                raise UserError(f"--data={data}: cannot read {path} ({error.strerror})") from None
+            texts.append(path)
+            self.n_bytes += path.stat().st_size * (4 if packed else 1)  # about, for progress bars
         self.paths = texts
         if binaries and texts:
             print(f"data: {len(binaries)} binary files left out, {binaries[0]} the first")
@@ -120,33 +141,22 @@ class Corpus:
             yield name, text, view, split == "val" if split else hash01(name) < HELD_OUT
 
     def rows(self):
+        """Yields (name, text as bytes, view or None, split or None)."""
         for path in self.paths:
             name = path.relative_to(self.root).as_posix() if path != self.root else path.name
             if path.name.endswith((".jsonl", ".jsonl.gz")):
-                yield from self.jsonl_rows(path, name)
+                for i, row in read_jsonl(path):
+                    text, view, split = row.get("text", row.get("content")), row.get("view"), row.get("split")
+                    if not isinstance(text, str):
+                        raise UserError(f"{path}, line {i}: expected a string `text` or `content`")
+                    if view not in (None, "raw", "comp") or split not in (None, "train", "val"):
+                        raise UserError(f"{path}, line {i}: expected `view` raw or comp, `split` train or val")
+                    yield str(row.get("name") or f"{name}:{i}"), text.encode("utf-8", "surrogatepass"), view, split
             elif path.suffix == ".txt":
                 for i, piece in enumerate(cut_at_lines(path.read_bytes(), TEXT_PIECE)):
                     yield f"{name}#{i}", piece, None, None
             else:
                 yield name, path.read_bytes(), None, None
-
-    def jsonl_rows(self, path, name):
-        i = 1
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as f:
-            try:
-                for i, line in enumerate(f, 1):
-                    row = json.loads(line)
-                    text = row.get("text", row.get("content"))
-                    if not isinstance(text, str):
-                        raise UserError(f"{path}, line {i}: expected a JSON object with a string `text` or `content`")
-                    if row.get("view") not in (None, "raw", "comp") or row.get("split") not in (None, "train", "val"):
-                        raise UserError(f"{path}, line {i}: expected `view` raw or comp, `split` train or val")
-                    yield str(row.get("name") or f"{name}:{i}"), text.encode("utf-8", "surrogatepass"), row.get("view"), \
-                        row.get("split")
-            except (ValueError, AttributeError, OSError, EOFError) as error:
-                if isinstance(error, UserError):
-                    raise
-                raise UserError(f"{path}, near line {i}: not JSON lines ({error})") from None
 
     def fitting_texts(self):
         """The training documents that a proxy is fitted on: about FIT_BYTES, chosen by the hash of their names."""
@@ -252,6 +262,7 @@ def write_raw(corpus, folder, longest):
 
 
 def start_worker(folder, proxy_path):
+    """In each encoding process: what `encode_part` works with."""
     global worker
     torch.set_num_threads(1)
     worker = Views(folder), load_proxy(proxy_path)
@@ -362,9 +373,8 @@ class MixOptions(ProxyOptions):
 
     def check(self):
         """Raises UserError for a mix that is no mix."""
-        for name in ("mix", "mix_start", "mix_warmup", "raw_phase"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"--{name}={getattr(self, name)}: expected a number from 0 to 1")
+        expect(self, "from 0 to 1", "mix", "mix_start", "mix_warmup", "raw_phase")
+        expect(self, "of 0 or more", "seed")
         if self.mix_warmup + self.raw_phase > 1:
             raise UserError(f"--mix_warmup={self.mix_warmup} and --raw_phase={self.raw_phase}: expected a sum of at most 1")
         if self.proxy == "none":
@@ -374,7 +384,7 @@ class MixOptions(ProxyOptions):
 def draw_kinds(r, pairs):
     """Probabilities of showing a sample as (raw, comp, pair), so that compressed views are the share r of all views.
 
-    A pair adds a view of either kind, hence the calibration (paper, sec. 3.3).
+    A pair adds a view of either kind, hence the calibration (from the paper).
     """
     if not pairs:
         return 1 - r, r, 0.0
@@ -472,7 +482,7 @@ class Mixer:
 
 
 def decode_context(symbols, proxy):
-    """The samples in a context: a list of (view, text), text as bytes; for gzip cut short, None."""
+    """The samples in a context: a list of (view, text), text as bytes; None where gzip or its like is cut short."""
     samples = []
     for symbol in np.asarray(symbols).tolist():
         if symbol in (RAW, COMP, BOS):
@@ -484,7 +494,7 @@ def decode_context(symbols, proxy):
         is_raw = opener == RAW or opener == BOS and all(symbol < PROXY0 for symbol in body)
         try:
             text = bytes(s - BYTE0 for s in body) if is_raw else proxy.decode([s - PROXY0 for s in body])
-        except EOFError:
+        except Exception:  # whatever a decompressor makes of half a stream
             text = None
         decoded.append(("raw" if is_raw else "comp", text))
     return decoded
@@ -499,6 +509,7 @@ class ShowOptions(MixOptions):
 
 def show(options):
     options.check()
+    expect(options, "above 0", "steps", "contexts")
     views, proxy, _ = prepare(options, options.block_size)
     mixer = Mixer(views, options, options.block_size, options.steps)
     for step in np.linspace(0, options.steps - 1, options.contexts).astype(int).tolist():
@@ -508,7 +519,7 @@ def show(options):
               "\033[0m")
         for view, text in decode_context(symbols, proxy):
             colour, names = ("\033[32m", ("<raw>", "</raw>")) if view == "raw" else ("\033[35m", ("<comp>", "</comp>"))
-            shown = text.decode("utf-8", "replace").rstrip("\n") if text is not None else "(gzip, cut short)"
+            shown = text.decode("utf-8", "replace").rstrip("\n") if text is not None else "(cut short, so it can't be decoded)"
             print(f"\033[1m{names[0]}\033[0m{colour}{shown}\033[0m\033[1m{names[1]}\033[0m")
 
 

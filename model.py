@@ -1,9 +1,9 @@
 """
 The byte transformer: a pre-norm decoder with rotary positions, QK-norm and a SwiGLU MLP, no biases, an untied head.
 
-Nothing in it knows about compression, and that is the point of proxy compression (PAPER: arXiv 2602.04289, sec. 3): raw
-bytes and the proxy's symbols are just different ids of one vocabulary, and the loss is plain next-symbol cross-entropy.
-Two things go beyond a plain GPT, and both are optional inputs of `forward`:
+Nothing in it knows about compression, and that is the point of proxy compression (Zheng et al. 2026, arXiv 2602.04289; "the
+paper" in these files): raw bytes and the proxy's symbols are just different ids of one vocabulary, and the loss is plain
+next-symbol cross-entropy. Two things go beyond a plain GPT, both optional inputs of `forward`:
 
 - `mask` keeps attention inside a sample, since one context holds several of them (see `sample_mask`).
 - `tail` is the text that ends at each position, its last 7 bytes packed in one integer. With `ngram=6` the model adds
@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.utils.checkpoint import checkpoint
 
-# name: (n_layer, n_embd, n_head, mlp_hidden, block_size). 1.5B is the paper's (sec. 4.1); the other large sizes keep its
+# name: (n_layer, n_embd, n_head, mlp_hidden, block_size). 1.5B is the paper's; the other large sizes keep its
 # MLP of four times the width and are named, as there, by what they weigh with the proxy's vocabulary.
 SIZES = {
     "micro": (4, 128, 4, 384, 448),
@@ -195,18 +195,21 @@ class Block(nn.Module):
 
 class NgramEmbedding(nn.Module):
     """The sum of hashed embeddings of the last 2 to n bytes of text that end at each position. One table serves all n."""
+    # odd and arbitrary: they spread the bits of a product
+    SPREAD, STEP, MIX = 0x4F1BBCDCBFA53E0B, 0x632BE59BD9B4E019, 0x2545F4914F6CDD1D
+
     def __init__(self, config):
         super().__init__()
-        assert config.ngram <= TAIL and config.ngram_buckets & (config.ngram_buckets - 1) == 0
+        if not 2 <= config.ngram <= TAIL:
+            raise UserError(f"ngram={config.ngram}: expected 0 for none, or 2 to {TAIL} bytes")
         self.n, self.buckets = config.ngram, config.ngram_buckets
         self.table = nn.EmbeddingBag(config.ngram_buckets, config.n_embd, mode="sum")
 
     def hashes(self, tail):
-        """Table rows, (..., n-1) for tails (...): multiplicative hashing of each n-gram, with another multiplier per n."""
-        grams = [((tail & (256 ** n - 1)) * (0x9E3779B97F4A7C15 // 2 | 1) + n * 0x632BE59BD9B4E019 // 8)
-                 for n in range(2, self.n + 1)]
+        """Table rows, (..., n-1) for tails (...): multiplicative hashing of each n-gram, from another start for each n."""
+        grams = [(tail & (256 ** n - 1)) * self.SPREAD + n * self.STEP // 8 for n in range(2, self.n + 1)]
         grams = torch.stack(grams, dim=-1)
-        return ((grams ^ (grams >> 29)) * 0x2545F4914F6CDD1D >> 33) & (self.buckets - 1)
+        return ((grams ^ (grams >> 29)) * self.MIX >> 33) & (self.buckets - 1)
 
     def forward(self, tail):
         features = self.table(self.hashes(tail).view(-1, self.n - 1)).view(*tail.shape, self.table.embedding_dim)
@@ -278,11 +281,11 @@ class GPT(nn.Module):
         lookups = sum(p.numel() for table in tables if table is not None for p in table.parameters())
         return sum(p.numel() for p in self.parameters()) - (0 if embeddings else lookups)
 
-    def flops_per_symbol(self, context=None):
+    def flops_per_symbol(self):
         """Training FLOPs, forward and backward: 6 a multiplying parameter, 12 an attended symbol, channel and layer
-        (PaLM, arXiv 2204.02311, appendix B; causal attention is counted in full, as there). context: symbols attended."""
+        (PaLM, arXiv 2204.02311, appendix B; causal attention is counted in full, as there)."""
         c = self.config
-        return 6 * self.n_params(embeddings=False) + 12 * c.n_layer * c.n_embd * (context or c.block_size)
+        return 6 * self.n_params(embeddings=False) + 12 * c.n_layer * c.n_embd * c.block_size
 
 # -----------------------------------------------------------------------------
 # the command line, for every file: options are a dataclass, its fields the flags
@@ -296,6 +299,22 @@ def nearest(word, words):
 def flag(default, help, **metadata):
     """A dataclass field that is a command-line flag. metadata: `choices`, or `nargs` and such of argparse."""
     return dataclasses.field(default=default, metadata=dict(help=help, **metadata))
+
+
+RULES = {"above 0": lambda x: x > 0, "of 0 or more": lambda x: x >= 0, "from 0 to 1": lambda x: 0 <= x <= 1}
+
+
+def expect(options, rule, *names):
+    """Raises UserError for the first of the flags `names` that breaks `rule`, a key of RULES."""
+    for name in names:
+        if not RULES[rule](getattr(options, name)):
+            raise UserError(f"--{name}={getattr(options, name)}: expected a number {rule}")
+
+
+def expect_device(device):
+    """Raises UserError for CUDA where there is none."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device={device}: this torch sees no CUDA device; use --device=cpu")
 
 
 def parse(options, argv=None, **parser_settings):

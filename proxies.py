@@ -5,7 +5,7 @@ All of them turn bytes into an array of symbols 0 .. n_symbols-1 and back:
 
 - Tokenizer: byte-level BPE. Our trainer, tiktoken's encoder.
 - Gzip:      one symbol a byte of the gzip stream. Compresses, but a small change of the text changes everything after
-             it, so nothing transfers (paper, sec. 4): the negative example.
+             it, so nothing transfers: the paper's negative example.
 - Neural:    a small byte LM drives an arithmetic coder. This is the one to read.
 
 The neural coder works in *windows* of `bits` bits (equal-information windows: Lester et al. 2024, arXiv 2404.03626). A
@@ -422,7 +422,7 @@ class Neural(Proxy):
 
     def cuts(self, texts):
         """Where the segments of each text start, and its end. The LM's uncertainty about a byte makes it start one
-        (paper, sec. 3.2); after the cut the coder knows nothing of what came before, so what is equal is coded equally."""
+        (from the paper); after the cut the coder knows nothing of what came before, so what is equal is coded equally."""
         if not self.segment:
             return [[0, len(text)] for text in texts]
         return [[0, *(np.nonzero(h[1:] > self.threshold)[0] + 1).tolist(), len(text)]
@@ -510,8 +510,8 @@ def levenshtein(a, b):
 
 
 def stability(proxy, texts, rate, seed=0):
-    """Mean distance between the symbols of each text and of the text with the share `rate` of its bytes deleted
-    (paper, sec. 4)."""
+    """Mean distance between the symbols of each text and of the text with the share `rate` of its bytes deleted,
+    the paper's measure."""
     rng = np.random.default_rng(seed)
     shorter = [bytes(b for b, keep in zip(text, rng.random(len(text)) >= rate) if keep) for text in texts]
     return float(np.mean([levenshtein(a, b) for a, b in zip(proxy.encode_batch(texts), proxy.encode_batch(shorter))]))
@@ -558,7 +558,8 @@ def table_row(proxy, texts):
         bare = f"{speed / (n_bytes / bare / 1e6):.2f}"
     drift = [stability(proxy, texts[:60], rate) for rate in (0.01, 0.1)]
     bits = np.log2(proxy.n_symbols) * n_symbols / n_bytes
-    return (f"{proxy.name:22} {n_bytes / n_symbols:12.2f} {bits:9.2f} {speed:8.2f} {bare:>7} {exact:8.1%} {singles:>8} {drift[0]:9.3f} {drift[1]:9.3f}")
+    return (f"{proxy.name:22} {n_bytes / n_symbols:12.2f} {bits:9.2f} {speed:8.2f} {bare:>7} {exact:8.1%} "
+            f"{singles:>8} {drift[0]:9.3f} {drift[1]:9.3f}")
 
 
 def report(options, corpus, fitted):

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from mix import BOS, BYTE0, END_RAW, EOS, RAW
-from model import GPT, GPTConfig, KVCache, UserError, command_line, flag, next_tail, pack_tails
+from model import (GPT, GPTConfig, KVCache, UserError, command_line, expect, expect_device, flag, next_tail,
+                   pack_tails)
 
 
 def newest_run():
@@ -153,11 +154,10 @@ class SampleOptions:
 
 
 def main(options):
-    if options.temperature < 0 or not 0 < options.top_p <= 1 or options.top_k < 0 or options.max_new < 1:
-        raise UserError(f"--temperature={options.temperature} --top_k={options.top_k} --top_p={options.top_p} --max_new="
-                        f"{options.max_new}: expected at least 0, at least 0, above 0 to 1, and at least 1")
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device={options.device}: this torch sees no CUDA device; use --device=cpu")
+    expect(options, "above 0", "max_new", "top_p")
+    expect(options, "of 0 or more", "temperature", "top_k", "seed")
+    expect(options, "from 0 to 1", "top_p")
+    expect_device(options.device)
     if options.prompt is not None:
         prompt = options.prompt.encode("utf-8", "surrogateescape")
     elif options.file:

@@ -476,27 +476,35 @@ def test_preparation_goes_on_where_it_was_killed(corpus_file, tmp_path, monkeypa
     (folder,) = tmp_path.glob("*/samples-*/tokenizer*")
     files = ("comp.bin", "comp.idx", "meta.json")
     whole = [(folder / file).read_bytes() for file in files]
-    encode_part, done = mix.encode_part, []
-
-    def killed(part, *rest):
-        if len(done) == 3:
-            raise KeyboardInterrupt
-        done.append(part)
-        return encode_part(part, *rest)
-    monkeypatch.setattr(mix.os, "cpu_count", lambda: 1)
     for file in folder.iterdir():
         file.unlink()
-    views, proxy = mix.Views(folder.parent), proxies.load_proxy(next(tmp_path.glob("*/tokenizer*.pt")))
-    mix.worker = views, proxy
-    n_parts = round(views.meta["text_bytes"] / 20_000)
-    edges = np.searchsorted(views.raw_offsets, np.linspace(0, views.raw_offsets[-1], n_parts + 1))
+    jobs = []
+
+    class InThisProcess:
+        """Stands in for the process pool, and is interrupted before part 3 when `jobs` is empty."""
+        def __init__(self, *_):
+            mix.worker = mix.Views(folder.parent), proxies.load_proxy(next(tmp_path.glob("*/tokenizer*.pt")))
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def map(self, work, *columns):
+            first_run = not jobs
+            for job in zip(*columns):
+                if first_run and job[0] == 3:
+                    raise KeyboardInterrupt
+                jobs.append(job[0])
+                yield work(*job)
+    monkeypatch.setattr(mix, "ProcessPoolExecutor", InThisProcess)
     with pytest.raises(KeyboardInterrupt):
-        for part in range(n_parts):
-            killed(part, folder, int(edges[part]), int(edges[part + 1]))
-    kept = {file.name: file.stat().st_mtime_ns for file in folder.glob("*.bin")}
+        mix.prepare(options, 256)
+    assert jobs == [0, 1, 2] and not (folder / "meta.json").exists()
     (folder / "000005.bin.tmp").write_bytes(b"half a part")
-    assert len(kept) == 3
     mix.prepare(options, 256)
+    assert jobs[3:] == list(range(3, len(jobs))) and len(jobs) > 8  # no part twice
     assert [(folder / file).read_bytes() for file in files] == whole
 
 
@@ -748,6 +756,20 @@ def test_verdicts(problem, body, result):
     assert evaluation.score({"t/0": problem}, sample_rows, timeout=1.0)[0]["result"] == result
 
 
+def test_a_completion_that_kills_its_judge_costs_only_its_own_problem():
+    problems = {f"t/{i}": {**PROBLEM, "task_id": f"t/{i}"} for i in range(6)}
+    body = "import os; os.kill(os.getppid(), 9)"
+    rows = [{"task_id": i, "completion": f"    {body if i in ('t/0', 't/2') else 'return x + 1'}\n"} for i in problems]
+    results = {row["task_id"]: row["result"] for row in evaluation.score(problems, rows, timeout=1.0)}
+    assert results.pop("t/0") == results.pop("t/2") == "judge died" and set(results.values()) == {"passed"}
+
+
+def test_a_broken_canonical_solution_is_reported():
+    problem = {**PLUS, "canonical_solution": "    return y\n"}
+    scored = evaluation.score({"t/0": problem}, [{"task_id": "t/0", "completion": "    return x + 1\n"}])
+    assert scored[0]["result"] == "canonical solution failed: NameError" and not scored[0]["passed"]
+
+
 def test_scoring_a_file_needs_no_run(tmp_path, capsys):
     problems = write_problems(tmp_path / "p.jsonl", [PROBLEM, {**PROBLEM, "task_id": "t/1"}])
     rows = [{"task_id": f"t/{i % 2}", "completion": f"    return {'x + 1' if i in (0, 2, 3) else 0}\n"} for i in range(4)]
@@ -755,7 +777,7 @@ def test_scoring_a_file_needs_no_run(tmp_path, capsys):
     evaluation.main(parse(evaluation.EvalOptions, [f"--problems={problems}", f"--samples={given}", "--k=1,2", "--json",
                                                    f"--save={tmp_path}/out.jsonl"]))
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"pass@1": 0.75, "pass@2": 1.0}
-    saved = evaluation.read_jsonl(tmp_path / "out.jsonl")
+    saved = [row for _, row in mix.read_jsonl(tmp_path / "out.jsonl")]
     assert [row["passed"] for row in saved] == [True, True, False, True] and saved[0]["completion"] == rows[0]["completion"]
 
 # -----------------------------------------------------------------------------
@@ -940,10 +962,14 @@ BAD_INPUT = [
     (evaluation, "--samples={tmp}/s.jsonl --problems={tmp}/field.jsonl", "expected a problem"),
     (evaluation, "--samples={tmp}/s.jsonl --problems={tmp}/p.jsonl", "task_id"),
     (evaluation, "--samples={tmp}/s.jsonl --problems={tmp}/p.jsonl --k=0", "k=0"),
-    (proxies, "--report --data={tmp}/none", "no such file"), (proxies, "", "a text"), (mix, "--mode=sentinal", "sentinel"),
+    (train, "--steps=-1", "steps=-1"), (train, "--seed=-1", "seed=-1"), (train, "--lr_warmup=2", "lr_warmup=2"),
+    (train, "--proxy=none --data={tmp}/two.jsonl --out={tmp}/one.txt/run", "one.txt/run"),
+    (evaluation, "--n=0", "n=0"), (sample, "--top_k=-1 --prompt=x", "top_k=-1"), (mix, "--steps=0", "steps=0"),
+    (evaluation, "--samples={tmp}/right.jsonl --problems={tmp}/p.jsonl --k=1 --save={tmp}/none/x", "none/x"),
+    (model_file, "--ngram=9", "ngram=9"), (proxies, "--report --data={tmp}/none", "no such file"), (proxies, "", "a text"), (mix, "--mode=sentinal", "sentinel"),
 ]
 MAINS = {train: (train.train, train.Options), sample: (sample.main, sample.SampleOptions), proxies: (proxies.main, proxies.ShowOptions),
-         evaluation: (evaluation.main, evaluation.EvalOptions), mix: (mix.show, mix.ShowOptions)}
+         model_file: (model_file.print_sizes, model_file.SizeOptions), evaluation: (evaluation.main, evaluation.EvalOptions), mix: (mix.show, mix.ShowOptions)}
 
 
 @pytest.mark.parametrize("module, flags, says", BAD_INPUT, ids=[flags or "nothing" for _, flags, _ in BAD_INPUT])
@@ -956,6 +982,8 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, monkeypatch, mo
     (tmp_path / "field.jsonl").write_text('{"text": "x"}\n{"body": "y"}\n')
     (tmp_path / "one.txt").write_text("short")
     (tmp_path / "s.jsonl").write_text('{"task_id": "other", "completion": ""}\n')
+    (tmp_path / "two.jsonl").write_text('{"text": "x = 1"}\n{"text": "y = 2"}\n')
+    (tmp_path / "right.jsonl").write_text('{"task_id": "t/0", "completion": "    return x + 1"}\n')
     write_problems(tmp_path / "p.jsonl", [PROBLEM])
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     monkeypatch.chdir(tmp_path)

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import eval as evaluation
 from mix import PROXY0, Mixer, MixOptions, prepare
-from model import GPT, SIZES, GPTConfig, UserError, command_line, flag, sample_mask
+from model import GPT, SIZES, GPTConfig, UserError, command_line, expect, expect_device, flag, sample_mask
 from proxies import write_atomic
 from sample import load_checkpoint
 
@@ -71,13 +71,12 @@ class Options(MixOptions):
         self.micro_batch = self.micro_batch or self.batch_size
         if not 0 <= self.ngram <= 7 or self.ngram == 1:
             raise UserError(f"--ngram={self.ngram}: expected 0 or 2 to 7")
-        for name in ("batch_size", "micro_batch", "eval_every", "eval_rows", "budget", "lr", "clip"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"--{name}={getattr(self, name)}: expected more than 0")
+        expect(self, "above 0", "batch_size", "micro_batch", "eval_every", "eval_rows", "budget", "lr", "clip")
+        expect(self, "of 0 or more", "block_size", "steps", "flops", "weight_decay")
+        expect(self, "from 0 to 1", "lr_warmup")
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise UserError(f"--device={self.device}: this torch sees no CUDA device; use --device=cpu")
+        expect_device(self.device)
         if self.dtype == "auto":
             if self.device.startswith("cuda"):
                 fast = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -117,7 +116,7 @@ class Devices:
 
 
 def make_optimizer(model, options):
-    """AdamW with the paper's settings (sec. 4.1); weight decay on the matrices only."""
+    """AdamW with the paper's settings; weight decay on the matrices only."""
     tables = {id(p) for table in (model.embed, model.ngram) if table is not None for p in table.parameters()}
     groups = [{"params": [p for p in model.parameters() if id(p) not in tables], "weight_decay": options.weight_decay},
               {"params": [p for p in model.parameters() if id(p) in tables], "weight_decay": 0.0}]
@@ -128,7 +127,7 @@ def lr_at(done, options):
     """The learning rate when the share `done` of the training is over."""
     if done < options.lr_warmup:
         return options.lr * (done / options.lr_warmup * 0.99 + 0.01)
-    left = (1 - done) / (1 - options.lr_warmup)
+    left = (1 - done) / max(1e-9, 1 - options.lr_warmup)
     if options.decay == "linear":
         return options.lr * left
     return options.lr * (0.1 + 0.9 * 0.5 * (1 - math.cos(math.pi * left)))
@@ -203,7 +202,10 @@ def train(options):
 
     out = Path(options.out)
     if devices.rank == 0:
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out={out}: {error.strerror}; expected a folder that can be made") from None
         if not saved and (out / "ckpt.pt").exists():
             os.replace(out / "ckpt.pt", out / "ckpt.old.pt")
             say(f"the earlier checkpoint in {out} is kept as ckpt.old.pt")
