@@ -52,8 +52,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from mix import (BYTE0, CACHE, COMP, END_COMP, END_RAW, HERE, PROXY0, RAW, Corpus, Mixer, MixOptions, between_sentinels, prepare,
-                 read_jsonl)
+from mix import (BYTE0, CACHE, COMP, END_COMP, END_RAW, HERE, PROXY0, RAW, Corpus, Mixer, MixOptions, between_sentinels,
+                 prepare, read_jsonl)
 from model import KVCache, UserError, command_line, expect, expect_device, flag, nearest, next_tail, pack_tails
 from proxies import load_proxy
 from sample import complete, load_model, newest_run, sentinels_of
@@ -68,10 +68,11 @@ ROWS_AT_ONCE = 256
 
 def write_file(path, data):
     """Bytes to a temporary name, then renamed. Raises UserError."""
+    temporary = f"{path}.{os.getpid()}.tmp"
     try:
-        with open(f"{path}.tmp", "wb") as f:
+        with open(temporary, "wb") as f:
             f.write(data)
-        os.replace(f"{path}.tmp", path)
+        os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; expected a place that can be written") from None
 
@@ -85,7 +86,7 @@ def read_problems(path):
     path, problems = path or TINYCODE / "problems.jsonl", {}
     for number, row in read_jsonl(path):
         missing = {"task_id", "prompt", "entry_point"} - row.keys()
-        missing |= {"canonical_solution", "plus_input", "atol"} - row.keys() if "base_input" in row else {"test"} - row.keys()
+        missing |= ({"canonical_solution", "plus_input", "atol"} if "base_input" in row else {"test"}) - row.keys()
         if missing:
             raise UserError(f"{path}, line {number}: expected a problem, but it has no {', '.join(sorted(missing))}")
         problems[row["task_id"]] = row
@@ -204,8 +205,8 @@ def libc(name, *arguments):
 
 
 def isolate():
-    """Take this process and its children off the network, leave it Python's own files only, read-only, and give its children
-    process ids of their own. Root may do so; others get a user namespace first, in which they may.
+    """Take this process and its children off the network, leave it Python's own files only, read-only, and give its
+    children process ids of their own. Root may do so; others get a user namespace first, in which they may.
 
     Returns what could not be had, a list of words.
     """
@@ -304,8 +305,8 @@ def serve(channel, memory, seconds, uid, isolated):
 
 
 def confine(orders, isolated):
-    """The parent of the processes that completions run in, one after the other: make one when the judge asks, kill it and all
-    that it has started when the judge is done. With process ids of their own, it is their number 1, and the end of all."""
+    """The parent of the processes that completions run in, one after the other: makes one when the judge asks, kills it and
+    all that it has started when the judge is done. Where process ids are their own it is number 1, whom they can't kill."""
     while True:
         settings, channels, _, _ = socket.recv_fds(orders, 1 << 10, 1)
         if not settings:  # the judge is gone
@@ -313,7 +314,7 @@ def confine(orders, isolated):
         folder = "/tmp"
         if not isolated:
             import tempfile
-            folder = tempfile.mkdtemp()
+            folder = tempfile.mkdtemp(prefix="nanoproxy-judge-")
             os.chmod(folder, 0o777)
         os.chdir(folder)
         child = os.fork()
@@ -355,7 +356,8 @@ class Box:
         self.channel, theirs = socket.socketpair()
         with contextlib.suppress(OSError, AttributeError):
             self.channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        socket.send_fds(orders, [json.dumps([memory, int(seconds), random.getrandbits(29) | 1 << 30]).encode()], [theirs.fileno()])
+        uid = random.getrandbits(29) | 1 << 30 if PYTHON_FOR_ALL else 0  # a user that nobody is
+        socket.send_fds(orders, [json.dumps([memory, int(seconds), uid]).encode()], [theirs.fileno()])
         theirs.close()
         _, credentials, _, _ = self.channel.recvmsg(1, 64)
         self.pid = struct.unpack("i", credentials[0][2][:4])[0] if credentials else 0
@@ -496,7 +498,7 @@ def run_inputs(orders, problem, code, kind, memory, known):
             if known:
                 try:
                     want, _, atol = known[i]
-                    right = text == want or accepts(problem, inputs[i], *(unpack(json.loads(t)) for t in (text, want)), atol)
+                    right = text == want or accepts(problem, inputs[i], *map(unpack, map(json.loads, (text, want))), atol)
                 except Exception:
                     right = False
                 if not right:
@@ -549,14 +551,16 @@ def run_check(orders, problem, code, memory, limit):
 
 def judge():
     """Reads jobs from stdin, two lines of JSON: {"problem", "codes", "timeout", "memory"}, and what is known of the
-    canonical solution, null at first. Writes that in a line, then for each code "passed", "passed base, then failed: .." or "failed: ..". Its first
-    line of all says what could not be isolated."""
-    global PROC
+    canonical solution, null at first. Writes that in a line, then for each code "passed", "passed base, then failed: .."
+    or "failed: ..". Its first line of all says what could not be isolated."""
+    global PROC, PYTHON_FOR_ALL
     with contextlib.suppress(OSError):
         PROC = os.open("/proc", os.O_RDONLY)
     os.environ.clear()
     os.environ.update(HOME="/tmp", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
     missing = isolate()
+    folders = os.__file__.split("/")[:-1]
+    PYTHON_FOR_ALL = all(os.stat("/".join(folders[:i]) + "/").st_mode & 1 for i in range(1, len(folders) + 1))
     with contextlib.suppress(OSError, AttributeError):
         libc("prctl", 4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: its memory is closed to others
     orders, theirs = socket.socketpair()
@@ -569,7 +573,7 @@ def judge():
         gc.freeze()
         confine(theirs, "processes" not in missing)
     theirs.close()
-    drop_privileges(1 << 30 | os.getpid())
+    drop_privileges(1 << 30 | os.getpid() if PYTHON_FOR_ALL else 0)
     with contextlib.suppress(OSError, AttributeError):
         libc("prctl", 1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG: not to outlive who started it
     with contextlib.suppress(ValueError, OSError):
@@ -604,16 +608,28 @@ def judge():
             print(json.dumps(result), flush=True)
 
 
-JUDGE = "\n".join(["import " + ", ".join("""bisect builtins collections collections.abc contextlib copy ctypes decimal fractions
-    functools gc heapq itertools json math numbers operator os random re resource select signal socket string struct sys time
-    typing""".split()), f"LIBC, PROC, NOT_NONE, SLOWER, SECOND = ctypes.CDLL(None, use_errno=True), None, {NOT_NONE}, {SLOWER}, {SECOND}",
+# The judge's program. It imports what completions import most, so that their processes find it loaded.
+JUDGE = "\n".join([
+    "import bisect, builtins, collections, collections.abc, contextlib, copy, ctypes, decimal, fractions, functools, gc",
+    "import heapq, itertools, json, math, numbers, operator, os, random, re, resource, select, signal, socket, string",
+    "import struct, sys, time, typing",
+    "LIBC, PROC = ctypes.CDLL(None, use_errno=True), None",
+    f"NOT_NONE, SLOWER, SECOND = {NOT_NONE}, {SLOWER}, {SECOND}",
     *map(inspect.getsource, (pack, unpack, libc, isolate, drop_privileges, serve, confine, Failed, Box, restore, accepts,
-                             run_inputs, compiled, run_check, judge)), "judge()"])
+                             run_inputs, compiled, run_check, judge)),
+    "judge()"])
+
+
+@functools.cache
+def warn_once(text):
+    print(text, file=sys.stderr)
 
 
 def start_judge():
     """(process, what it could not isolate). Raises UserError where none starts."""
-    process = subprocess.Popen([sys.executable, "-I", "-c", JUDGE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-I", "-c", JUDGE, f"judge of {os.getpid()}"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                               start_new_session=True)  # Ctrl-C is for this process alone
     try:
         return process, json.loads(process.stdout.readline())
     except ValueError:
@@ -631,21 +647,24 @@ def score(problems, samples, timeout=3.0, memory=1 << 30):
     for number, sample in enumerate(samples, 1):
         task_id, text = sample.get("task_id"), sample.get("solution", sample.get("completion"))
         if not isinstance(text, str) or task_id not in problems:
-            raise UserError(f"sample {number}: expected a string `completion` (or `solution`) and the `task_id` of a problem "
-                            f"in the file, found task_id {task_id!r}")
+            raise UserError(f"sample {number}: expected a string `completion` (or `solution`) and the `task_id` of a "
+                            f"problem in the file, found task_id {task_id!r}")
         by_task[task_id].append(text if "solution" in sample else problems[task_id]["prompt"] + text)
     digest = hashlib.sha256((json.dumps(problems, sort_keys=True) + JUDGE).encode()).hexdigest()[:12]
     folder = CACHE / "expected" / digest
     folder.mkdir(parents=True, exist_ok=True)
-    jobs, results, missing = iter(by_task.items()), defaultdict(list), set()
+    jobs, results, interrupted = iter(by_task.items()), defaultdict(list), []
+    judges = {}
 
-    def work(_):
-        process, words = start_judge()
-        missing.update(words)
+    def work(number):
+        process, missing = start_judge()
+        judges[number] = process
+        if missing:
+            warn_once(f"not isolated from completions on this machine: {', '.join(missing)}")
         for task_id, codes in jobs:  # shared by the workers
             path, verdicts = folder / f"{task_id.replace('/', '-')}.json.gz", results[task_id]
             known = gzip.decompress(path.read_bytes()).decode() if path.exists() else "null\n"
-            while len(verdicts) < len(codes):  # again where a completion took the judge down with it
+            while len(verdicts) < len(codes) and not interrupted:  # again where a completion took the judge down with it
                 job = {"problem": problems[task_id], "codes": codes[len(verdicts):], "timeout": timeout, "memory": memory}
                 try:
                     process.stdin.write(json.dumps(job) + "\n" + known)
@@ -667,17 +686,25 @@ def score(problems, samples, timeout=3.0, memory=1 << 30):
                     process.kill()
                     process.communicate()
                     process, _ = start_judge()
+                    judges[number] = process
         process.communicate()
 
     workers = min(os.cpu_count(), max(1, len(by_task)))
     with tqdm(total=len(samples), desc="running tests", leave=False) as progress, ThreadPoolExecutor(workers) as pool:
-        list(pool.map(work, range(workers)))
-    if missing:
-        print(f"not isolated from completions on this machine: {', '.join(sorted(missing))}", file=sys.stderr)
+        try:
+            list(pool.map(work, range(workers)))
+        except KeyboardInterrupt:
+            interrupted.append(True)
+            for process in judges.values():
+                process.kill()
+            raise
     queues = {task_id: iter(verdicts) for task_id, verdicts in results.items()}
     rows = [sample | {"result": next(queues[sample["task_id"]])} for sample in samples]
-    return [row | {"passed": row["result"] == "passed"} | ({"base_passed": row["result"].startswith("passed")} if "base_input"
-            in problems[row["task_id"]] else {}) for row in rows]
+    for row in rows:
+        row["passed"] = row["result"] == "passed"
+        if "base_input" in problems[row["task_id"]]:
+            row["base_passed"] = row["result"].startswith("passed")
+    return rows
 
 # -----------------------------------------------------------------------------
 # metrics
@@ -697,7 +724,7 @@ def with_interval(key, values):
 
 
 def pass_rates(scored, ks):
-    """pass@k of scored rows for each k in `ks` that has enough completions; with HumanEval+ and MBPP+ the base tests' apart."""
+    """pass@k of scored rows for each k in `ks` that has enough completions; that of base tests apart, where there are any."""
     results = {}
     for prefix, key in (("", "passed"), ("base_", "base_passed")):
         by_task = defaultdict(list)
@@ -711,8 +738,8 @@ def pass_rates(scored, ks):
 
 
 def raw_windows(text, sentinels, context, stride, noise=0.0, rng=None):
-    """A text, a uint8 array, between its sentinels, in windows of `context` symbols, each `stride` symbols further on. Yields
-    (symbols, tails, targets, bytes scored): a target is scored once, in the first window that has it; others are -100.
+    """A text, a uint8 array, between its sentinels, in windows of `context` symbols, each `stride` symbols further on.
+    Yields (symbols, tails, targets, bytes scored): a target is scored once, in the first window that has it, and -100 later.
 
     noise: the share of the bytes that are replaced by random ones. These are not scored: what they cost says nothing.
     """
@@ -726,7 +753,8 @@ def raw_windows(text, sentinels, context, stride, noise=0.0, rng=None):
         targets = body[start:start + context]
         tails = pack_tails(np.append(0, targets[:-1] - BYTE0))
         scored = (np.arange(start, start + len(targets)) >= end) & ~hit[start:start + context]
-        yield np.append(sentinels[0], targets[:-1]), tails, np.where(scored, targets, -100), (scored & (targets >= BYTE0)).sum()
+        n_bytes = (scored & (targets >= BYTE0)).sum()
+        yield np.append(sentinels[0], targets[:-1]), tails, np.where(scored, targets, -100), n_bytes
         start, end = start + stride, start + len(targets)
 
 
@@ -756,7 +784,7 @@ def measure_bpb(model, trained, options):
         o.proxy = "none" if options.view == "raw" else o.proxy  # the raw side needs no proxy
         key = ("bpb" if options.view == "raw" else "bpb_comp") + (f" {data}" if options.data else "")
         if options.context > size:
-            raise UserError(f"--context={options.context}: expected at most {size}, the context that the model was trained on")
+            raise UserError(f"--context={options.context}: expected at most {size}, as the model was trained with")
         if options.context:
             held_out = [text for _, text, view, val in Corpus(data).documents() if val and view != "comp"]
             texts = [np.frombuffer(text, np.uint8) for text in held_out]
@@ -769,9 +797,9 @@ def measure_bpb(model, trained, options):
             shown = [mixer.shown(i, "comp") for i in texts]
             samples = [(s[:-1], t[:-1], s[1:], length) for s, t, length in shown]
         else:
-            context = options.context or size
-            samples = [window for text in texts for window in raw_windows(
-                text if options.context else views.raw(text), sentinels_of(trained.mode), context, options.stride or context // 2)]
+            texts = texts if options.context else [views.raw(i) for i in texts]
+            context, sentinels = options.context or size, sentinels_of(trained.mode)
+            samples = [w for text in texts for w in raw_windows(text, sentinels, context, options.stride or context // 2)]
         results[key] = bits_per_byte(model, samples, options.device, options.batch_size)
     return results
 
@@ -794,7 +822,8 @@ def rename_variables(prompt, solution, rng):
     """New names for the parameters, and for the variables of helpers, that can be seen in the prompt; docstrings keep the
     old ones. Raises SyntaxError where that can't be done safely."""
     whole, seen = ast.parse(prompt + solution), ast.parse(prompt)
-    taken = {n.name for n in ast.walk(whole) if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.alias))} | set(dir(builtins))
+    taken = {n.name for n in ast.walk(whole) if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.alias))}
+    taken |= set(dir(builtins))
     old = dict.fromkeys(n.arg if isinstance(n, ast.arg) else n.id for n in ast.walk(seen)
                         if isinstance(n, ast.arg) or isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
     letters = rng.random() < 0.5
@@ -828,30 +857,36 @@ def change_words(prompt, how, rng):
     words = [m.span() for m in re.finditer(r"(?<![\w\\'\"(\[.])[A-Za-z]{3,}(?![\w'\"()\[\]])", prose)]
     for a, b in sorted(rng.sample(words, -(-len(words) // 6)), reverse=True):
         word, i = prose[a:b], rng.randrange(b - a - 1)
-        word = {"swap": word[:i] + word[i + 1] + word[i] + word[i + 2:], "typo": word[:i] + KEYS[word[i].lower()] + word[i + 1:],
-                "case": word.swapcase(), "spaces": word + " "}[how]
+        word = {"swap": word[:i] + word[i + 1] + word[i] + word[i + 2:], "case": word.swapcase(), "spaces": word + " ",
+                "typo": word[:i] + KEYS[word[i].lower()] + word[i + 1:]}[how]
         prompt = prompt[:start + a] + word + prompt[start + b:]
     return prompt
 
 
-PERTURBATIONS = {"name": ("camel", "swap", "double", "capital"), "format": ("tabs", "two spaces", "blank line", "quotes", "split"),
-                 "syntax": ("rename",), "docstring": ("swap", "typo", "case", "spaces")}
+PERTURBATIONS = {
+    "name": ("camel", "swap", "double", "capital"),
+    "format": ("tabs", "two spaces", "blank line", "quotes", "split"),
+    "syntax": ("rename",),
+    "docstring": ("swap", "typo", "case", "spaces"),
+}
 
 
 def perturb(problem, kind, seed):
-    """(prompt, canonical solution, entry point), changed in a way of one of ReCode's four kinds (section 3.2), drawn by the
-    seed. What the program means stays as it was; where no way applies, so does the text."""
+    """(prompt, canonical solution, entry point), changed in one way of a `kind`, one of ReCode's four; drawn by the seed.
+    What the program means stays as it was; where no way applies, so does the text."""
     rng = random.Random(f"{problem['task_id']} {kind} {seed}")
     prompt, solution, name = problem["prompt"], problem.get("canonical_solution", ""), problem["entry_point"]
     for how in rng.sample(PERTURBATIONS[kind], len(PERTURBATIONS[kind])):
         new_prompt, new_solution, new_name, i = prompt, solution, name, rng.randrange(max(1, len(name) - 1))
         try:
             if kind == "name":
-                new_name = {"camel": re.sub(r"(?<=[^_])_+(.)", lambda m: m[1].upper(), name), "double": name[:i] + name[i] + name[i:],
-                            "swap": name[:i] + name[i + 1:i + 2] + name[i] + name[i + 2:], "capital": name.capitalize()}[how]
+                new_name = {"camel": re.sub(r"(?<=[^_])_+(.)", lambda m: m[1].upper(), name), "capital": name.capitalize(),
+                            "swap": name[:i] + name[i + 1:i + 2] + name[i] + name[i + 2:],
+                            "double": name[:i] + name[i] + name[i:]}[how]
                 new_prompt = re.sub(rf"(?<![\w.]){name}(?=\()", new_name, prompt)
                 new_solution = re.sub(rf"(?<![\w.]){name}\b", new_name, solution)
-                if keyword.iskeyword(new_name) or re.search(rf"\b{new_name}\b", prompt + solution) or hasattr(builtins, new_name):
+                in_use = re.search(rf"\b{new_name}\b", prompt + solution) or hasattr(builtins, new_name)
+                if in_use or keyword.iskeyword(new_name):
                     continue
                 compile(new_prompt + new_solution, "", "exec")
             elif kind == "syntax":
@@ -878,8 +913,8 @@ def perturb(problem, kind, seed):
 
 
 def measure_robustness(model, trained, problems, options, file_for):
-    """Greedy pass@1 on the prompts as they are, and for each kind of perturbation the share of problems that are solved under
-    all `options.perturbations` seeds, and the drop (ReCode's RP and RD at 1); bits per byte under byte noise."""
+    """Greedy pass@1 on the prompts as they are; for each kind of perturbation the share of problems that are solved under
+    all `options.perturbations` seeds, and the relative drop (ReCode's RP_s@1 and RD_s@1)."""
     rows, sentinels = [], sentinels_of(trained.mode)
     for kind in ("greedy", *PERTURBATIONS):
         for seed in range(options.perturbations if kind != "greedy" else 1):
@@ -916,8 +951,8 @@ def measure_noise(model, trained, options):
 
 @torch.inference_mode()
 def write_view(model, prompts, first, closer, spelled):
-    """Go on greedily from prompts (symbols, tails) that end in the opening sentinel of a view, in that view's symbols only,
-    up to `closer`: a list of symbols less `first` for each. spelled: the bytes of each symbol, None if it stands for none."""
+    """Go on greedily from prompts (symbols, tails) that end in the opening sentinel of a view, in its symbols only, up to
+    `closer`: a list of symbols less `first` for each. spelled: the bytes of each symbol, None if it stands for none."""
     device, n, size = model.embed.weight.device, len(spelled), model.config.block_size
     lengths = torch.tensor([len(symbols) for symbols, _ in prompts])
     idx = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)
@@ -939,22 +974,23 @@ def write_view(model, prompts, first, closer, spelled):
                 written[row].append(symbol)
                 for byte in spelled[symbol] or b"":
                     tail[row] = next_tail(tail[row], byte)
-        logits = model(torch.tensor(choice, device=device)[:, None] + first, tail=torch.tensor(tail, device=device)[:, None],
-                       cache=cache)[:, -1]
+        new, new_tail = (torch.tensor(values, device=device)[:, None] for values in (choice, tail))
+        logits = model(new + first, tail=new_tail, cache=cache)[:, -1]
         cache.pos = cache.pos + 1
     return written
 
 
 def measure_translation(model, trained, proxy, problems, options):
     """Oracle translation (the paper's): a view of the prompt and canonical solution is given, the model writes the other.
-    Shares of problems that come out exactly, and that pass their tests; problems that do not fit in a context are left out."""
+    Shares of the problems that come out exactly, and that pass their tests; those too long for a context are left out."""
     results, size, texts, shown = {}, model.config.block_size, {}, {}
     for i, problem in problems.items():
         text = (problem["prompt"] + problem["canonical_solution"]).encode()
         comp = np.asarray(proxy.encode(text))
         if len(text) + len(comp) + 4 <= size:
             texts[i] = text
-            shown[i] = [between_sentinels(view, np.frombuffer(text, np.uint8), comp, proxy.n_bytes)[:2] for view in ("raw", "comp")]
+            raw = np.frombuffer(text, np.uint8)
+            shown[i] = [between_sentinels(view, raw, comp, proxy.n_bytes) for view in ("raw", "comp")]
     results["translated problems"] = len(texts)
     for name, opener, closer, first, spelled in (
             ("comp to raw", RAW, END_RAW, BYTE0, [bytes([b]) for b in range(256)]),
@@ -979,8 +1015,8 @@ def measure_translation(model, trained, proxy, problems, options):
 
 
 def recall_facts(model, path, sentinels):
-    """{"facts_raw": share of the facts seen raw, "facts_comp": of those seen compressed only} that greedy decoding gives back
-    from their raw prompts, and {"facts_chance"}, that of a guess: a fact is one of 9,000 numbers."""
+    """{"facts_raw": share of the facts seen raw, "facts_comp": of those seen compressed only} that greedy decoding gives
+    back from their raw prompts, and {"facts_chance"}, that of a guess: a fact is one of 9,000 numbers."""
     rows = [row for _, row in read_jsonl(path)]
     right = {"any": [], "comp": []}
     for start in tqdm(range(0, len(rows), ROWS_AT_ONCE), desc="recalling facts", leave=False):
@@ -1007,8 +1043,8 @@ TASKS = {  # what is measured, and the options that a result depends on
 @dataclass
 class EvalOptions:
     runs: tuple = flag((), "folders of runs [the newest under out/]", positional=True, nargs="*")
-    task: str = flag("", "what to measure, with commas: bpb, pass, robust, translate, facts, or all [bpb, and pass and facts "
-                     "for tinycode]")
+    task: str = flag("", "what to measure, with commas: bpb, pass, robust, translate, facts, or all [bpb, and pass and "
+                     "facts for tinycode]")
     again: bool = flag(False, "measure again what a run's results.json has")
     view: str = flag("raw", "bpb: raw bytes, or through the proxy", choices=("raw", "comp"))
     limit: int = flag(1000, "bpb: held-out samples at most")
@@ -1041,7 +1077,7 @@ class EvalOptions:
         self.temperature = (0.0 if self.n == 1 else 0.2) if self.temperature is None else self.temperature
         expect(self, "of 0 or more", "temperature")
         if self.stride > self.context:
-            raise UserError(f"--stride={self.stride}: expected at most --context={self.context}, or targets would be left out")
+            raise UserError(f"--stride={self.stride}: expected at most --context={self.context}, or bytes are left out")
         expect_device(self.device)
         self.ks()
 
@@ -1073,8 +1109,9 @@ def measure(task, model, trained, options, file_for, run):
         return recall_facts(model, TINYCODE / "facts.jsonl", sentinels_of(trained.mode))
     problems = read_problems(options.problems)
     if task == "pass":
-        done = complete_problems(model, {i: p["prompt"] for i, p in problems.items()}, options.n, sentinels_of(trained.mode), options,
-                                 options.temperature, file_for("pass"))
+        prompts = {i: problem["prompt"] for i, problem in problems.items()}
+        done = complete_problems(model, prompts, options.n, sentinels_of(trained.mode), options, options.temperature,
+                                 file_for("pass"))
         samples = [{"task_id": i, "completion": text} for i in problems for text in done[i]]
         return score_samples(problems, samples, options)
     if task == "robust":
@@ -1141,17 +1178,18 @@ def plot(table, path):
         log_path = Path(run) / "log.jsonl"
         if log_path.exists():
             log = [row for _, row in read_jsonl(log_path) if row["flops"] > 0]
-            left.plot([row["flops"] for row in log], [row["val_raw"] for row in log], styles[number % 4], marker="os^Dv"[number % 5],
-                      color=str(0.18 * (number % 5)), label=run)
+            left.plot([row["flops"] for row in log], [row["val_raw"] for row in log], styles[number % 4],
+                      marker="os^Dv"[number % 5], color=str(0.18 * (number % 5)), label=run)
     left.set(xlabel="training FLOPs", ylabel="bits per byte, held-out raw bytes", xscale="log", yscale="log")
-    ks = [name for name in dict.fromkeys(n for results in table.values() for n in results) if re.fullmatch(r"pass@\d+", name)]
+    ks = [k for k in dict.fromkeys(name for results in table.values() for name in results) if re.fullmatch(r"pass@\d+", k)]
     for number, (run, results) in enumerate(table.items()):
         shown = [k for k in ks if k in results]
         at = [ks.index(k) + 0.8 * ((number + 0.5) / len(table) - 0.5) for k in shown]
         values = [results[k] for k in shown]
         errors = np.array([[results[k] - results[f"{k}_95"][0], results[f"{k}_95"][1] - results[k]] for k in shown]).T
         right.bar(at, values, 0.8 / len(table), yerr=errors if shown else None, capsize=3, edgecolor="black",
-                  color=str(0.35 + 0.6 * number / max(1, len(table) - 1)), hatch=["", "//", "..", "xx"][number % 4], label=run)
+                  color=str(0.35 + 0.6 * number / max(1, len(table) - 1)), hatch=["", "//", "..", "xx"][number % 4],
+                  label=run)
     right.set(xticks=range(len(ks)), xticklabels=ks, ylabel="share of problems, 95 % intervals", ylim=(0, 1))
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
