@@ -341,7 +341,6 @@ def confine(orders, isolated):
             libc("mount", b"tmpfs", b"/tmp", b"tmpfs", 6, b"size=64m,mode=1777")
         if not alive:
             os._exit(0)
-        orders.send(b".")
 
 
 class Failed(Exception):
@@ -408,10 +407,9 @@ class Box:
         return text
 
     def close(self):
-        """Kill the process and all that it started; returns when they are gone."""
+        """Have the process killed, and all that it started. The next one is not made before they are gone."""
         self.channel.close()
         self.orders.send(b".")
-        self.orders.recv(1)
 
 # -----------------------------------------------------------------------------
 # scoring
@@ -516,9 +514,13 @@ def run_inputs(orders, problem, code, kind, memory, known):
     return made
 
 
-@functools.lru_cache(8)
-def compiled(source):
-    return compile(source, "problem", "exec")
+@functools.lru_cache(1)
+def surroundings(prompt, solution, test):
+    """(what the tests of a problem find beside its function, the tests compiled), made once for all its completions."""
+    scope = {}
+    with contextlib.suppress(Exception):
+        exec(prompt + solution, scope)
+    return scope, compile(test, "test", "exec")
 
 
 def run_check(orders, problem, code, memory, limit):
@@ -530,13 +532,11 @@ def run_check(orders, problem, code, memory, limit):
         box.write([pack(list(arguments))])
         return unpack(json.loads(box.read(limit - box.spent)))
 
-    scope = {}
-    with contextlib.suppress(Exception):  # tests may use what stands beside the function in the prompt
-        exec(compiled(problem["prompt"] + problem.get("canonical_solution", "")), scope)
     try:
+        beside, tests = surroundings(problem["prompt"], problem.get("canonical_solution", ""), problem["test"])
+        scope = beside | {problem["entry_point"]: candidate}
         box.read(limit)
-        scope[problem["entry_point"]] = candidate
-        exec(compiled(problem["test"]), scope)
+        exec(tests, scope)
         scope["check"](candidate)
     except AssertionError:
         raise Failed("wrong answer") from None
@@ -606,6 +606,8 @@ def judge():
                 result = f"passed base, then failed: {error}" if result == "passed base" else f"failed: {error}"
             signal.alarm(0)
             print(json.dumps(result), flush=True)
+    orders.close()
+    os.wait()
 
 
 # The judge's program. It imports what completions import most, so that their processes find it loaded.
@@ -616,7 +618,7 @@ JUDGE = "\n".join([
     "LIBC, PROC = ctypes.CDLL(None, use_errno=True), None",
     f"NOT_NONE, SLOWER, SECOND = {NOT_NONE}, {SLOWER}, {SECOND}",
     *map(inspect.getsource, (pack, unpack, libc, isolate, drop_privileges, serve, confine, Failed, Box, restore, accepts,
-                             run_inputs, compiled, run_check, judge)),
+                             run_inputs, surroundings, run_check, judge)),
     "judge()"])
 
 
