@@ -95,11 +95,14 @@ def read_problems(path):
     return problems
 
 
-def complete_problems(model, prompts, n, sentinels, options, temperature, path=None):
+def complete_problems(model, prompts, n, sentinels, options, temperature, keep=None):
     """{task_id: n completions, strings} of `prompts`, {task_id: prompt}.
 
-    path: finished completions are added to this file, and read from it when a call that was interrupted is made again.
+    keep: what the names of the model's files begin with. Finished completions are added to one, and read from it when the
+    same call is made again, after an interruption or for another score.
     """
+    about = json.dumps([prompts, n, temperature, options.max_new, options.seed])
+    path = keep and Path(f"{keep}-{hashlib.sha256(about.encode()).hexdigest()[:12]}.jsonl")
     done = defaultdict(list)
     if path and path.exists():
         for line in path.read_text().splitlines():
@@ -914,7 +917,7 @@ def perturb(problem, kind, seed):
     return prompt, solution, name
 
 
-def measure_robustness(model, trained, problems, options, file_for):
+def measure_robustness(model, trained, problems, options, keep):
     """Greedy pass@1 on the prompts as they are; for each kind of perturbation the share of problems that are solved under
     all `options.perturbations` seeds, and the relative drop (ReCode's RP_s@1 and RD_s@1)."""
     rows, sentinels = [], sentinels_of(trained.mode)
@@ -922,8 +925,8 @@ def measure_robustness(model, trained, problems, options, file_for):
         for seed in range(options.perturbations if kind != "greedy" else 1):
             texts = {i: (p["prompt"], "", p["entry_point"]) if kind == "greedy" else perturb(p, kind, seed)
                      for i, p in problems.items()}
-            done = complete_problems(model, {i: prompt for i, (prompt, _, _) in texts.items()}, 1, sentinels, options, 0.0,
-                                     file_for(f"{kind}-{seed}"))
+            prompts = {i: prompt for i, (prompt, _, _) in texts.items()}
+            done = complete_problems(model, prompts, 1, sentinels, options, 0.0, keep)
             for i, (prompt, _, name) in texts.items():  # the tests call the function by its old name
                 alias = f"\n{problems[i]['entry_point']} = {name}\n"
                 rows.append({"task_id": i, "kind": kind, "solution": prompt + done[i][0] + alias})
@@ -1103,7 +1106,7 @@ def score_samples(problems, samples, options):
     return pass_rates(scored, options.ks())
 
 
-def measure(task, model, trained, options, file_for, run):
+def measure(task, model, trained, options, keep, run):
     """The results of one task: {name: number}, with name_95, a 95 % interval, beside shares of problems."""
     if task == "bpb":
         return measure_bpb(model, trained, options)
@@ -1112,12 +1115,11 @@ def measure(task, model, trained, options, file_for, run):
     problems = read_problems(options.problems)
     if task == "pass":
         prompts = {i: problem["prompt"] for i, problem in problems.items()}
-        done = complete_problems(model, prompts, options.n, sentinels_of(trained.mode), options, options.temperature,
-                                 file_for("pass"))
+        done = complete_problems(model, prompts, options.n, sentinels_of(trained.mode), options, options.temperature, keep)
         samples = [{"task_id": i, "completion": text} for i in problems for text in done[i]]
         return score_samples(problems, samples, options)
     if task == "robust":
-        return measure_robustness(model, trained, problems, options, file_for) | measure_noise(model, trained, options)
+        return measure_robustness(model, trained, problems, options, keep) | measure_noise(model, trained, options)
     if not (Path(run) / "proxy.pt").exists() or trained.mode == "vanilla":
         return {}  # one view only, or no sentinels to ask for the other
     return measure_translation(model, trained, load_proxy(Path(run) / "proxy.pt"), problems, options)
@@ -1132,22 +1134,25 @@ def evaluate(model, checkpoint, options, tasks=None, run=None, results=None):
     options.check()
     if path and path.exists() and not options.again:
         known = json.loads(path.read_text())
+    stamp = keep = None
+    if run and (Path(run) / "ckpt.pt").exists():
+        stamp = (Path(run) / "ckpt.pt").stat().st_mtime_ns
+        keep = Path(run) / "completions" / f"{stamp:x}"
+        keep.parent.mkdir(exist_ok=True)
     for task in tasks:
         if task == "facts" and trained.data != "tinycode":
             continue
         settings = {name: getattr(options, name) for name in TASKS[task]}
-        about = [task, settings, read_problems(options.problems) if task in ("pass", "robust", "translate") else None]
-        if run:
-            about.append((Path(run) / "ckpt.pt").stat().st_mtime_ns)
-        key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
-        folder = run and Path(run) / "completions"
-        if run:
-            folder.mkdir(exist_ok=True)
+        problems = read_problems(options.problems) if task in ("pass", "robust", "translate") else None
+        key = hashlib.sha256(json.dumps([task, settings, problems, stamp]).encode()).hexdigest()[:12]
         if key not in known or options.save and task == "pass":
-            measured = measure(task, model, trained, options, lambda name: folder and folder / f"{name}-{key}.jsonl", run)
+            measured = measure(task, model, trained, options, keep, run)
             known[key] = {"task": task, "settings": settings, "problems": options.problems, "results": measured}
-            if run:
-                write_file(path, json.dumps(known, indent=1).encode())
+            if stamp:
+                try:
+                    write_file(path, json.dumps(known, indent=1).encode())
+                except UserError as error:
+                    warn_once(f"results not kept: {error}")
         results |= known[key]["results"]
     return results
 
@@ -1183,6 +1188,8 @@ def plot(table, path):
             left.plot([row["flops"] for row in log], [row["val_raw"] for row in log], styles[number % 4],
                       marker="os^Dv"[number % 5], color=str(0.18 * (number % 5)), label=run)
     left.set(xlabel="training FLOPs", ylabel="bits per byte, held-out raw bytes", xscale="log", yscale="log")
+    left.yaxis.set_major_formatter("{x:.2g}")
+    left.yaxis.set_minor_formatter("{x:.2g}")
     ks = [k for k in dict.fromkeys(name for results in table.values() for name in results) if re.fullmatch(r"pass@\d+", k)]
     for number, (run, results) in enumerate(table.items()):
         shown = [k for k in ks if k in results]

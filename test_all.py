@@ -798,7 +798,8 @@ def test_mbpp_oracles(number, name, solution, body, row, result):
 
 
 def test_a_busy_machine_changes_no_verdict():
-    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3 * os.cpu_count())]
+    command = [sys.executable, "-c", "while True: pass"]  # in sessions of their own, which the scheduler treats alike
+    busy = [subprocess.Popen(command, start_new_session=True) for _ in range(4 * os.cpu_count())]
     try:
         body = "    import time\n    while time.process_time() < {}: pass\n    return x + 1\n"
         rows = [{"task_id": "t/0", "completion": body.format(seconds)} for seconds in (0.6, 0.7, 5.0)]
@@ -875,7 +876,7 @@ def test_robustness_is_the_worst_over_seeds(tmp_path, monkeypatch):
     def measured(perturbations):
         monkeypatch.setattr(evaluation, "complete", lambda model, prompts, *_, **__: [[known[p.decode()].encode()] for p in prompts])
         options = evaluation.EvalOptions(perturbations=perturbations)
-        return evaluation.measure_robustness(None, MixOptions(), problems, options, lambda name: None)
+        return evaluation.measure_robustness(None, MixOptions(), problems, options, None)
     two, three = measured(2), measured(3)
     assert two["greedy pass@1"] == 1.0 and two["robust name"] == two["robust syntax"] == two["robust format"] == 1.0
     assert two["robust docstring"] == 0.0 == 1 - two["drop docstring"] and two["drop name"] == 0.0
@@ -960,13 +961,15 @@ def test_interrupted_completions_go_on(tmp_path, monkeypatch):
         return [[p + bytes([65 + i]) + str(settings["seed"]).encode() for i in range(n)] for p in prompts]
     monkeypatch.setattr(evaluation, "complete", complete)
     monkeypatch.setattr(evaluation, "ROWS_AT_ONCE", 4)
-    again = lambda path: evaluation.complete_problems(None, prompts, 2, (RAW, END_RAW), evaluation.EvalOptions(), 0.2, path)
-    path = tmp_path / "done.jsonl"
+    again = lambda keep, temperature=0.2: evaluation.complete_problems(
+        None, prompts, 2, (RAW, END_RAW), evaluation.EvalOptions(), temperature, keep)
     with pytest.raises(KeyboardInterrupt):
-        again(path)
+        again(tmp_path / "run")
+    (path,) = tmp_path.glob("run-*.jsonl")
     path.write_text(path.read_text()[:-5])  # the last line is half of one
-    whole, n = again(path), len(calls)
-    assert n == 3 + 4 and again(path) == whole == again(None) and len(calls) == n + 5
+    whole, n = again(tmp_path / "run"), len(calls)
+    assert n == 3 + 4 and again(tmp_path / "run") == whole == again(None) and len(calls) == n + 5
+    assert again(tmp_path / "run", 0.5) == whole and len(calls) == n + 10  # another call, so another file
 
 
 @pytest.mark.parametrize("problem, body, result", [
@@ -1339,6 +1342,14 @@ def test_runs_side_by_side_are_read_not_measured_again(run_train, tmp_path, monk
     pytest.importorskip("matplotlib", reason="pip install matplotlib to draw figures")
     run(f"--plot={tmp_path / 'figure.png'}")
     assert 5_000 < (tmp_path / "figure.png").stat().st_size < 200_000
+
+
+def test_the_closing_report_is_there_for_eval(run_train, monkeypatch, capsys):
+    out = run_train("--steps=2", "--proxy=none", "--report=all")
+    reported = json.loads((out / "report.json").read_text())["bpb"]
+    monkeypatch.setattr(evaluation, "measure", None)
+    evaluation.main(parse(evaluation.EvalOptions, [str(out), "--json"]))
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"bpb": reported}
 
 
 def test_ctrl_c_prints_what_is_done(run_train, monkeypatch, capsys):

@@ -300,7 +300,8 @@ def train(options):
               "flops": steps * symbols_a_step * model.flops_per_symbol()}
     if options.report == "all":
         checkpoint = {"options": dataclasses.asdict(options)}
-        report |= evaluation.evaluate(model.eval(), checkpoint, evaluation.EvalOptions(device=devices.device))
+        report |= evaluation.evaluate(model.eval(), checkpoint, evaluation.EvalOptions(device=devices.device),
+                                      run=out)
     print_report(report, options, proxy, seconds, time.time() - started)
     with open(out / "report.json", "w") as f:
         json.dump(report, f)

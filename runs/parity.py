@@ -180,7 +180,8 @@ def main():
     ours = [(row["base_passed"], row["passed"]) for row in scored]
     print(f"eval.py: {time.time() - started:.0f} s, {sum(p for _, p in ours)} of {len(ours)} pass")
     if "load" not in args.skip:
-        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * os.cpu_count())]
+        command = [sys.executable, "-c", "while True: pass"]  # in sessions of their own, which the scheduler treats alike
+        busy = [subprocess.Popen(command, start_new_session=True) for _ in range(2 * os.cpu_count())]
         again = evaluation.score(problems, samples)
         for process in busy:
             process.kill()
