@@ -326,7 +326,7 @@ def confine(orders, isolated):
             os._exit(0)
         os.close(channels[0])
         alive = orders.recv(1)
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(OSError):  # there may be none left
             os.kill(child, signal.SIGKILL)
             os.kill(-1 if isolated else -child, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
@@ -386,21 +386,21 @@ class Box:
         started, waited, took = time.monotonic(), None, 0.0
         end = self.buffer.find(b"\n")
         while end < 0:
-            if not select.select([self.channel], [], [], 0.05 if waited is None else max(0.0, limit - took) + 0.001)[0]:
+            if select.select([self.channel], [], [], 0.05 if waited is None else max(0.0, limit - took) + 0.001)[0]:
+                try:
+                    part = self.channel.recv(1 << 20)
+                except OSError:
+                    part = b""
+                end = part.find(b"\n") + len(self.buffer) if b"\n" in part else -1
+                self.buffer += part
+                if not part or len(self.buffer) > 1 << 26:
+                    raise Failed("too much output" if part else "exited")
+            clock = time.monotonic() - started
+            if end < 0 and clock > 0.05:
                 waited = self.waited() if waited is None else waited
-                clock = time.monotonic() - started
                 took = clock - (self.waited() - waited)
                 if took > limit or clock > 10 * limit:
                     raise Failed("timed out")
-                continue
-            try:
-                part = self.channel.recv(1 << 20)
-            except OSError:
-                part = b""
-            end = part.find(b"\n") + len(self.buffer) if b"\n" in part else -1
-            self.buffer += part
-            if not part or len(self.buffer) > 1 << 26:
-                raise Failed("too much output" if part else "exited")
         self.spent += time.monotonic() - started - (self.waited() - waited if waited is not None else 0.0)
         verdict, _, text = bytes(self.buffer[:end]).decode("ascii", "replace").partition(" ")
         del self.buffer[:end + 1]
@@ -416,6 +416,7 @@ class Box:
 
 # -----------------------------------------------------------------------------
 # scoring
+
 
 def restore(task_id, inputs):
     """MBPP+'s inputs as its solutions expect them: JSON has made lists of their tuples and sets, strings of their complex

@@ -1027,6 +1027,7 @@ HOSTILE = {
     alike = json.dumps({'set': [n * (2 ** 61 - 1) for n in range(200000)]})
     with open(3, 'wb') as f: f.write(b'returned ' + alike.encode() + b'\\n')
     return x + 1""", "took the judge down"),
+    "answers without an end": ("import os, time\n    while True: os.write(3, b'x'); time.sleep(0.01)", "timed out"),
     "breaks json": ("import json; json.dumps = lambda *_: '2'; return 0", "wrong answer"),
     "breaks builtins": ("import builtins; builtins.isinstance = builtins.type = builtins.len = lambda *_: True; return 0", None),
     "a thread that stays": ("import threading; threading.Thread(target=lambda: [0 for _ in iter(int, 1)]).start(); return 0",
