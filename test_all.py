@@ -1340,9 +1340,13 @@ def test_runs_side_by_side_are_read_not_measured_again(run_train, tmp_path, monk
         run("--n=3")
     monkeypatch.undo()
     assert json.loads(run("--again").splitlines()[-1]) == results
+
+
+def test_figure(run_train, tmp_path):
     pytest.importorskip("matplotlib", reason="pip install matplotlib to draw figures")
-    run(f"--plot={tmp_path / 'figure.png'}")
-    assert 5_000 < (tmp_path / "figure.png").stat().st_size < 200_000
+    run, figure = run_train("--steps=3", "--eval_every=1", "--proxy=none"), tmp_path / "figure.png"
+    evaluation.main(parse(evaluation.EvalOptions, [str(run), "--task=bpb", "--limit=5", f"--plot={figure}"]))
+    assert 5_000 < figure.stat().st_size < 200_000
 
 
 def test_the_closing_report_is_there_for_eval(run_train, monkeypatch, capsys):
@@ -1353,11 +1357,12 @@ def test_the_closing_report_is_there_for_eval(run_train, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"bpb": reported}
 
 
-def test_ctrl_c_prints_what_is_done(run_train, monkeypatch, capsys):
+def test_ctrl_c_prints_what_is_done(run_train, tmp_path, monkeypatch, capsys):
     out = run_train("--steps=2", "--proxy=none")
     monkeypatch.setattr(evaluation, "complete", lambda *_, **__: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
-        evaluation.main(parse(evaluation.EvalOptions, [str(out), "--task=bpb,pass", "--limit=10"]))
+        evaluation.main(parse(evaluation.EvalOptions, [str(out), "--task=bpb,pass", "--limit=10",
+                                                       f"--problems={write_problems(tmp_path / 'p.jsonl', [PROBLEM])}"]))
     printed = capsys.readouterr()
     assert re.search(r"^bpb +\d\.\d{4}$", printed.out, re.M) and "the same command goes on from here" in printed.err
 
