@@ -135,8 +135,8 @@ def complete_problems(model, prompts, n, sentinels, options, temperature, keep=N
 #     score()  --problem, completions-->  judge  --code, arguments-->  serve(), in a process of its own
 #              <-------verdicts---------         <--return values----
 #
-# On Linux both live without network, in a file system that holds Python, read-only, and an empty /tmp; every completion has
-# process ids and a /tmp of its own, and the kernel kills whatever it started together with it.
+# On Linux both live without network, in a file system that holds Python, read-only, and an empty /scratch; a completion has
+# process ids and a /scratch to itself, and what it has started is killed together with it.
 
 
 def pack(x):
@@ -198,7 +198,7 @@ def unpack(x):
     return {"tuple": tuple, "set": set, "frozenset": frozenset, "iterator": iter}[kind](y)
 
 
-LIBC = ctypes.CDLL(None, use_errno=True)
+LIBC, SCRATCH = ctypes.CDLL(None, use_errno=True), "/scratch"
 
 
 def libc(name, *arguments):
@@ -241,12 +241,14 @@ def isolate():
             libc("mount", path.encode(), inside.encode(), None, 0x5000, None)  # MS_BIND | MS_REC
             if os.path.isdir(path):
                 libc("syscall", 442, -100, inside.encode(), 0x8000, read_only, len(read_only))  # with all below it
-        os.mkdir("/sys/tmp")
+        os.mkdir(f"/sys{SCRATCH}")
+        if not os.path.lexists("/sys/tmp"):  # Python's own files may lie under it
+            os.symlink(SCRATCH, "/sys/tmp")
         os.chdir("/sys")
         libc("pivot_root", b".", b".")
         libc("umount2", b".", 2)  # MNT_DETACH: the old root is gone
         os.chdir("/")
-        libc("mount", b"tmpfs", b"/tmp", b"tmpfs", 6, b"size=64m,mode=1777")
+        empty_scratch()
         libc("syscall", 442, -100, b"/", 0, read_only, len(read_only))
         missing.remove("file system")
         libc("unshare", new_pid)
@@ -254,6 +256,11 @@ def isolate():
     except (OSError, AttributeError):  # not allowed here, or not Linux
         pass
     return missing
+
+
+def empty_scratch():
+    """The only place where a completion may write."""
+    libc("mount", b"tmpfs", SCRATCH.encode(), b"tmpfs", 6, b"size=64m,mode=1777")
 
 
 def drop_privileges(uid):
@@ -314,7 +321,7 @@ def confine(orders, isolated):
         settings, channels, _, _ = socket.recv_fds(orders, 1 << 10, 1)
         if not settings:  # the judge is gone
             os._exit(0)
-        folder = "/tmp"
+        folder = SCRATCH
         if not isolated:
             import tempfile
             folder = tempfile.mkdtemp(prefix="nanoproxy-judge-")
@@ -339,9 +346,9 @@ def confine(orders, isolated):
         if not isolated:
             import shutil
             shutil.rmtree(folder, ignore_errors=True)
-        elif os.listdir("/tmp"):
-            libc("umount2", b"/tmp", 2)
-            libc("mount", b"tmpfs", b"/tmp", b"tmpfs", 6, b"size=64m,mode=1777")
+        elif os.listdir(SCRATCH):
+            libc("umount2", SCRATCH.encode(), 2)
+            empty_scratch()
         if not alive:
             os._exit(0)
 
@@ -561,8 +568,10 @@ def judge():
     with contextlib.suppress(OSError):
         PROC = os.open("/proc", os.O_RDONLY)
     os.environ.clear()
-    os.environ.update(HOME="/tmp", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
     missing = isolate()
+    if "file system" not in missing:
+        os.environ.update(HOME=SCRATCH, TMPDIR=SCRATCH)
     folders = os.__file__.split("/")[:-1]
     PYTHON_FOR_ALL = all(os.stat("/".join(folders[:i]) + "/").st_mode & 1 for i in range(1, len(folders) + 1))
     with contextlib.suppress(OSError, AttributeError):
@@ -619,10 +628,10 @@ JUDGE = "\n".join([
     "import bisect, builtins, collections, collections.abc, contextlib, copy, ctypes, decimal, fractions, functools, gc",
     "import heapq, itertools, json, math, numbers, operator, os, random, re, resource, select, signal, socket, string",
     "import struct, sys, time, typing",
-    "LIBC, PROC = ctypes.CDLL(None, use_errno=True), None",
+    f"LIBC, PROC, SCRATCH = ctypes.CDLL(None, use_errno=True), None, '{SCRATCH}'",
     f"NOT_NONE, SLOWER, SECOND = {NOT_NONE}, {SLOWER}, {SECOND}",
-    *map(inspect.getsource, (pack, unpack, libc, isolate, drop_privileges, serve, confine, Failed, Box, restore, accepts,
-                             run_inputs, surroundings, run_check, judge)),
+    *map(inspect.getsource, (pack, unpack, libc, isolate, empty_scratch, drop_privileges, serve, confine, Failed, Box, restore,
+                             accepts, run_inputs, surroundings, run_check, judge)),
     "judge()"])
 
 
