@@ -25,6 +25,7 @@ from fractions import Fraction
 from pathlib import Path
 
 os.environ["NANOPROXY_CACHE"] = tempfile.mkdtemp(prefix="nanoproxy-test-")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore Ctrl-C
 
 import numpy as np
 import pytest
