@@ -33,12 +33,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from model import UserError, command_line, expect, flag, nearest, pack_tails
+from model import BYTE0, PROXY0, UserError, command_line, expect, flag, nearest, pack_tails, raw_positions_first
 from proxies import ProxyOptions, load_proxy, make_proxy
 
 # The vocabulary of both views, as in the paper: 64 special symbols, the 256 bytes, the proxy's symbols.
 PAD, BOS, EOS, RAW, END_RAW, COMP, END_COMP = range(7)
-BYTE0, PROXY0 = 64, 320
 
 HERE = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("NANOPROXY_CACHE", HERE / "cache"))
@@ -431,6 +430,11 @@ class Mixer:
             return o.mix * (1 - done) / o.raw_phase
         return o.mix
 
+    def raw_share(self, contexts=64):
+        """The share of positions behind a raw byte over the whole training, from some contexts spread over it."""
+        steps = np.linspace(0, self.total_steps - 1, contexts).astype(int).tolist()
+        return sum(self.batch(step, range(1))["raw_first"][1] for step in steps) / contexts / self.block_size
+
     def draws_pairs(self, step):
         o = self.options
         return (o.mode not in ("sentinel", "vanilla") and 0 < o.mix < 1 and len(self.pools["pair"]) > 0
@@ -481,10 +485,11 @@ class Mixer:
 
     def batch(self, step, rows, r=None):
         """Rows `rows` (a range) of the batch of `step`: a dict of x, y, tail, doc, int64 tensors (len(rows), block_size),
-        and text_bytes. r: a fixed share instead of the schedule's, and no pairs (for validation)."""
+        raw_first (see model.py) and text_bytes. r: a fixed share instead of the schedule's, and no pairs (for validation)."""
         columns = list(zip(*[self.row(step, row, r) for row in rows]))
         x, y, tail, doc = (torch.from_numpy(np.stack(column)[:, :-1]) for column in columns[:4])
-        return {"x": x, "y": y, "tail": tail, "doc": doc, "text_bytes": sum(columns[4])}
+        return {"x": x, "y": y, "tail": tail, "doc": doc, "raw_first": raw_positions_first(x),
+                "text_bytes": sum(columns[4])}
 
 
 def decode_context(symbols, proxy):

@@ -17,6 +17,7 @@ import argparse
 import dataclasses
 import difflib
 import functools
+import os
 import sys
 from dataclasses import dataclass
 
@@ -38,7 +39,9 @@ SIZES = {
     "7B":    (24, 4096, 32, 16384, 16384),
     "14B":   (32, 5120, 40, 20480, 16384),
 }
-LOGITS_AT_ONCE = 2 ** 25  # elements; above it the loss is computed chunk by chunk
+BYTE0, PROXY0 = 64, 320   # ids of byte 0 and of the proxy's first symbol; mix.py has the whole vocabulary
+LOSS_CHUNKS = 16          # pieces in which the loss is computed, more where one would have more logits than this:
+LOGITS_AT_ONCE = 2 ** 26
 
 
 class UserError(ValueError):
@@ -158,12 +161,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
 
-    def forward(self, x, rotary, mask, cache=None, layer=0, positions=None):
+    def forward(self, x, rotary, mask, cached=None):
         B, T, C = x.shape
         q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
         q, k = norm(rotate(q, *rotary)).to(v.dtype), norm(rotate(k, *rotary)).to(v.dtype)
-        if cache is not None:
-            k, v = cache.update(layer, k, v, positions)
+        if cached is not None:
+            k, v = cached(k, v)
         if isinstance(mask, BlockMask):
             y = flex_attention(q, k, v, block_mask=mask)
         else:
@@ -216,6 +219,20 @@ class NgramEmbedding(nn.Module):
         return features * (tail != 0).unsqueeze(-1)
 
 
+def raw_positions_first(idx):
+    """(order, n_raw): a permutation (B*T,) of the positions of idx (B, T), those of raw bytes first, and their number."""
+    raw = ((idx >= BYTE0) & (idx < PROXY0)).flatten()
+    return (~raw).to(torch.uint8).argsort(stable=True), int(raw.sum())
+
+
+def chunk_loss(x, weight, y, raw=None):
+    """Cross-entropy (N,) of targets y (N,) after states x (N, C). No proxy symbol can follow where raw (N,) is true."""
+    logits = F.linear(x, weight).float()
+    if raw is not None:
+        logits = logits.masked_fill(raw[:, None] & (torch.arange(len(weight), device=x.device) >= PROXY0), -torch.inf)
+    return F.cross_entropy(logits, y, ignore_index=-100, reduction="none")
+
+
 class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -224,21 +241,43 @@ class GPT(nn.Module):
         self.ngram = NgramEmbedding(config) if config.ngram else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.chunk_loss = chunk_loss
+        self.recompute = False  # activation checkpointing: keep only each block's input for the backward pass
         self.init_weights()
 
     def init_weights(self):
         """Normal(0, 0.02), scaled down where a matrix writes to the residual stream (GPT-2, sec. 2.3)."""
         for name, p in self.named_parameters():
             residual = name.endswith(("proj.weight", "down.weight"))
-            nn.init.normal_(p, std=0.02 / (2 * self.config.n_layer) ** 0.5 if residual else 0.02)
+            whole = torch.empty(p.shape, device=p.device)
+            nn.init.normal_(whole, std=0.02 / (2 * self.config.n_layer) ** 0.5 if residual else 0.02)
+            if hasattr(p, "device_mesh"):  # sharded: every process draws the same matrix and keeps its part
+                from torch.distributed.tensor import distribute_tensor  # takes half a second to import
+                whole = distribute_tensor(whole, p.device_mesh, p.placements, src_data_rank=None)
+            with torch.no_grad():
+                p.copy_(whole)
 
-    def forward(self, idx, targets=None, tail=None, mask=None, cache=None):
+    def compile_parts(self):
+        """torch.compile, piece by piece: the blocks share one compiled code, and FSDP can gather between them."""
+        for block in self.blocks:
+            block.forward = torch.compile(block.forward, fullgraph=True)
+        self.chunk_loss = torch.compile(chunk_loss, fullgraph=True, dynamic=False)
+
+    def forward(self, idx, targets=None, tail=None, mask=None, cache=None, raw_first=None):
         """Logits (B, T, vocab_size) of the symbol after each of `idx` (B, T), or, given `targets`, the loss of each.
 
         targets: (B, T), -100 where there is nothing to predict; the result is then (B, T) in nats, 0 there.
         tail: int64 (B, T) from `pack_tails`. mask: from `sample_mask`; None is plainly causal.
         cache: a KVCache; idx then continues its rows, and the caller moves `cache.pos` on by what was valid.
+        raw_first: what the function of that name makes of idx; a loader that gives it spares the GPU a wait.
         """
+        x = self.states(idx, tail, mask, cache)
+        if targets is None:
+            return self.head(x)
+        return self.loss(x, targets, *(raw_first or raw_positions_first(idx)))
+
+    def states(self, idx, tail=None, mask=None, cache=None):
+        """The final states (B, T, n_embd), normed: all of `forward` but the head."""
         B, T = idx.shape
         positions = torch.arange(T, device=idx.device)
         if cache is not None:
@@ -254,26 +293,41 @@ class GPT(nn.Module):
         if self.ngram is not None and tail is not None:
             x = x + self.ngram(tail)
         for layer, block in enumerate(self.blocks):
-            x = block(x, rotary, mask, cache, layer, positions)
-        x = norm(x)
-        return self.head(x) if targets is None else self.loss(x, targets)
+            cached = () if cache is None else (functools.partial(cache.update, layer, positions=positions),)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, rotary, mask, use_reentrant=False)
+            else:
+                x = block(x, rotary, mask, *cached)
+        return norm(x)
 
-    def loss(self, x, targets):
+    def loss(self, x, targets, order, n_raw):
         """Cross-entropy (B, T) of `targets` (B, T) after the final states x (B, T, C).
 
-        Where the logits of all symbols would not fit well in memory they are made chunk by chunk, in the backward pass
-        once more, so the peak grows with the chunk and not with batch x vocabulary.
+        Behind a raw byte come only bytes and special symbols, never a proxy's: the softmax of these positions is over the
+        first PROXY0 ids. They come first in `order`, so most chunks of them never touch the proxy's columns. Where all
+        logits would not fit well in memory a chunk's are made in the backward pass once more, so the peak grows with
+        the chunk and not with batch x vocabulary.
         """
-        def of_chunk(x, y):
-            return F.cross_entropy(self.head(x).float(), y, ignore_index=-100, reduction="none")
-        x, y = x.flatten(0, 1), targets.flatten()
-        rows = max(1, LOGITS_AT_ONCE // self.config.vocab_size)
-        if len(y) <= rows:
-            losses = of_chunk(x, y)
-        else:
-            losses = torch.cat([checkpoint(of_chunk, *chunk, use_reentrant=False)
-                                for chunk in zip(x.split(rows), y.split(rows))])
-        return losses.view(targets.shape)
+        x, y, vocab = x.flatten(0, 1), targets.flatten(), self.config.vocab_size
+        if vocab <= PROXY0:
+            n_raw = 0  # there are no other columns
+        rows = max(1, min(-(-len(y) // LOSS_CHUNKS), LOGITS_AT_ONCE // vocab))
+        whole, bytes_only, losses = self.head.weight, self.head.weight[:PROXY0], []
+        for start in range(0, len(y), rows):
+            at = order[start:start + rows]
+            left = n_raw - start  # raw positions from here on
+            inputs = (x[at], bytes_only, y[at]) if left >= len(at) else (x[at], whole, y[at])
+            if 0 < left < len(at):
+                inputs += torch.arange(len(at), device=x.device) < left,
+            if len(y) * vocab <= LOGITS_AT_ONCE:
+                losses.append(self.chunk_loss(*inputs))
+            else:
+                losses.append(checkpoint(self.chunk_loss, *inputs, use_reentrant=False))
+        return torch.cat(losses)[order.argsort().view(targets.shape)]
+
+    def raw_logits(self, x):
+        """Logits of the first PROXY0 ids, all that can follow raw text, from final states x (..., n_embd)."""
+        return F.linear(x, self.head.weight[:PROXY0])
 
     def n_params(self, embeddings=True):
         """Parameters; without `embeddings` only those that multiply: blocks and head, not the look-up tables."""
@@ -281,11 +335,13 @@ class GPT(nn.Module):
         lookups = sum(p.numel() for table in tables if table is not None for p in table.parameters())
         return sum(p.numel() for p in self.parameters()) - (0 if embeddings else lookups)
 
-    def flops_per_symbol(self):
+    def flops_per_symbol(self, raw_share=0.0):
         """Training FLOPs, forward and backward: 6 a multiplying parameter, 12 an attended symbol, channel and layer
-        (PaLM, arXiv 2204.02311, appendix B; causal attention is counted in full, as there)."""
+        (PaLM, arXiv 2204.02311, appendix B; causal attention is counted in full, as there). raw_share: the share of
+        positions behind a raw byte, whose loss needs only PROXY0 columns of the head."""
         c = self.config
-        return 6 * self.n_params(embeddings=False) + 12 * c.n_layer * c.n_embd * c.block_size
+        spared = raw_share * c.n_embd * max(0, c.vocab_size - PROXY0)
+        return 6 * (self.n_params(embeddings=False) - spared) + 12 * c.n_layer * c.n_embd * c.block_size
 
 # -----------------------------------------------------------------------------
 # the command line, for every file: options are a dataclass, its fields the flags
@@ -350,7 +406,8 @@ def command_line(main, options, **parser_settings):
     try:
         main(parse(options, **parser_settings))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # under torchrun all processes meet the same error
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

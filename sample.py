@@ -7,6 +7,7 @@ Raw bytes in, raw bytes out. The compressor that helped to train the model is no
 """
 import codecs
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def load_checkpoint(run, device="cpu"):
         raise UserError(f"{run}: no run here, expected a file ckpt.pt in it, as train.py writes")
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
-        checkpoint["model"], checkpoint["config"], checkpoint["options"], checkpoint["step"]
+        checkpoint["config"], checkpoint["options"], checkpoint["step"]
         return checkpoint
     except Exception as error:  # whatever a broken file makes torch throw
         raise UserError(f"{path} is corrupt or truncated ({type(error).__name__}); restore it or train again") from None
@@ -42,7 +43,16 @@ def load_model(run, device="cpu"):
     """(model in eval mode, checkpoint) of a run folder. Raises UserError."""
     checkpoint = load_checkpoint(run, device)
     model = GPT(GPTConfig(**checkpoint["config"])).to(device)
-    model.load_state_dict(checkpoint["model"])
+    if "shards" in checkpoint:  # of a run with --fsdp: each of its processes wrote a part
+        import torch.distributed.checkpoint as dcp
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it should be, in one process
+        try:
+            dcp.load({"model": model.state_dict()}, checkpoint_id=Path(run) / checkpoint["shards"], no_dist=True)
+        except (OSError, dcp.api.CheckpointException) as error:
+            raise UserError(f"{run}/{checkpoint['shards']} is corrupt or incomplete ({type(error).__name__}); restore it or "
+                            "train again") from None
+    else:
+        model.load_state_dict(checkpoint["model"])
     return model.eval(), checkpoint
 
 
@@ -82,7 +92,7 @@ def generate(model, prompts, n=1, max_new=256, temperature=0.8, top_k=0, top_p=1
         idx[:, 0] = sentinels[0]
         cache = KVCache(model.config, len(rows), min(size, longest + max_new - made), device)
         last = torch.arange(len(rows), device=device), lengths - 1
-        logits, tail = model(idx, tail=tails, cache=cache)[last], tails[last]
+        logits, tail = model.raw_logits(model.states(idx, tails, cache=cache)[last]), tails[last]
         cache.pos = lengths
         if repeat > 1:
             texts = [text[:] for text in texts for _ in range(repeat)]
@@ -91,7 +101,7 @@ def generate(model, prompts, n=1, max_new=256, temperature=0.8, top_k=0, top_p=1
             logits, tail, rows, repeat = logits[again], tail[again], torch.arange(len(again), device=device), 1
         live = torch.ones(len(rows), dtype=torch.bool, device=device)
         while True:
-            # of the whole vocabulary only the bytes and the closing sentinel can follow: index 256 is the end
+            # of these ids only the bytes and the closing sentinel can follow: index 256 is the end
             choices = torch.cat((logits[:, BYTE0:BYTE0 + 256], logits[:, sentinels[1], None]), 1)
             byte = pick(choices, temperature, top_k, top_p, generator)
             live &= byte < 256
@@ -110,7 +120,7 @@ def generate(model, prompts, n=1, max_new=256, temperature=0.8, top_k=0, top_p=1
                 break
             byte = byte.clamp(max=255)
             tail = next_tail(tail, byte)
-            logits = model(byte[:, None] + BYTE0, tail=tail[:, None], cache=cache)[:, -1]
+            logits = model.raw_logits(model.states(byte[:, None] + BYTE0, tail[:, None], cache=cache)[:, -1])
             cache.pos = cache.pos + 1
         rows = rows[live]
 

@@ -97,6 +97,12 @@ def small_model(seed=0, **changes):
     torch.manual_seed(seed)
     return GPT(GPTConfig(**SMALL | changes))
 
+def log_p_of(model, idx, tail):
+    """Log-probabilities (T, vocab_size) after each of idx (T,): no proxy symbol behind a raw byte."""
+    logits = model(idx[None], tail=tail[None])[0]
+    logits[(idx >= BYTE0) & (idx < PROXY0), PROXY0:] = -torch.inf
+    return logits.log_softmax(-1)
+
 # -----------------------------------------------------------------------------
 # model.py
 
@@ -114,30 +120,54 @@ def test_sizes_have_the_parameters_that_their_names_say(size):
         assert abs(model.n_params() / (float(size[:-1]) * 1e9) - 1) < 0.1
 
 
-def test_loss_in_chunks_equals_the_plain_one(monkeypatch):
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_loss_in_chunks_equals_the_plain_one(monkeypatch, share):
+    """And behind a raw byte the proxy's symbols are no choice."""
     model = small_model()
-    x, y = torch.randint(0, 600, (2, 3, 40))
+    x, y = torch.randint(PROXY0, 600, (2, 3, 40))
+    raw = torch.rand(3, 40) < share
+    x[raw], y[raw] = x[raw] % 256 + BYTE0, y[raw] % PROXY0
     y[0, :5] = -100
     results = []
-    for at_once in (2 ** 25, 600 * 7):
+    for at_once, chunks in ((2 ** 25, 1), (2 ** 25, 16), (600 * 7, 1)):
         monkeypatch.setattr(model_file, "LOGITS_AT_ONCE", at_once)
+        monkeypatch.setattr(model_file, "LOSS_CHUNKS", chunks)
         model.zero_grad()
         loss = model(x, y)
         loss.sum().backward()
         results.append([loss] + [p.grad.clone() for p in model.parameters()])
-    for plain, chunked in zip(*results):
-        torch.testing.assert_close(plain, chunked)
     logits = model(x)
+    logits[..., PROXY0:][raw] = -torch.inf
     by_hand = -logits.log_softmax(-1).gather(-1, y.clamp(min=0)[..., None])[..., 0] * (y >= 0)
-    torch.testing.assert_close(results[0][0], by_hand)
+    model.zero_grad()
+    by_hand.sum().backward()
+    results.append([by_hand] + [p.grad.clone() for p in model.parameters()])
+    for others in results[1:]:
+        for one, other in zip(results[0], others):
+            torch.testing.assert_close(one, other)
+
+
+def heads_of(model, idx, targets):
+    """What `chunk_loss` is called with in a training step: (rows, columns) of each chunk."""
+    calls, original = [], model.chunk_loss
+    model.chunk_loss = lambda x, weight, *more: calls.append((len(x), len(weight))) or original(x, weight, *more)
+    model(idx, targets).sum().backward()
+    return calls
 
 
 def test_chunked_loss_never_holds_all_logits(monkeypatch):
     monkeypatch.setattr(model_file, "LOGITS_AT_ONCE", 600 * 10)
-    model, rows = small_model(), []
-    model.head.register_forward_hook(lambda _, __, out: rows.append(out.shape[0]))
-    model(torch.zeros(4, 50, dtype=torch.long), torch.zeros(4, 50, dtype=torch.long)).sum().backward()
-    assert max(rows) == 10 and len(rows) == 2 * 20  # each chunk again in the backward pass
+    zeros = torch.zeros(4, 50, dtype=torch.long)
+    assert heads_of(small_model(), zeros, zeros) == 2 * 20 * [(10, 600)]  # each chunk again in the backward pass
+
+
+def test_raw_positions_do_not_pay_for_the_proxys_columns():
+    idx = torch.full((4, 80), PROXY0)
+    idx[:2] = BYTE0
+    assert sorted(heads_of(small_model(), idx, idx)) == 8 * [(20, PROXY0)] + 8 * [(20, 600)]
+    idx[2, 0] = BYTE0  # one more: its chunk needs all columns
+    assert sorted(heads_of(small_model(), idx, idx)) == 8 * [(20, PROXY0)] + 8 * [(20, 600)]
+    assert heads_of(small_model(vocab_size=PROXY0), idx * 0, idx * 0) == 16 * [(20, PROXY0)]
 
 
 def test_cache_equals_the_full_forward_for_rows_of_different_length():
@@ -221,17 +251,6 @@ def test_flex_attention_equals_the_dense_mask():
     with torch.no_grad():
         torch.testing.assert_close(model(idx, mask=block_mask(doc)), model(idx, mask=sample_mask(doc)), rtol=1e-4,
                                    atol=1e-5)
-
-
-@pytest.mark.parametrize("at_once", [2 ** 25, 600 * 16])
-def test_compiles_as_one_graph(monkeypatch, at_once):
-    monkeypatch.setattr(model_file, "LOGITS_AT_ONCE", at_once)
-    torch._dynamo.reset()
-    model, idx = small_model(ngram=4), torch.randint(0, 600, (2, 64))
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    inputs = idx, idx, torch.randint(1, 2 ** 50, (2, 64)), sample_mask(torch.ones(2, 64))
-    torch.testing.assert_close(compiled(*inputs), model(*inputs))
-    compiled(*inputs).sum().backward()
 
 
 def test_ngram_hashes_spread():
@@ -665,7 +684,7 @@ def test_greedy_with_the_cache_equals_greedy_without():
 def test_completions_share_a_prefill_and_differ():
     model = small_model(seed=3).eval()
     calls = []
-    model.register_forward_pre_hook(lambda _, args: calls.append(args[0].shape))
+    model.embed.register_forward_pre_hook(lambda _, args: calls.append(args[0].shape))
     (one, two) = sample.complete(model, [b"ab", b"cdefg"], n=6, max_new=9, temperature=1.0, seed=1)
     assert calls[0] == (2, 6) and calls[1] == (12, 1) and len(set(one)) > 1 and len(one) == len(two) == 6
     assert sample.complete(model, [b"ab", b"cdefg"], n=6, max_new=9, temperature=1.0, seed=1) == [one, two]
@@ -938,7 +957,7 @@ def test_sliding_windows_score_each_byte_once():
         nats = 0.0  # by hand: each byte after as much of the text as its window gives it
         for s, t, y, _ in windows:
             with torch.no_grad():
-                log_p = model(torch.from_numpy(s)[None], tail=torch.from_numpy(t)[None])[0].log_softmax(-1)
+                log_p = log_p_of(model, torch.from_numpy(s), torch.from_numpy(t))
             nats -= sum(log_p[i, target].item() for i, target in enumerate(y.tolist()) if target >= 0)
         assert one == pytest.approx(nats / np.log(2) / len(text), rel=1e-5)
 
@@ -1195,22 +1214,60 @@ def same_state(a, b):
     return all(torch.equal(x, y) for x, y in zip([*one["model"].values(), *moments[0]], [*two["model"].values(), *moments[1]]))
 
 
-def test_interrupted_and_resumed_is_bit_exact(run_train, tmp_path, monkeypatch, capsys):
-    whole = run_train("--steps=20", "--proxy=tokenizer", out=tmp_path / "whole")
+def interrupt_at(step, monkeypatch):
+    """Ctrl-C, once, while the batch after `step` steps is made."""
     batch = Mixer.batch
 
-    def interrupted(self, step, *rest):
-        if step == 9 and not self.views.val[self.pools["comp"][0]]:
-            signal.raise_signal(signal.SIGINT)  # Ctrl-C in the tenth step
-        return batch(self, step, *rest)
+    def interrupted(self, now, *rest):
+        if now == step and not self.views.val[self.pools["comp"][0]]:
+            monkeypatch.setattr(Mixer, "batch", batch)
+            signal.raise_signal(signal.SIGINT)
+        return batch(self, now, *rest)
     monkeypatch.setattr(Mixer, "batch", interrupted)
+
+
+def test_interrupted_and_resumed_is_bit_exact(run_train, tmp_path, monkeypatch, capsys):
+    whole = run_train("--steps=20", "--proxy=tokenizer", out=tmp_path / "whole")
+    interrupt_at(9, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run_train("--steps=20", "--proxy=tokenizer", out=tmp_path / "parts")
     assert f"python train.py --resume={tmp_path / 'parts'}" in capsys.readouterr().out
     assert sample.load_checkpoint(tmp_path / "parts")["step"] == 10
-    monkeypatch.setattr(Mixer, "batch", batch)
     train.train(parse(train.Options, [f"--resume={tmp_path / 'parts'}"]))
     assert same_state(whole, tmp_path / "parts")
+
+
+def spoil_steps(bad, monkeypatch, value=torch.nan):
+    """The loss of the steps in `bad`, and so their gradient, is multiplied by `value`."""
+    original, steps = train.losses, []
+
+    def spoiled(model, batch, *more):
+        result = original(model, batch, *more)
+        if torch.is_grad_enabled():
+            steps.append(len(steps))
+            result = result * (value if steps[-1] in bad else 1.0)
+        return result
+    monkeypatch.setattr(train, "losses", spoiled)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 3e38])  # of the last one, only the gradient overflows
+def test_a_step_that_is_not_finite_is_skipped(run_train, monkeypatch, value):
+    """Weights and optimizer stay as they are; the step is counted, logged, and known after a resume."""
+    spoil_steps({3, 4, 5, 7}, monkeypatch, value)
+    out = run_train("--steps=8", "--proxy=none", "--eval_every=2")
+    assert [line["skipped"] for line in read_log(out)] == [0, 0, 1, 3, 4]
+    assert sample.load_checkpoint(out)["skipped"] == 4 and json.loads((out / "report.json").read_text())["skipped"] == 4
+    assert all(p.isfinite().all() for p in sample.load_checkpoint(out)["model"].values())
+    steps = {float(state["step"]) for state in sample.load_checkpoint(out)["optimizer"]["state"].values()}
+    assert steps == {4.0}
+
+
+def test_ten_steps_in_a_row_that_are_not_finite_end_the_training(run_train, monkeypatch):
+    spoil_steps({2, *range(5, 14)}, monkeypatch)
+    run_train("--steps=20", "--proxy=none")  # nine are not ten
+    spoil_steps(range(5, 15), monkeypatch)
+    with pytest.raises(UserError, match="10 steps in a row, the last of them 15.*--lr.*ckpt.pt is from before"):
+        run_train("--steps=20", "--proxy=none", "--eval_every=5")
 
 
 def test_training_learns_and_logs(run_train):
@@ -1220,6 +1277,26 @@ def test_training_learns_and_logs(run_train):
     assert log[-1]["val_raw"] < 0.5 * log[0]["val_raw"] and log[-1]["val_comp"] < 0.8 * log[0]["val_comp"]
     assert log[0]["r"] == pytest.approx(0.4) and log[-1]["r"] == 0 and log[0]["pairs"] and not log[-1]["pairs"]
     assert log[-1]["symbols"] == 60 * 4 * 192 and 0 < log[1]["text_bytes"] < log[-1]["text_bytes"]
+
+
+@pytest.mark.parametrize("more", [[], ["--activation_checkpointing"]])
+def test_compiling_changes_nothing_and_happens_before_the_first_validation_is_over(run_train, tmp_path, monkeypatch, more):
+    """No graph breaks (the parts are compiled with fullgraph=True), and no recompiling whatever the mix of views."""
+    graphs, validate, counters = [], train.validate, torch._dynamo.utils.counters
+
+    def counted(*args):
+        result = validate(*args)
+        graphs.append(counters["stats"]["unique_graphs"])
+        return result
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(train, "validate", counted)
+    torch._dynamo.reset()
+    counters.clear()
+    flags = ["--steps=20", "--eval_every=2", "--proxy=tokenizer", "--micro_batch=2", *more]
+    compiled = run_train(*flags, "--compile=yes", out=tmp_path / "compiled")
+    assert graphs[1] > 0 and graphs[1] == graphs[-1] and not counters["graph_break"]
+    monkeypatch.setattr(train, "validate", validate)
+    assert same_log(read_log(compiled), read_log(run_train(*flags, out=tmp_path / "plain")))
 
 
 def test_gradient_accumulation_changes_nothing(run_train, tmp_path):
@@ -1241,6 +1318,20 @@ def test_baselines_by_flags_alone(run_train, prepared):
         for step in (0, 50, 100):
             counts = dict(zip((RAW, COMP), openers(mixer, step, 10)))
             assert counts.pop(wanted) > 10 and not any(counts.values())
+
+
+def test_flops_are_those_of_the_columns_that_are_used(prepared):
+    options, views, _ = prepared["tokenizer"]
+    model, shares = small_model(vocab_size=PROXY0 + 600), []
+    for r, expected in ((0.0, 0.98), (0.5, None), (1.0, 0.0)):
+        mixer = Mixer(views, replace(options, mix=r, mix_warmup=0.0, raw_phase=0.0), 256, 100)
+        shares.append(mixer.raw_share())
+        assert expected is None or abs(shares[-1] - expected) < 0.02
+        batch = mixer.batch(0, range(4))
+        columns = [n * k for n, k in heads_of(model, batch["x"], batch["y"].clamp(max=PROXY0 - 1))]
+        by_hand = model.flops_per_symbol() - 6 * 32 * (PROXY0 + 600) + 6 * 32 * sum(columns) / batch["x"].numel()
+        assert model.flops_per_symbol(batch["raw_first"][1] / 1024) == pytest.approx(by_hand, rel=0.03)
+    assert shares == sorted(shares, reverse=True)
 
 
 def test_stopping_rules(run_train):
@@ -1316,7 +1407,7 @@ def test_inference_needs_no_proxy(run_train, corpus_file, tmp_path, capsys):
         body = torch.cat((torch.zeros(1, dtype=torch.long), text))
         idx = torch.cat((torch.tensor([RAW]), text + BYTE0))
         with torch.no_grad():
-            log_p = model(idx[None], tail=pack_tails(body)[None])[0].log_softmax(-1)
+            log_p = log_p_of(model, idx, pack_tails(body))
         nats -= log_p.gather(-1, torch.cat((idx[1:], torch.tensor([END_RAW])))[:, None]).sum().item()
         n_bytes += len(text)
     assert bpb == pytest.approx(nats / np.log(2) / n_bytes, rel=1e-4)
@@ -1368,15 +1459,93 @@ def test_ctrl_c_prints_what_is_done(run_train, tmp_path, monkeypatch, capsys):
     assert re.search(r"^bpb +\d\.\d{4}$", printed.out, re.M) and "the same command goes on from here" in printed.err
 
 
-def test_two_processes_train_as_one(run_train, corpus_file, tmp_path):
-    flags = ["--steps=6", "--proxy=tokenizer", "--micro_batch=1", "--device=cpu", "--eval_every=3"]
-    one = run_train(*flags, out=tmp_path / "one")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "train.py",
-               f"--data={corpus_file}", f"--out={tmp_path / 'two'}", *TINY, *flags]
-    subprocess.run(command, cwd=HERE, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (one, tmp_path / "two")]
-    for a, b in zip(*logs):
-        assert a["val_raw"] == pytest.approx(b["val_raw"], rel=1e-5) and a["text_bytes"] == b["text_bytes"]
+TWENTY = ["--steps=20", "--eval_every=5", "--proxy=tokenizer", "--micro_batch=1", "--device=cpu"]
+
+
+@pytest.fixture(scope="session")
+def twenty_steps(corpus_file, tmp_path_factory):
+    """The log of 20 steps in one process."""
+    out = tmp_path_factory.mktemp("twenty") / "one"
+    train.train(parse(train.Options, [f"--data={corpus_file}", f"--out={out}", *TINY, *TWENTY]))
+    return read_log(out)
+
+
+def read_log(run):
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def same_log(one, other):
+    """Whether two logs agree: equal in what is counted, within 1e-5 in what is computed."""
+    values = ("loss", "val_raw", "val_comp")
+    return len(one) == len(other) and all(
+        a[k] == (pytest.approx(b[k], rel=1e-5) if k in values and b[k] else b[k])
+        for a, b in zip(one, other) for k in a if k != "seconds")
+
+
+def torchrun(*flags):
+    """`train.py` in two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "train.py", *flags]
+    return subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0,
+                            env=os.environ | {"OMP_NUM_THREADS": "1"}, preexec_fn=catch_signals)
+
+
+def catch_signals():  # a shell's background jobs inherit that Ctrl-C is ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pid_of_rank(rank, out):
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"--out={out}" in (path / "cmdline").read_text() and f"\0RANK={rank}\0" in (path / "environ").read_text():
+                return int(path.name)
+        except OSError:
+            pass
+
+
+@pytest.mark.parametrize("flag", ["--no-fsdp", "--fsdp"])
+def test_two_processes_train_as_one(twenty_steps, corpus_file, tmp_path, flag):
+    job = torchrun(f"--data={corpus_file}", f"--out={tmp_path / 'two'}", *TINY, *TWENTY, flag)
+    assert job.wait() == 0 or not job.stderr.read()
+    assert same_log(read_log(tmp_path / "two"), twenty_steps)
+    if flag == "--fsdp":  # one process reads what two wrote in parts
+        assert sample.load_checkpoint(tmp_path / "two")["shards"] == "shards-0000020"
+        assert sample.complete(sample.load_model(tmp_path / "two")[0], [b"def "], max_new=5)[0][0]
+        (tmp_path / "two/shards-0000020/__1_0.distcp").unlink()
+        with pytest.raises(UserError, match="corrupt or incomplete"):
+            sample.load_model(tmp_path / "two")
+
+
+@pytest.mark.parametrize("flag", ["--no-fsdp", "--fsdp"])
+def test_from_one_process_to_two(run_train, twenty_steps, tmp_path, monkeypatch, flag):
+    interrupt_at(9, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run_train(*TWENTY, flag, out=tmp_path / "run")
+    job = torchrun(f"--resume={tmp_path / 'run'}")
+    assert job.wait() == 0 or not job.stderr.read()
+    assert same_log(read_log(tmp_path / "run"), twenty_steps)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
+@pytest.mark.parametrize("flag, end", [("--no-fsdp", "Ctrl-C"), ("--fsdp", "killed")])
+def test_from_two_processes_to_one(twenty_steps, corpus_file, tmp_path, flag, end):
+    """Two processes stopped by Ctrl-C save at the same step; when one is killed, the job ends with a line that says so."""
+    out = tmp_path / "run"
+    job = torchrun(f"--data={corpus_file}", f"--out={out}", *TINY, *TWENTY, flag)
+    while not (out / "ckpt.pt").exists() and job.poll() is None:
+        time.sleep(0.01)
+    if end == "Ctrl-C":
+        os.killpg(job.pid, signal.SIGINT)
+    else:
+        os.kill(pid_of_rank(1, out), signal.SIGKILL)
+    printed, errors = job.communicate(timeout=60)
+    step = sample.load_checkpoint(out)["step"]
+    assert job.returncode and 5 <= step < 20
+    if end == "Ctrl-C":
+        assert f"interrupted at step {step}, saved" in printed
+    else:
+        assert step % 5 == 0 and len(re.findall(rf"^error: a process of this job ended at .*--resume={out}", errors, re.M)) == 1
+    train.train(parse(train.Options, [f"--resume={out}"]))
+    assert same_log(read_log(out), twenty_steps)
 
 # -----------------------------------------------------------------------------
 # the command line

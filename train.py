@@ -6,6 +6,7 @@ Train a byte transformer on the mixed stream, then say how well it reads and wri
     python train.py --proxy=tokenizer --mix=1.0               the proxy only: a tokenizer model
     python train.py --resume=out/neural                       goes on from the run's checkpoint
     torchrun --nproc_per_node=8 train.py --size=1.5B          the same batches on eight GPUs (DDP)
+    torchrun --nproc_per_node=8 train.py --size=7B --fsdp     the model and its optimizer sharded over them
 """
 import contextlib
 import dataclasses
@@ -14,12 +15,17 @@ import math
 import os
 import shutil
 import signal
+import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -28,6 +34,10 @@ from mix import PROXY0, Mixer, MixOptions, prepare
 from model import GPT, SIZES, GPTConfig, UserError, command_line, expect, expect_device, flag, sample_mask
 from proxies import write_atomic
 from sample import load_checkpoint
+
+BAD_STEPS = 10   # in a row: then the training stops
+LOOK_EVERY = 10  # steps between looks at what a GPU has computed; each makes the host wait for it
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # --fsdp in one process is fine
 
 
 @dataclass
@@ -55,6 +65,9 @@ class Options(MixOptions):
     device: str = flag("auto", "cpu, cuda, or auto: cuda where there is one")
     dtype: str = flag("auto", "auto: bfloat16 where the device has matrix units for it", choices=("auto", "float32",
                      "bfloat16"))
+    fsdp: bool = flag(False, "under torchrun: shard parameters, gradients and optimizer state over the devices (FSDP2)")
+    activation_checkpointing: bool = flag(False, "keep a block's input only and compute the block again for the gradient: "
+                                          "less memory, a third more time")
     compile: str = flag("auto", "torch.compile; auto: on CUDA (on a CPU it takes a minute to gain 10 percent)",
                         choices=("auto", "yes", "no"))
 
@@ -92,27 +105,48 @@ class Devices:
     def __init__(self, options):
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.device = options.device
-        if self.world > 1:
-            if self.device == "cuda":
-                self.device = f"cuda:{os.environ['LOCAL_RANK']}"
-                torch.cuda.set_device(self.device)
-            dist.init_process_group("nccl" if self.device.startswith("cuda") else "gloo")
+        if self.device == "cuda" and self.world > 1:
+            self.device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(self.device)
 
-    def first_then_others(self, work):
-        """`work()` on rank 0, whose files the others then find in the cache."""
-        result = work() if self.rank == 0 else None
+    def connect(self):
+        """Meet the other processes. What is on the CPU travels by gloo, so that small things need no wait for a GPU."""
+        if self.world > 1:
+            self.store, rank, world = next(dist.rendezvous("env://"))
+            dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.startswith("cuda") else "gloo",
+                                    store=self.store, rank=rank, world_size=world)
+
+    def part(self):
         if self.world > 1:
             dist.barrier()
-            result = result if self.rank == 0 else work()
-        return result
+            dist.destroy_process_group()
 
     def sum(self, value):
         """The sum of a number over all processes."""
         if self.world == 1:
             return value
-        total = torch.tensor(float(value), dtype=torch.float64, device=self.device if "cuda" in self.device else "cpu")
+        total = torch.tensor(float(value), dtype=torch.float64)
         dist.all_reduce(total)
         return total.item()
+
+
+def build(config, options, devices):
+    """(model, what to call in its place), on this process's device; sharded with --fsdp. The same weights either way."""
+    with torch.device("meta"):  # a model that no single device could hold starts without memory
+        model = GPT(config)
+    model.recompute = options.activation_checkpointing
+    if options.compile == "yes":
+        model.compile_parts()
+    sharded = options.fsdp and devices.world > 1
+    if sharded:
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        settings = {"mp_policy": policy} if options.dtype == "bfloat16" else {}
+        for block in model.blocks:
+            fully_shard(block, **settings)
+        fully_shard(model, **settings)
+    model.to_empty(device=devices.device)
+    model.init_weights()
+    return model, DistributedDataParallel(model) if devices.world > 1 and not sharded else model
 
 
 def make_optimizer(model, options):
@@ -136,8 +170,9 @@ def lr_at(done, options):
 def losses(model, batch, device, autocast):
     """The losses (B, T) of a batch, in nats."""
     x, y, tail, doc = (batch[key].to(device, non_blocking=True) for key in ("x", "y", "tail", "doc"))
+    order, n_raw = batch["raw_first"]
     with autocast:
-        return model(x, y, tail, sample_mask(doc))
+        return model(x, y, tail, sample_mask(doc), raw_first=(order.to(device, non_blocking=True), n_raw))
 
 
 @torch.no_grad()
@@ -156,6 +191,52 @@ def validate(model, mixer, options, devices, autocast):
     return results
 
 
+def save_checkpoint(out, model, optimizer, options, devices, **more):
+    """Write out/ckpt.pt, which appears in one piece or not at all; with --fsdp each process writes its part of model and
+    optimizer into a folder beside it, which ckpt.pt names. Raises UserError where it can't be written."""
+    checkpoint = more | {"options": dataclasses.asdict(options), "config": dataclasses.asdict(model.config)}
+    if options.fsdp:
+        checkpoint["shards"] = f"shards-{more['step']:07}"
+        state = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer)))
+        try:
+            dcp.save(state, checkpoint_id=out / checkpoint["shards"], no_dist=devices.world == 1)
+        except (OSError, dcp.api.CheckpointException) as error:
+            if devices.rank == 0:
+                shutil.rmtree(out / checkpoint["shards"], ignore_errors=True)
+            raise UserError(f"cannot write {out / checkpoint['shards']}: {error}") from None
+    else:
+        checkpoint |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    if devices.rank == 0:
+        write_atomic(out / "ckpt.pt", checkpoint)
+        for folder in out.glob("shards-*"):
+            if folder.name != checkpoint.get("shards"):
+                shutil.rmtree(folder)
+
+
+def restore_checkpoint(out, model, optimizer, saved):
+    """What `save_checkpoint` wrote, into model and optimizer, whatever the number of processes then and now."""
+    if "shards" in saved:
+        state = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer)))
+        dcp.load(state, checkpoint_id=Path(out) / saved["shards"], no_dist=not dist.is_initialized())
+        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    else:
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+
+
+def keep_log_before(step, path):
+    """Drop the lines of log.jsonl from `step` on: the run goes on there, and writes them again."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < step]
+    path.with_suffix(".tmp").write_text("".join(line + "\n" for line in kept))
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def lost_peer(error):
+    """Whether a RuntimeError says that another process is gone."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
 def train(options):
     """One run, from the corpus to the closing report. Returns the report, a dict."""
     saved = None
@@ -170,11 +251,14 @@ def train(options):
             options.device = options.dtype = options.compile = "auto"
     options.resolve()
     devices = Devices(options)
+    if options.batch_size % devices.world:
+        raise UserError(f"--batch_size={options.batch_size}: expected a multiple of the {devices.world} processes")
     say = print if devices.rank == 0 else lambda *_: None
 
     started = time.time()
     with contextlib.nullcontext() if devices.rank == 0 else contextlib.redirect_stdout(None):
-        views, proxy, proxy_path = devices.first_then_others(lambda: prepare(options, options.block_size))
+        views, proxy, proxy_path = prepare(options, options.block_size)  # whoever is first does it, the others wait
+    devices.connect()
     n_symbols = proxy.n_symbols if proxy else 0
     made_from = {"corpus": views.meta["id"], "proxy": proxy.id if proxy else "none"}
     if saved and saved["made_from"] != made_from:
@@ -184,29 +268,32 @@ def train(options):
     torch.manual_seed(options.seed)
     config = GPTConfig.named(options.size, vocab_size=PROXY0 + n_symbols, block_size=options.block_size,
                              ngram=options.ngram)
-    model = GPT(config).to(devices.device)
+    model, running = build(config, options, devices)
     optimizer = make_optimizer(model, options)
     symbols_a_step = options.batch_size * options.block_size
+    flops_a_step = symbols_a_step * model.flops_per_symbol(Mixer(views, options, options.block_size, 1000).raw_share())
     if options.steps:
         steps = options.steps
     elif options.flops:
-        steps = max(1, round(options.flops / model.flops_per_symbol() / symbols_a_step))
+        steps = max(1, round(options.flops / flops_a_step))
     else:
         steps = max(1, round(options.budget / symbols_a_step))
-    step, text_bytes = 0, 0.0
+    out, step, text_bytes, train_loss = Path(options.out), 0, 0.0, None  # the last two: this process's part
+    bad_steps = torch.zeros(2, device=devices.device)  # skipped steps: in a row, and in all
     if saved:
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        step, text_bytes = saved["step"], saved["text_bytes"]
+        restore_checkpoint(out, model, optimizer, saved)
+        step, bad_steps[1], first = saved["step"], saved["skipped"], devices.rank == 0
+        text_bytes, train_loss = saved["text_bytes"] * first, torch.tensor(saved["loss"] * first)
         say(f"resuming {options.out} at step {step} of {steps}")
 
-    out = Path(options.out)
     if devices.rank == 0:
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--out={out}: {error.strerror}; expected a folder that can be made") from None
-        if not saved and (out / "ckpt.pt").exists():
+        if saved:
+            keep_log_before(step, out / "log.jsonl")
+        elif (out / "ckpt.pt").exists():
             os.replace(out / "ckpt.pt", out / "ckpt.old.pt")
             say(f"the earlier checkpoint in {out} is kept as ckpt.old.pt")
         if proxy:
@@ -215,93 +302,112 @@ def train(options):
 
     mixer = Mixer(views, options, options.block_size, steps)
     val_mixer = Mixer(views, dataclasses.replace(options, seed=options.seed + 1), options.block_size, steps, val=True)
-    autocast = torch.autocast(devices.device.split(":")[0], dtype=torch.bfloat16, enabled=options.dtype == "bfloat16")
-    running = torch.compile(model) if options.compile == "yes" else model
-    if devices.world > 1:
-        running = DistributedDataParallel(running)
+    autocast = torch.autocast(devices.device.split(":")[0], dtype=torch.bfloat16, enabled=options.dtype == "bfloat16"
+                              and not isinstance(model, FSDPModule))  # which has its own policy
     say(f"training {options.size}: {model.n_params():,} parameters, {model.n_params(embeddings=False):,} without tables, "
-        f"{model.flops_per_symbol():.2e} FLOPs a symbol\n"
-        f"on {devices.world} x {devices.device}, {options.dtype}, compile {options.compile}: {steps:,} steps of "
+        f"{flops_a_step / symbols_a_step:.2e} FLOPs a symbol\n"
+        f"on {devices.world} x {options.device}, {options.dtype}, compile {options.compile}: {steps:,} steps of "
         f"{symbols_a_step:,} symbols, {len(views):,} samples, {views.meta['text_bytes'] / 1e6:.1f} MB of text")
 
     def save():
-        """Rank 0 writes the checkpoint. When it can't, the old one stays and the training goes on."""
-        if devices.rank == 0:
-            try:
-                write_atomic(out / "ckpt.pt", {
-                    "model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
-                    "text_bytes": text_bytes, "config": dataclasses.asdict(config),
-                    "options": dataclasses.asdict(options), "made_from": made_from})
-            except UserError as error:
-                say(f"checkpoint skipped: {error}")
+        """When it can't be written, the old checkpoint stays and the training goes on."""
+        sums = {"text_bytes": devices.sum(text_bytes), "loss": devices.sum(train_loss.item())}
+        try:
+            save_checkpoint(out, model, optimizer, options, devices, step=step, skipped=int(bad_steps[1]),
+                            made_from=made_from, **sums)
+        except UserError as error:
+            say(f"checkpoint skipped: {error}")
 
     interrupted = []
 
-    def interrupt(*_):  # the step is finished first; a second Ctrl-C does not wait
-        interrupted.append(True)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    previous = signal.signal(signal.SIGINT, interrupt)
+    def interrupt(number, _):  # the step is finished first; a second Ctrl-C does not wait
+        interrupted.append(number)
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     share = range(devices.rank, options.batch_size, devices.world)  # this process's rows of each batch
     progress = tqdm(total=steps * symbols_a_step, initial=step * symbols_a_step, unit="sym", unit_scale=True,
                     desc="training", disable=devices.rank > 0)
-    began, first_step, train_loss = time.time(), step, None
+    began, first_step = time.time(), step
     try:
         while True:
             if step % options.eval_every == 0 or step == steps:
-                line = {"step": step, "symbols": step * symbols_a_step, "text_bytes": round(text_bytes),
-                        "flops": step * symbols_a_step * model.flops_per_symbol(), "r": round(mixer.r(step), 4),
+                line = {"step": step, "symbols": step * symbols_a_step, "text_bytes": round(devices.sum(text_bytes)),
+                        "flops": step * flops_a_step, "r": round(mixer.r(step), 4),
                         "pairs": mixer.draws_pairs(step), "lr": lr_at(min(1.0, step / steps), options),
-                        "loss": train_loss.item() if train_loss is not None else None,
-                        **validate(running, val_mixer, options, devices, autocast), "seconds": round(time.time() - began)}
+                        "loss": devices.sum(train_loss.item()) if train_loss is not None else None,
+                        **validate(running, val_mixer, options, devices, autocast), "skipped": int(bad_steps[1]),
+                        "seconds": round(time.time() - began)}
                 if devices.rank == 0:
                     log.write(json.dumps(line) + "\n")
                     log.flush()
                     values = "  ".join(f"{k} {line[k]:.3f}" for k in ("loss", "val_raw", "val_comp", "r") if line.get(k)
                                        is not None)
-                    progress.write(f"step {step:6}  {values}")
+                    progress.write(f"step {step:6}  {values}"
+                                   + (f"  skipped {line['skipped']}" if line["skipped"] else ""))
             if step == steps:
                 break
             if step % options.eval_every == 0 and step > first_step:
                 save()
             for group in optimizer.param_groups:
                 group["lr"] = lr_at(step / steps, options)
-            total = 0.0
+            train_loss = 0.0
             for start in range(0, len(share), options.micro_batch):
                 batch = mixer.batch(step, share[start:start + options.micro_batch])
-                text_bytes += devices.sum(batch["text_bytes"])
+                text_bytes += batch["text_bytes"]
                 last = start + options.micro_batch >= len(share)
-                with contextlib.nullcontext() if last or devices.world == 1 else running.no_sync():
-                    # a sum over a constant: the same whatever the split in processes, whose gradients DDP averages
+                if isinstance(model, FSDPModule):
+                    model.set_requires_gradient_sync(last)
+                with running.no_sync() if devices.world > 1 and running is not model and not last \
+                        else contextlib.nullcontext():
+                    # a sum over a constant: the same whatever the split in processes, whose gradients are averaged
                     loss = losses(running, batch, devices.device, autocast).sum() / symbols_a_step
-                    (loss * devices.world).backward()
-                total = total + loss.detach()
-            train_loss = total
-            torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
+                    # a loss that is not finite spoils the gradient on purpose: so all processes see it
+                    loss.backward(torch.where(loss.isfinite(), float(devices.world), torch.nan))
+                train_loss = train_loss + loss.detach()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
+            norm = norm.full_tensor() if isinstance(model, FSDPModule) else norm
+            optimizer.found_inf = bad = (~norm.isfinite()).float()  # where 1 the fused AdamW does nothing, as for a GradScaler
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            bad_steps = (bad_steps + bad) * torch.stack((bad, torch.ones_like(bad)))
             step += 1
             progress.update(symbols_a_step)
-            if interrupted:
+            if (step % LOOK_EVERY == 0 or not bad.is_cuda) and bad_steps[0] >= BAD_STEPS:
+                raise UserError(f"loss or gradient not finite in {int(bad_steps[0])} steps in a row, the last of them {step}; "
+                                f"nothing was learned in them. Try a lower --lr than {options.lr}, or a longer --lr_warmup"
+                                + (f"; {out}/ckpt.pt is from before" if (out / "ckpt.pt").exists() else ""))
+            if devices.sum(len(interrupted)):  # all processes stop at the same step
                 progress.close()
                 save()
                 say(f"interrupted at step {step}, saved. To go on: python train.py --resume={out}")
+                devices.part()
                 raise KeyboardInterrupt
+    except RuntimeError as error:
+        if devices.world == 1 or not lost_peer(error):
+            raise
+        progress.close()
+        if devices.store.add("lost", 1) == 1:  # else another process has said it
+            print(f"error: a process of this job ended at step {step}; start the job again with --resume={out}",
+                  file=sys.stderr)
+        sys.exit(2)
     finally:
         progress.close()
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     save()
-    if devices.world > 1:
-        dist.barrier()
-        dist.destroy_process_group()
+    seconds, text_bytes = time.time() - began, devices.sum(text_bytes)
+    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=options.fsdp))
+    devices.part()
     if devices.rank > 0:
         return {}
-    seconds = time.time() - began
-    report = {"symbols": steps * symbols_a_step, "text_bytes": round(text_bytes),
-              "flops": steps * symbols_a_step * model.flops_per_symbol()}
+    report = {"symbols": steps * symbols_a_step, "text_bytes": round(text_bytes), "skipped": int(bad_steps[1]),
+              "flops": steps * flops_a_step}
     if options.report == "all":
+        model = GPT(config).to(devices.device).eval()  # neither compiled nor sharded: now come shapes of every kind
+        model.load_state_dict(weights)
         checkpoint = {"options": dataclasses.asdict(options)}
-        report |= evaluation.evaluate(model.eval(), checkpoint, evaluation.EvalOptions(device=devices.device),
-                                      run=out)
+        report |= evaluation.evaluate(model, checkpoint, evaluation.EvalOptions(device=devices.device), run=out)
     print_report(report, options, proxy, seconds, time.time() - started)
     with open(out / "report.json", "w") as f:
         json.dump(report, f)
