@@ -58,6 +58,7 @@ class GPTConfig:
     block_size: int = 448        # symbols in a training context
     ngram: int = 0               # longest byte n-gram with an embedding, 2 to 7; 0: none
     ngram_buckets: int = 2 ** 15  # rows of the hashed table, a power of two
+    n_byte_heads: int = 0        # bytes behind the next one that are guessed too, to generate faster
 
     @classmethod
     def named(cls, size, **changes):
@@ -241,6 +242,7 @@ class GPT(nn.Module):
         self.ngram = NgramEmbedding(config) if config.ngram else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.byte_heads = nn.ModuleList(MLP(config) for _ in range(config.n_byte_heads))  # the last to draw its weights
         self.chunk_loss = chunk_loss
         self.recompute = False  # activation checkpointing: keep only each block's input for the backward pass
         self.init_weights()
@@ -282,7 +284,7 @@ class GPT(nn.Module):
         positions = torch.arange(T, device=idx.device)
         if cache is not None:
             positions = cache.pos[:, None] + positions
-            cache.end += T
+            cache.end = int(cache.pos.max()) + T
             mask = torch.arange(cache.end, device=idx.device) <= positions[:, None, :, None]
         head_dim = self.config.n_embd // self.config.n_head
         frequency = 10000.0 ** (-torch.arange(0, head_dim, 2, device=idx.device) / head_dim)
@@ -309,21 +311,43 @@ class GPT(nn.Module):
         the chunk and not with batch x vocabulary.
         """
         x, y, vocab = x.flatten(0, 1), targets.flatten(), self.config.vocab_size
-        if vocab <= PROXY0:
-            n_raw = 0  # there are no other columns
         rows = max(1, min(-(-len(y) // LOSS_CHUNKS), LOGITS_AT_ONCE // vocab))
         whole, bytes_only, losses = self.head.weight, self.head.weight[:PROXY0], []
         for start in range(0, len(y), rows):
             at = order[start:start + rows]
             left = n_raw - start  # raw positions from here on
             inputs = (x[at], bytes_only, y[at]) if left >= len(at) else (x[at], whole, y[at])
-            if 0 < left < len(at):
+            if 0 < left < len(at) and vocab > PROXY0:
                 inputs += torch.arange(len(at), device=x.device) < left,
             if len(y) * vocab <= LOGITS_AT_ONCE:
                 losses.append(self.chunk_loss(*inputs))
             else:
                 losses.append(checkpoint(self.chunk_loss, *inputs, use_reentrant=False))
-        return torch.cat(losses)[order.argsort().view(targets.shape)]
+        losses = torch.cat(losses)[order.argsort().view(targets.shape)]
+        if self.byte_heads and torch.is_grad_enabled():
+            guesses = self.byte_head_loss(x, targets, order[:n_raw])
+            losses = losses + (guesses - guesses.detach())  # for the gradient of the byte heads; nothing else changes
+        return losses
+
+    def byte_head_loss(self, x, targets, at):
+        """Cross-entropy (B, T) of the bytes behind the next one, at the positions `at` of raw bytes, over all byte heads.
+
+        The states x (B*T, C) and the head are taken as they are (Medusa-1, arXiv 2401.10774, sec. 2.2.1): the model learns
+        exactly what it learns without byte heads.
+        """
+        states, weight = x[at].detach(), self.head.weight[:PROXY0].detach()
+        ahead, inside, losses = targets, True, []
+        for head in self.byte_heads:
+            inside = inside & (ahead >= BYTE0)  # no sentinel so far, so the sample goes on
+            ahead = F.pad(ahead[:, 1:], (0, 1), value=-100)
+            y = ahead.masked_fill(~inside, -100).flatten()[at]
+            losses.append(self.chunk_loss(norm(states + head(states)), weight, y))
+        return torch.zeros(len(x), device=x.device).index_copy(0, at, torch.stack(losses).sum(0)).view(targets.shape)
+
+    def guess(self, x):
+        """The bytes (..., n_byte_heads) that probably come behind the next one, from final states x (..., n_embd)."""
+        states = torch.stack([norm(x + head(x)) for head in self.byte_heads], dim=-2)
+        return F.linear(states, self.head.weight[BYTE0:PROXY0]).argmax(-1)
 
     def raw_logits(self, x):
         """Logits of the first PROXY0 ids, all that can follow raw text, from final states x (..., n_embd)."""
@@ -341,6 +365,8 @@ class GPT(nn.Module):
         positions behind a raw byte, whose loss needs only PROXY0 columns of the head."""
         c = self.config
         spared = raw_share * c.n_embd * max(0, c.vocab_size - PROXY0)
+        byte_heads = sum(p.numel() for p in self.byte_heads.parameters())  # on raw bytes; the head gets no gradient of theirs
+        spared += (1 - raw_share) * byte_heads - raw_share * c.n_byte_heads * c.n_embd * PROXY0 * 2 / 3
         return 6 * (self.n_params(embeddings=False) - spared) + 12 * c.n_layer * c.n_embd * c.block_size
 
 # -----------------------------------------------------------------------------

@@ -70,18 +70,22 @@ def pick(logits, temperature, top_k, top_p, generator):
 
 @torch.inference_mode()
 def generate(model, prompts, n=1, max_new=256, temperature=0.8, top_k=0, top_p=1.0, seed=0, sentinels=(RAW, END_RAW)):
-    """Continue each of `prompts` (bytes) n times. A generator: yields a list of (row, byte) per step, one for each row
+    """Continue each of `prompts` (bytes) n times. A generator: yields a list of (row, bytes) per step, one for each row
     that goes on, where row = prompt's index * n + completion's index. A row that should end early can be sent back
     in a set: `steps.send(rows)`.
 
     A row ends at `</raw>` or after max_new bytes. One prefill serves the n completions of a prompt. Text that outgrows the
-    context goes on behind its last half.
+    context goes on behind its last half. A model with byte heads that generates greedily guesses some bytes ahead and reads
+    them together with the next one; as many as it would have written itself are kept, so the output is the same
+    (self-speculative decoding; Medusa, arXiv 2401.10774; blockwise decoding, arXiv 1811.03115).
     """
     device, size = model.embed.weight.device, model.config.block_size
+    n_guesses = model.config.n_byte_heads if temperature == 0 else 0
     generator = torch.Generator(device).manual_seed(seed)
     texts = [bytearray(prompt) for prompt in prompts]
-    rows, repeat, made = torch.arange(len(texts), device=device), n, 0
-    while made < max_new and len(rows):
+    ends = [len(prompt) + max_new for prompt in prompts]
+    rows, repeat = torch.arange(len(texts), device=device), n
+    while max_new and len(rows):
         # prefill: the end of each row's text behind the opening sentinel, padded on the right
         room = min(size, max(size // 2, size - max_new))
         recent = [texts[row][-(room - 1):] for row in rows.tolist()]
@@ -90,38 +94,47 @@ def generate(model, prompts, n=1, max_new=256, temperature=0.8, top_k=0, top_p=1
         padded = torch.tensor([list(b"\0" + text.ljust(longest - 1, b"\0")) for text in recent], device=device)
         idx, tails = padded + BYTE0, pack_tails(padded)  # a leading 0 does not show in the tails
         idx[:, 0] = sentinels[0]
-        cache = KVCache(model.config, len(rows), min(size, longest + max_new - made), device)
-        last = torch.arange(len(rows), device=device), lengths - 1
-        logits, tail = model.raw_logits(model.states(idx, tails, cache=cache)[last]), tails[last]
-        cache.pos = lengths
+        cache = KVCache(model.config, len(rows), min(size, longest + max_new + n_guesses), device)
+        x = model.states(idx, tails, cache=cache)[torch.arange(len(rows), device=device), lengths - 1]
+        x, tails = x[:, None], tails.gather(1, lengths[:, None] - 1)
+        cache.pos = lengths - 1
         if repeat > 1:
-            texts = [text[:] for text in texts for _ in range(repeat)]
-            again = torch.arange(len(rows), device=device).repeat_interleave(repeat)
+            texts, ends = [text[:] for text in texts for _ in range(n)], [end for end in ends for _ in range(n)]
+            again = torch.arange(len(rows), device=device).repeat_interleave(n)
             cache.take(again)
-            logits, tail, rows, repeat = logits[again], tail[again], torch.arange(len(again), device=device), 1
-        live = torch.ones(len(rows), dtype=torch.bool, device=device)
+            x, tails, rows, repeat = x[again], tails[again], torch.arange(len(again), device=device), 1
+        guesses = torch.empty(len(rows), 0, dtype=torch.long, device=device)  # the bytes behind the last one that were read
         while True:
             # of these ids only the bytes and the closing sentinel can follow: index 256 is the end
-            choices = torch.cat((logits[:, BYTE0:BYTE0 + 256], logits[:, sentinels[1], None]), 1)
-            byte = pick(choices, temperature, top_k, top_p, generator)
-            live &= byte < 256
-            new = [(row, b) for row, b, goes_on in zip(rows.tolist(), byte.tolist(), live.tolist()) if goes_on]
-            for row, b in new:
-                texts[row].append(b)
-            stopped = (yield new) or ()
-            made += 1
-            if stopped:
-                live &= torch.tensor([row not in stopped for row in rows.tolist()], device=device)
+            logits = model.raw_logits(x)
+            choices = torch.cat((logits[..., BYTE0:BYTE0 + 256], logits[..., sentinels[1], None]), -1)
+            chosen = pick(choices.flatten(0, 1), temperature, top_k, top_p, generator).view(choices.shape[:2])
+            right = (chosen[:, :-1] == guesses).long().cumprod(1).sum(1)  # guesses to keep, (rows,)
+            new = []
+            for row, choice, kept in zip(rows.tolist(), chosen.tolist(), right.tolist()):
+                text = bytes(byte for byte in choice[:kept + 1] if byte < 256)[:ends[row] - len(texts[row])]
+                texts[row] += text
+                if text:
+                    new.append((row, text))
+                if choice[kept] == 256:
+                    ends[row] = len(texts[row])
+            for row in (yield new) or ():
+                ends[row] = len(texts[row])
+            live = torch.tensor([len(texts[row]) < ends[row] for row in rows.tolist()], device=device)
+            cache.pos += (1 + right) * live
+            last = torch.arange(len(rows), device=device), right
+            byte, x, tail = chosen[last], x[last], tails[last]
             if live.sum() < 0.75 * len(rows):  # the finished rows run along until it pays to copy the cache without them
-                keep = live.nonzero().squeeze(1)
-                cache.take(keep)
-                rows, byte, tail, live = rows[keep], byte[keep], tail[keep], live[keep]
-            if made == max_new or not len(rows) or cache.end >= cache.kv.size(4):
+                cache.take(live)
+                rows, byte, x, tail, live = rows[live], byte[live], x[live], tail[live], live[live]
+            room = cache.kv.size(4) - int(cache.pos.max()) if len(rows) else 0
+            if room <= 0:
                 break
-            byte = byte.clamp(max=255)
-            tail = next_tail(tail, byte)
-            logits = model.raw_logits(model.states(byte[:, None] + BYTE0, tail[:, None], cache=cache)[:, -1])
-            cache.pos = cache.pos + 1
+            guesses = model.guess(x)[:, :room - 1] if n_guesses else guesses[:len(rows)]
+            fed = torch.cat((byte.clamp(max=255)[:, None], guesses), 1)
+            tails = [tail := next_tail(tail, column) for column in fed.unbind(1)]
+            tails = torch.stack(tails, 1)
+            x = model.states(fed + BYTE0, tails, cache=cache)
         rows = rows[live]
 
 
@@ -135,11 +148,12 @@ def complete(model, prompts, n=1, stops=(), **settings):
         except StopIteration:
             break
         stopped = set()
-        for row, byte in new:
-            texts[row].append(byte)
-            for stop in stops:
-                if texts[row].endswith(stop):
-                    del texts[row][-len(stop):]
+        for row, text in new:
+            for byte in text:
+                texts[row].append(byte)
+                stop = next((stop for stop in stops if texts[row].endswith(stop)), None)
+                if stop is not None:
+                    del texts[row][len(texts[row]) - len(stop):]
                     stopped.add(row)
                     break
     return [[bytes(text) for text in texts[i:i + n]] for i in range(0, len(texts), n)]
@@ -182,7 +196,7 @@ def main(options):
     sys.stdout.write(decoder.decode(prompt))
     for step in generate(model, [prompt], 1, options.max_new, options.temperature, options.top_k, options.top_p,
                          options.seed, sentinels_of(checkpoint["options"]["mode"])):
-        sys.stdout.write(decoder.decode(bytes(byte for _, byte in step)))
+        sys.stdout.write(decoder.decode(b"".join(text for _, text in step)))
         sys.stdout.flush()
     sys.stdout.write(decoder.decode(b"", final=True) + "\n")
 

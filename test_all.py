@@ -1279,6 +1279,27 @@ def test_training_learns_and_logs(run_train):
     assert log[-1]["symbols"] == 60 * 4 * 192 and 0 < log[1]["text_bytes"] < log[-1]["text_bytes"]
 
 
+def test_byte_heads_change_nothing_but_the_speed(run_train, tmp_path):
+    """The model learns the same, bit for bit; it writes the same, with several bytes in some steps."""
+    flags = ["--steps=60", "--lr=5e-3", "--proxy=tokenizer", "--mix=0.5"]
+    plain, _ = sample.load_model(run_train(*flags, out=tmp_path / "plain"))
+    model, _ = sample.load_model(run_train(*flags, "--n_byte_heads=3", out=tmp_path / "heads"))
+    weights = model.state_dict()
+    assert len(weights) > len(plain.state_dict()) and all(w.equal(weights[name]) for name, w in plain.state_dict().items())
+    prompts, steps = [b"def f(x):", b"", b"def add(values):\n    " * 9, b"x"], []  # the third fills the context
+    for max_new, stops in ((1, ()), (3, ()), (90, ()), (400, (b"\n    return", b"zz"))):
+        settings = dict(stops=stops, max_new=max_new, temperature=0)
+        if max_new < 100:  # together, as long as none fills the context
+            both = [sample.complete(m, prompts[:2] + prompts[3:], **settings) for m in (plain, model)]
+            assert both[0] == both[1]
+        for prompt in prompts:
+            assert sample.complete(model, [prompt], **settings) == sample.complete(plain, [prompt], **settings)
+    written = [text for step in sample.generate(model, prompts, max_new=90, temperature=0) for _, text in step]
+    assert max(map(len, written)) > 1 and sum(map(len, written)) > 1.2 * len(written)
+    sampled = [sample.complete(m, prompts, n=2, max_new=30, temperature=1.0, seed=4) for m in (plain, model)]
+    assert sampled[0] == sampled[1]  # sampling makes no use of them
+
+
 @pytest.mark.parametrize("more", [[], ["--activation_checkpointing"]])
 def test_compiling_changes_nothing_and_happens_before_the_first_validation_is_over(run_train, tmp_path, monkeypatch, more):
     """No graph breaks (the parts are compiled with fullgraph=True), and no recompiling whatever the mix of views."""

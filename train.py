@@ -47,6 +47,7 @@ class Options(MixOptions):
     paper: bool = flag(False, "the paper's plain recipe: no n-gram features, no raw phase; the default from 124M up")
     ngram: int = flag(None, "longest byte n-gram with an embedding, 0 for none [6, with --paper 0]", type=int)
     raw_phase: float = flag(None, "last share of the training, in which r falls to 0 [0.4, with --paper 0]", type=float)
+    n_byte_heads: int = flag(0, "heads that guess the bytes behind the next one, for faster greedy generation")
     budget: float = flag(2.5e6, "symbols to train on: raw bytes, proxy symbols and sentinels alike")
     steps: int = flag(0, "steps to train for, in place of --budget")
     flops: float = flag(0.0, "FLOPs to train for, in place of --budget, so that arms can be compared at equal compute")
@@ -85,7 +86,7 @@ class Options(MixOptions):
         if not 0 <= self.ngram <= 7 or self.ngram == 1:
             raise UserError(f"--ngram={self.ngram}: expected 0 or 2 to 7")
         expect(self, "above 0", "batch_size", "micro_batch", "eval_every", "eval_rows", "budget", "lr", "clip")
-        expect(self, "of 0 or more", "block_size", "steps", "flops", "weight_decay")
+        expect(self, "of 0 or more", "block_size", "n_byte_heads", "steps", "flops", "weight_decay")
         expect(self, "from 0 to 1", "lr_warmup")
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -267,8 +268,9 @@ def train(options):
 
     torch.manual_seed(options.seed)
     config = GPTConfig.named(options.size, vocab_size=PROXY0 + n_symbols, block_size=options.block_size,
-                             ngram=options.ngram)
+                             ngram=options.ngram, n_byte_heads=options.n_byte_heads)
     model, running = build(config, options, devices)
+    trunk = [p for name, p in model.named_parameters() if not name.startswith("byte_heads")]
     optimizer = make_optimizer(model, options)
     symbols_a_step = options.batch_size * options.block_size
     flops_a_step = symbols_a_step * model.flops_per_symbol(Mixer(views, options, options.block_size, 1000).raw_share())
@@ -365,7 +367,9 @@ def train(options):
                     # a loss that is not finite spoils the gradient on purpose: so all processes see it
                     loss.backward(torch.where(loss.isfinite(), float(devices.world), torch.nan))
                 train_loss = train_loss + loss.detach()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
+            norm = torch.nn.utils.clip_grad_norm_(trunk, options.clip)
+            if model.byte_heads:  # on their own, so that the model's steps are the same with and without them
+                norm = norm + torch.nn.utils.clip_grad_norm_(model.byte_heads.parameters(), options.clip)
             norm = norm.full_tensor() if isinstance(model, FSDPModule) else norm
             optimizer.found_inf = bad = (~norm.isfinite()).float()  # where 1 the fused AdamW does nothing, as for a GradScaler
             optimizer.step()
