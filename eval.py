@@ -1138,7 +1138,7 @@ def measure(task, model, trained, options, keep, run):
 def evaluate(model, checkpoint, options, tasks=None, run=None, results=None):
     """The results of the tasks for a model, a dict of numbers; results: the dict to fill. A `run`'s results and completions
     are kept in its folder, where the next call finds them."""
-    trained = MixOptions(**{f: checkpoint["options"][f] for f in MixOptions.__dataclass_fields__})
+    trained = MixOptions(**{f: v for f, v in checkpoint["options"].items() if f in MixOptions.__dataclass_fields__})
     tasks = tasks or [task for task in ("bpb", "pass", "facts") if trained.data == "tinycode" or task == "bpb"]
     results, known, path = {} if results is None else results, {}, run and Path(run) / "results.json"
     options.check()

@@ -15,11 +15,15 @@ or eight train on the same batches.
     python mix.py                              prints some training contexts, sentinels visible, views in two colours
 """
 import array
+import contextlib
 import fcntl
 import gzip
 import hashlib
+import io
+import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -75,22 +79,32 @@ def read_jsonl(path):
         raise UserError(f"{path}, near line {max(1, number)}: expected JSON lines ({error})") from None
 
 
-def cut_at_lines(text, longest):
-    """`text` in pieces of at most `longest` bytes, cut behind a newline where one fits, else between UTF-8 characters."""
-    pieces, start = [], 0
-    while start < len(text):
+def pieces(file, longest):
+    """A binary file in pieces of at most `longest` bytes, cut behind a newline where one fits, else between UTF-8
+    characters. Read bit by bit, so its size does not matter."""
+    text, start = b"", 0
+    while True:
+        if len(text) - start <= longest:
+            more = file.read(max(longest, 2 ** 20))
+            text, start = text[start:] + more, 0
+            if not text:
+                return
         end = min(start + longest, len(text))
         if end < len(text):
             line_end = text.rfind(b"\n", start, end) + 1
             while not line_end and end > start + longest - 4 and text[end] & 0xC0 == 0x80:
                 end -= 1
             end = line_end or end
-        pieces.append(text[start:end])
+        yield text[start:end]
         start = end
-    return pieces
 
 
-class Corpus:
+def cut_at_lines(text, longest):
+    """`text` (bytes) in such pieces, a list."""
+    return list(pieces(io.BytesIO(text), longest))
+
+
+class Source:
     """The documents of `data`: a name in BUILT_IN, a folder of text files, a .txt file, or .jsonl[.gz] rows with `text` or
     `content` and optionally `name`, `view` ("raw" or "comp": the only view ever shown) and `split` ("train" or "val").
 
@@ -152,16 +166,48 @@ class Corpus:
                         raise UserError(f"{path}, line {i}: expected `view` raw or comp, `split` train or val")
                     yield str(row.get("name") or f"{name}:{i}"), text.encode("utf-8", "surrogatepass"), view, split
             elif path.suffix == ".txt":
-                for i, piece in enumerate(cut_at_lines(path.read_bytes(), TEXT_PIECE)):
-                    yield f"{name}#{i}", piece, None, None
+                with open(path, "rb") as f:
+                    for i, piece in enumerate(pieces(f, TEXT_PIECE)):
+                        yield f"{name}#{i}", piece, None, None
             else:
                 yield name, path.read_bytes(), None, None
 
+
+class Corpus:
+    """What --data says: a source, or several with commas between them, each with the share of the text that shall come from
+    it (`stdlib:0.7,path/to/folder:0.3`; without these, each counts by its size). Raises UserError."""
+    def __init__(self, data):
+        named = [(data, None)] if Path(data).exists() else [self.split(part, data) for part in data.split(",")]
+        self.data, weights = data, [weight for _, weight in named]
+        if len({weight is None for weight in weights}) > 1 or not all(weight is None or weight > 0 for weight in weights):
+            raise UserError(f"--data={data}: expected a weight above 0 for every source, as in a:0.7,b:0.3, or for none")
+        self.sources = [Source(name) for name, _ in named]
+        self.n_bytes = sum(source.n_bytes for source in self.sources)
+        self.weights = None if None in weights else [weight / sum(weights) for weight in weights]
+        self.id = self.sources[0].id
+        if len(named) > 1:
+            self.id = hashlib.sha256(repr([(source.id, w) for source, w in zip(self.sources, weights)]).encode()).hexdigest()[:12]
+
+    @staticmethod
+    def split(part, data):
+        name, _, weight = part.rpartition(":")
+        try:
+            return (name, float(weight)) if name else (part, None)
+        except ValueError:
+            return part, None
+
+    def documents(self):
+        """Yields (name, text as bytes, view or None, held out or not)."""
+        for source in self.sources:
+            yield from source.documents()
+
     def fitting_texts(self):
         """The training documents that a proxy is fitted on: about FIT_BYTES, chosen by the hash of their names."""
-        share = FIT_BYTES / self.n_bytes
-        texts = [text for name, text, _, val in self.documents() if not val and hash01(f"fit {name}") < share]
-        return texts or [text for _, text, _, _ in self.documents()][:1000]
+        texts = []
+        for source, weight in zip(self.sources, self.weights or [source.n_bytes / self.n_bytes for source in self.sources]):
+            share = FIT_BYTES * weight / source.n_bytes
+            texts += [text for name, text, _, val in source.documents() if not val and hash01(f"fit {name}") < share]
+        return texts or [text for _, text, _, _ in itertools.islice(self.documents(), 1000)]
 
 # -----------------------------------------------------------------------------
 # the two views on disk
@@ -188,7 +234,7 @@ def fitted_proxy(options, corpus):
 
 def write_array(path, values):
     """An array's bytes, under a temporary name first. Raises UserError when the disk is full."""
-    temporary = Path(f"{path}.tmp")
+    temporary = Path(f"{path}.{os.getpid()}.tmp")  # a worker that outlived its run may write the same
     try:
         np.asarray(values).tofile(temporary)
         os.replace(temporary, path)
@@ -197,46 +243,62 @@ def write_array(path, values):
         raise UserError(f"cannot write {path}: {error}; what was finished is kept, run again to go on") from None
 
 
-class Views:
-    """Both views of every sample, memory-mapped: `raw(i)` bytes and `comp(i)` proxy symbols, as arrays.
-
-    view: uint8 (n,), 0 any, 1 raw only, 2 comp only. val: bool (n,), held out. n_bytes: text bytes of each proxy symbol,
-    or None.
-    """
-    def __init__(self, folder, comp_folder=None, n_bytes=None):
-        self.meta = json.loads((folder / "meta.json").read_text())
+class Part:
+    """Both views of the samples in one folder, memory-mapped: raw.bin and, with the proxy's folder, comp.bin."""
+    def __init__(self, folder, comp_folder=None):
+        self.folder, self.meta = folder, json.loads((folder / "meta.json").read_text())
         self.raw_symbols = np.memmap(folder / "raw.bin", dtype=np.uint8, mode="r")
-        self.raw_offsets = np.fromfile(folder / "raw.idx", dtype=np.int64)
-        flags = np.fromfile(folder / "flags.bin", dtype=np.uint8)
-        self.view, self.val, self.n_bytes = flags & 3, flags & 4 > 0, n_bytes
-        self.comp_symbols = None
+        self.raw_offsets = np.memmap(folder / "raw.idx", dtype=np.int64, mode="r")
+        self.flags = np.fromfile(folder / "flags.bin", dtype=np.uint8)
         if comp_folder:
             comp_meta = json.loads((comp_folder / "meta.json").read_text())
             self.comp_symbols = np.memmap(comp_folder / "comp.bin", dtype=comp_meta["dtype"], mode="r")
-            self.comp_offsets = np.fromfile(comp_folder / "comp.idx", dtype=np.int64)
+            self.comp_offsets = np.memmap(comp_folder / "comp.idx", dtype=np.int64, mode="r")
             if comp_meta["raw"] != self.meta["id"] or len(self.comp_offsets) != len(self.raw_offsets):
                 raise UserError(f"the views in {comp_folder} are another corpus's: expected {self.meta['id']}, found "
                                 f"{comp_meta['raw']}; delete that folder and run again")
 
+
+class Views:
+    """Both views of every sample of a corpus, part after part: `raw(i)` bytes and `comp(i)` proxy symbols, as arrays.
+
+    view: uint8 (n,), 0 any, 1 raw only, 2 comp only. val: bool (n,), held out. n_bytes: text bytes of each proxy symbol,
+    or None. groups: (first sample, weight) of each source; a single one where sources count by their size.
+    """
+    def __init__(self, parts, n_bytes=None, groups=((0, 1.0),)):
+        self.parts, self.n_bytes, self.groups = parts, n_bytes, groups
+        self.starts = np.cumsum([0] + [len(part.flags) for part in parts])
+        flags = np.concatenate([part.flags for part in parts])
+        self.view, self.val = flags & 3, flags & 4 > 0
+        self.id = "+".join(part.meta["id"] for part in parts)
+        self.text_bytes = sum(part.meta["text_bytes"] for part in parts)
+
     def __len__(self):
-        return len(self.raw_offsets) - 1
+        return len(self.view)
+
+    def part(self, i):
+        """(the part that has sample i, its number there)"""
+        n = int(np.searchsorted(self.starts, i, side="right")) - 1
+        return self.parts[n], i - self.starts[n]
 
     def raw(self, i):
-        return self.raw_symbols[self.raw_offsets[i]:self.raw_offsets[i + 1]]
+        part, i = self.part(i)
+        return part.raw_symbols[part.raw_offsets[i]:part.raw_offsets[i + 1]]
 
     def comp(self, i):
-        return self.comp_symbols[self.comp_offsets[i]:self.comp_offsets[i + 1]]
+        part, i = self.part(i)
+        return part.comp_symbols[part.comp_offsets[i]:part.comp_offsets[i + 1]]
 
 
-def write_raw(corpus, folder, longest):
-    """The samples of the corpus: raw.bin, raw.idx (offsets), flags.bin; meta.json last, as the sign of completeness."""
+def write_raw(source, folder, longest, shard=0, n_shards=1):
+    """The samples of every n_shards-th document of a source: raw.bin, raw.idx (offsets), flags.bin; meta.json last, as the
+    sign of completeness."""
     offsets, flags, at = array.array("q", [0]), array.array("B"), 0
-    folder.mkdir(parents=True, exist_ok=True)
     temporary, lowest = folder / "raw.bin.tmp", (2, 0, 0)
     try:
-        with open(temporary, "wb") as f, tqdm(total=corpus.n_bytes, desc="samples", unit="B", unit_scale=True,
+        with open(temporary, "wb") as f, tqdm(total=source.n_bytes, desc="samples", unit="B", unit_scale=True,
                                               leave=False) as progress:
-            for name, text, view, val in corpus.documents():
+            for name, text, view, val in itertools.islice(source.documents(), shard, None, n_shards):
                 first = len(flags)
                 for piece in cut_at_lines(text, longest):
                     f.write(piece)
@@ -244,7 +306,7 @@ def write_raw(corpus, folder, longest):
                     offsets.append(at)
                     flags.append({None: 0, "raw": 1, "comp": 2}[view] | 4 * val)
                 lowest = min(lowest, (hash01(name), first, len(flags)))
-                progress.update(len(text))
+                progress.update(len(text) * n_shards)
         os.replace(temporary, folder / "raw.bin")
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -253,10 +315,10 @@ def write_raw(corpus, folder, longest):
     if not (flags & 4).any():  # too few documents for the hash to hold one out: take the one that comes first by it
         flags[lowest[1]:lowest[2]] |= 4
     if (flags & 4).all():
-        raise UserError(f"--data={corpus.data}: only one document with text; expected two or more, to hold one out")
+        raise UserError(f"--data={source.data}: only one document with text; expected two or more, to hold one out")
     write_array(folder / "raw.idx", np.array(offsets))
     write_array(folder / "flags.bin", flags)
-    meta = {"id": f"{corpus.id}-{longest}", "data": corpus.data, "samples": len(flags), "text_bytes": at}
+    meta = {"id": f"{source.id}-{folder.name}", "data": source.data, "samples": len(flags), "text_bytes": at}
     write_array(folder / "meta.json", np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8))
 
 
@@ -264,37 +326,40 @@ def start_worker(folder, proxy_path):
     """In each encoding process: what `encode_part` works with."""
     global worker
     torch.set_num_threads(1)
-    worker = Views(folder), load_proxy(proxy_path)
+    worker = Part(folder), load_proxy(proxy_path)
 
 
 def encode_part(part, comp_folder, first, last):
     """Encode samples first .. last-1 and write them as one part: symbols, and offsets within the part."""
-    views, proxy = worker
-    encoded = proxy.encode_batch([views.raw(i).tobytes() for i in range(first, last)])
+    samples, proxy = worker
+    edges = samples.raw_offsets[first:last + 1].tolist()
+    text = np.fromfile(samples.folder / "raw.bin", np.uint8, edges[-1] - edges[0], offset=edges[0]).tobytes()
+    encoded = proxy.encode_batch([text[a - edges[0]:b - edges[0]] for a, b in itertools.pairwise(edges)])
     write_array(comp_folder / f"{part:06}.idx", np.cumsum([len(symbols) for symbols in encoded], dtype=np.int64))
     write_array(comp_folder / f"{part:06}.bin", np.concatenate(encoded).astype(proxy.dtype))
-    return int(views.raw_offsets[last] - views.raw_offsets[first])
+    return edges[-1] - edges[0]
 
 
 def write_comp(folder, comp_folder, proxy, proxy_path):
     """The proxy's view of all samples: comp.bin, comp.idx, meta.json. Worker processes write it in parts; a part that
     is on disk is not done again, so an interrupted run goes on where it was."""
     global worker
-    views = Views(folder)
+    samples = Part(folder)
     comp_folder.mkdir(parents=True, exist_ok=True)
-    n_parts = max(1, round(views.meta["text_bytes"] / PART_BYTES))
-    edges = np.searchsorted(views.raw_offsets, np.linspace(0, views.raw_offsets[-1], n_parts + 1))
+    n_parts = max(1, round(samples.meta["text_bytes"] / PART_BYTES))
+    edges = np.searchsorted(samples.raw_offsets, np.linspace(0, samples.raw_offsets[-1], n_parts + 1))
     todo = [(part, comp_folder, int(edges[part]), int(edges[part + 1])) for part in range(n_parts)
             if not (comp_folder / f"{part:06}.bin").exists()]
-    with tqdm(total=views.meta["text_bytes"], desc="encoding", unit="B", unit_scale=True, leave=False) as progress:
+    with tqdm(total=samples.meta["text_bytes"], desc="encoding", unit="B", unit_scale=True, leave=False) as progress:
         if len(todo) <= 1:
-            worker = views, proxy
+            worker = samples, proxy
             for job in todo:
                 progress.update(encode_part(*job))
         else:
             try:
-                with ProcessPoolExecutor(min(len(todo), os.cpu_count()), get_context("spawn"), start_worker,
-                                         (folder, proxy_path)) as pool:
+                context = get_context("forkserver")  # the workers share one import of torch
+                context.set_forkserver_preload(["mix"])
+                with ProcessPoolExecutor(min(len(todo), os.cpu_count()), context, start_worker, (folder, proxy_path)) as pool:
                     for n in pool.map(encode_part, *zip(*todo)):
                         progress.update(n)
             except BrokenProcessPool:
@@ -311,11 +376,28 @@ def write_comp(folder, comp_folder, proxy, proxy_path):
         (comp_folder / "comp.bin.tmp").unlink(missing_ok=True)
         raise UserError(f"cannot write {comp_folder / 'comp.bin'}: {error}; run again to go on") from None
     write_array(comp_folder / "comp.idx", np.concatenate(offsets))
-    meta = {"raw": views.meta["id"], "proxy": proxy.id, "dtype": proxy.dtype.name}
+    meta = {"raw": samples.meta["id"], "proxy": proxy.id, "dtype": proxy.dtype.name}
     write_array(comp_folder / "meta.json", np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8))
-    for part in range(n_parts):
-        (comp_folder / f"{part:06}.bin").unlink()
-        (comp_folder / f"{part:06}.idx").unlink()
+    for leftover in [*comp_folder.glob("[0-9]*"), *comp_folder.glob("*.tmp")]:
+        leftover.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """Of the processes that want to write into `folder` one does; the others wait, and read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def parse_shard(shard):
+    """(parts, of how many): "2/8" is ([2], 8), "0-3/8" ([0, 1, 2, 3], 8). Raises UserError."""
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?/(\d+)", shard)
+    first, last, n = (int(match[1]), int(match[2] or match[1]), int(match[3])) if match else (0, 0, 0)
+    if not first <= last < n:
+        raise UserError(f"--shard={shard}: expected a part, such as 2/8 (from 0/8 to 7/8), or a range of them, 0-7/8")
+    return range(first, last + 1), n
 
 
 def prepare(options, block_size):
@@ -328,28 +410,28 @@ def prepare(options, block_size):
     longest = (block_size - 4 - (proxy.overhead if proxy else 0)) // 2
     if longest < 32:
         raise UserError(f"block size {block_size}: too small for a pair of views, expected at least 136")
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with open(CACHE / "lock", "w") as lock:  # of two runs that start together one prepares, the other waits and reads
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return prepare_locked(options, longest)
-
-
-def prepare_locked(options, longest):
-    corpus = Corpus(options.data)
-    folder = CACHE / corpus.id / f"samples-{longest}"
-    if (folder / "meta.json").exists():
-        print(f"corpus: {options.data}, cached in {os.path.relpath(folder)}")
-    else:
-        write_raw(corpus, folder, longest)
-    proxy, path = fitted_proxy(options, corpus)
-    if proxy is None:
-        return Views(folder), None, None
-    comp_folder = folder / f"{path.stem}-{proxy.id}"
-    if (comp_folder / "meta.json").exists():
-        print(f"views: cached in {os.path.relpath(comp_folder)}")
-    else:
-        write_comp(folder, comp_folder, proxy, path)
-    return Views(folder, comp_folder, proxy.n_bytes), proxy, path
+    shards, n_shards = parse_shard(options.shard)
+    with locked(CACHE):
+        corpus = Corpus(options.data)
+    with locked(CACHE / corpus.id):
+        proxy, path = fitted_proxy(options, corpus)
+    parts, groups = [], []
+    for source, weight in zip(corpus.sources, corpus.weights or [1.0] * len(corpus.sources)):
+        groups.append((sum(len(part.flags) for part in parts), weight))
+        for shard in shards:
+            folder = CACHE / source.id / (f"samples-{longest}" + (f"-{shard}of{n_shards}" if n_shards > 1 else ""))
+            with locked(folder):
+                if (folder / "meta.json").exists():
+                    print(f"corpus: {source.data}, cached in {os.path.relpath(folder)}")
+                else:
+                    write_raw(source, folder, longest, shard, n_shards)
+                comp_folder = folder / f"{path.stem}-{proxy.id}" if proxy else None
+                if proxy and (comp_folder / "meta.json").exists():
+                    print(f"views: cached in {os.path.relpath(comp_folder)}")
+                elif proxy:
+                    write_comp(folder, comp_folder, proxy, path)
+            parts.append(Part(folder, comp_folder))
+    return Views(parts, proxy and proxy.n_bytes, groups if corpus.weights else groups[:1]), proxy, path
 
 # -----------------------------------------------------------------------------
 # the mixed stream
@@ -361,6 +443,7 @@ MIN_ROOM = 16  # symbols: with less room left, a context is padded
 
 @dataclass
 class MixOptions(ProxyOptions):
+    shard: str = flag("0/1", "parts of the corpus to use, 2/8 or 0-7/8; each part can be prepared on another machine")
     mix: float = flag(0.9, "r, the share of compressed views; 0 is raw bytes only, 1 the proxy only")
     mix_start: float = flag(0.4, "r at the start of its warm-up")
     mix_warmup: float = flag(0.2, "share of the training in which r rises to --mix and pairs are shown")
@@ -412,7 +495,14 @@ class Mixer:
         self.views, self.options, self.block_size, self.total_steps = views, options, block_size, total_steps
         pool = np.nonzero(views.val == val)[0]
         view = views.view[pool]
-        self.pools = {"raw": pool[view != 2], "comp": pool[view != 1], "pair": pool[view == 0]}
+        self.pools = {"raw": pool[view != 2], "comp": pool[view != 1], "pair": pool[view == 0]} if view.any() else dict.fromkeys(
+            ("raw", "comp", "pair"), pool)
+        # weights are shares of the text, so a source of short samples is drawn from more often
+        first, weight = zip(*views.groups)
+        n = np.diff([*first, len(views)])
+        text = np.diff(np.interp([*first, len(views)], views.starts, np.cumsum([0] + [p.meta["text_bytes"] for p in views.parts])))
+        self.edges = {kind: np.searchsorted(pool, [*first, len(views)]) for kind, pool in self.pools.items()}
+        self.chances = {kind: np.cumsum(weight * n / text * (np.diff(edges) > 0)) for kind, edges in self.edges.items()}
         needed = ["raw"] * (options.mix < 1) + ["comp"] * (options.mix > 0)
         if not all(len(self.pools[kind]) for kind in needed):
             raise UserError(f"--data={options.data}: no {'held-out' if val else 'training'} sample may be shown "
@@ -440,6 +530,13 @@ class Mixer:
         return (o.mode not in ("sentinel", "vanilla") and 0 < o.mix < 1 and len(self.pools["pair"]) > 0
                 and (o.pairs == "always" or step / self.total_steps < o.mix_warmup))
 
+    def draw(self, kind, rng):
+        """The number of a sample that may be shown as `kind`."""
+        edges, chances, source = self.edges[kind], self.chances[kind], 0
+        if len(chances) > 1:
+            source = np.searchsorted(chances, rng.random() * chances[-1], side="right")
+        return self.pools[kind][rng.integers(edges[source], edges[source + 1])]
+
     def shown(self, i, view):
         """Sample i between its sentinels: symbols, tails, and the text bytes it stands for."""
         raw = self.views.raw(i)
@@ -460,8 +557,7 @@ class Mixer:
         targets, text_bytes, at, doc = np.full(size, -100), 0.0, 0, 0
         while size - at >= MIN_ROOM:
             kind = ("raw", "comp", "pair")[min(2, np.searchsorted(chances, rng.random(), side="right"))]
-            pool = self.pools[kind]
-            i = pool[rng.integers(len(pool))]
+            i = self.draw(kind, rng)
             order = (kind,)
             if kind == "pair":
                 order = ("comp", "raw") if "compressed_raw" in self.options.mode else ("raw", "comp")

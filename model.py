@@ -11,7 +11,8 @@ next-symbol cross-entropy. Two things go beyond a plain GPT, both optional input
   for patches). They belong to the place in the text, not to the symbol, so a raw byte and a proxy symbol which end at
   the same place get the same features: the two views meet at the input. Inference still needs raw bytes only.
 
-    python model.py        prints every size with its parameters, FLOPs a symbol and KV-cache bytes a token
+    python model.py                             every size with its parameters, FLOPs a symbol, KV-cache bytes a token
+    python model.py --plan --size=7B --fsdp     the memory that a training needs on each GPU, and how long it takes
 """
 import argparse
 import dataclasses
@@ -456,11 +457,103 @@ def print_sizes(options):
               f"{kv_bytes:14,}")
 
 
+def kept_for_backward(config, micro_batch, dtype, recompute):
+    """Bytes that a micro-batch keeps for its backward pass (without weights), eager: (the blocks', the loss's).
+
+    Counted, not estimated: the model runs on fake tensors, which have shapes and no memory.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode  # takes a second
+    kept, alive = {}, []
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage.nbytes()
+        alive.append(tensor)  # a storage that is freed could hand its address to another
+        return tensor
+    torch.set_default_dtype(dtype)
+    try:
+        with FakeTensorMode(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model, idx = GPT(config), torch.zeros(micro_batch, config.block_size, dtype=torch.long)
+            model.recompute = recompute
+            weights = {p.untyped_storage()._cdata for p in model.parameters()}
+            x = model.states(idx, idx)
+            blocks = sum(kept.values())
+            model.loss(x, idx, torch.zeros(idx.numel(), dtype=torch.long), 0)
+            return blocks, sum(kept.values()) - blocks
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def memory(config, options):
+    """{what: bytes on a device} of a training step at its peak: the last of several micro-batches, so gradients are there."""
+    with torch.device("meta"):
+        model = GPT(config)
+    n, block = model.n_params(), sum(p.numel() for p in model.blocks[0].parameters())
+    shards = options.gpus if options.fsdp else 1
+    half = options.dtype == "bfloat16"
+    dtype, size = (torch.bfloat16, 2) if half else (torch.float32, 4)
+    symbols = options.micro_batch * config.block_size
+    rows = max(1, min(-(-symbols // LOSS_CHUNKS), LOGITS_AT_ONCE // config.vocab_size))
+    blocks, loss = kept_for_backward(config, options.micro_batch, dtype, options.activation_checkpointing)
+    logits = loss + 3 * 4 * rows * config.vocab_size  # of a chunk there are logits, log-probabilities and gradients
+    if options.activation_checkpointing:  # one block at a time is computed again, when the logits are gone
+        two, one = (kept_for_backward(dataclasses.replace(config, n_layer=n), options.micro_batch, dtype, False)[0] for n in (2, 1))
+        blocks, logits = blocks + two - one, max(0, logits - (two - one))
+    gathered = n - len(model.blocks) * block + 2 * block  # FSDP: all but the blocks stays whole, and the next block comes early
+    return {"parameters": 4 * n / shards, "gradients": 4 * n / shards, "optimizer state": 8 * n / shards,
+            "weights in use": 2 * size * gathered if shards > 1 else size * n * half,  # and their gradients; or autocast's
+            "activations": blocks, "logits": logits}
+
+
+def plan(options):
+    """Prints whether a training fits on the GPUs, and how long it takes. Raises UserError."""
+    expect(options, "above 0", "gpus", "gpu_memory", "micro_batch", "budget", "tflops", "mfu")
+    expect(options, "of 0 or more", "block_size")
+    expect(options, "from 0 to 1", "mfu")
+    config = GPTConfig.named(options.size, vocab_size=options.vocab_size, ngram=options.ngram)
+    config.block_size = options.block_size or config.block_size
+    need, flags = memory(config, options), "fsdp " * options.fsdp + "activation_checkpointing" * options.activation_checkpointing
+    print(f"{options.size} on {options.gpus} GPUs of {options.gpu_memory:g} GB, {options.dtype}, micro-batch of "
+          f"{options.micro_batch} x {config.block_size:,} symbols" + "".join(f", --{flag}" for flag in flags.split()))
+    for name, size in need.items():
+        print(f"  {name:16} {size / 1e9:8.2f} GB a GPU")
+    fits = sum(need.values()) <= 1e9 * options.gpu_memory
+    print(f"  {'in all':16} {sum(need.values()) / 1e9:8.2f} GB a GPU: {'fits' if fits else 'does not fit'}, eager; "
+          "torch.compile keeps less")
+    for name in ("activation_checkpointing", "fsdp"):
+        if not fits and not getattr(options, name):
+            options = dataclasses.replace(options, **{name: True})
+            total = sum(memory(config, options).values())
+            print(f"  with --{name} it takes {total / 1e9:8.2f} GB")
+            fits = total <= 1e9 * options.gpu_memory
+    with torch.device("meta"):
+        flops = GPT(config).flops_per_symbol() * options.budget
+    days = flops / (options.gpus * options.tflops * 1e12 * options.mfu) / 86400
+    print(f"  {options.budget:.2g} symbols are {flops:.2e} FLOPs: {days:.3g} days at {options.mfu:.0%} of {options.tflops:g} TFLOP/s a GPU")
+
+
+def main(options):
+    plan(options) if options.plan else print_sizes(options)
+
+
 @dataclass
 class SizeOptions:
     vocab_size: int = flag(64 + 256 + 65536, "symbols: 320 and the proxy's")
     ngram: int = flag(0, "longest byte n-gram with an embedding; 0: none")
+    plan: bool = flag(False, "print the memory and the time that a training takes instead")
+    size: str = flag("1.5B", f"of the model to plan for: {', '.join(SIZES)}")
+    gpus: int = flag(8, "number of devices")
+    gpu_memory: float = flag(80.0, "of one, in GB")
+    tflops: float = flag(989.0, "peak of one in bfloat16, in TFLOP/s (989: H100)")
+    mfu: float = flag(0.4, "share of this peak that the training reaches; 0.4 is usual for compiled models of this kind")
+    budget: float = flag(1e11, "symbols to train on")
+    micro_batch: int = flag(1, "contexts that a device takes at once")
+    block_size: int = flag(0, "symbols in a context; 0: the size's")
+    dtype: str = flag("bfloat16", "of the computation", choices=("bfloat16", "float32"))
+    fsdp: bool = flag(False, "as in train.py")
+    activation_checkpointing: bool = flag(False, "as in train.py")
 
 
 if __name__ == "__main__":
-    command_line(print_sizes, SizeOptions, description="Prints the sizes of the model.")
+    command_line(main, SizeOptions, description="Prints the sizes of the model, or a plan for training one.")

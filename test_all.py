@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import os
+import random
 import re
 import shlex
 import signal
@@ -251,6 +252,69 @@ def test_flex_attention_equals_the_dense_mask():
     with torch.no_grad():
         torch.testing.assert_close(model(idx, mask=block_mask(doc)), model(idx, mask=sample_mask(doc)), rtol=1e-4,
                                    atol=1e-5)
+
+
+MEASURE = """
+import resource, sys
+import torch
+import model as m
+size, micro_batch, again = sys.argv[1], int(sys.argv[2]), len(sys.argv) > 3
+torch.set_num_threads(1)
+
+def step(config, micro_batch):
+    model = m.GPT(config)
+    model.recompute, idx = again, torch.zeros(micro_batch, config.block_size, dtype=torch.long)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    for _ in range(2):
+        for _ in range(2):  # a step of two micro-batches
+            model(idx, idx).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = step(m.GPTConfig(vocab_size=400, n_layer=1, n_embd=32, n_head=2, mlp_hidden=32, block_size=32), 1)
+print(step(m.GPTConfig.named(size, vocab_size=4416), micro_batch) - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks glibc to give memory back")
+@pytest.mark.parametrize("size, micro_batch, again", [("micro", 8, False), ("micro", 8, True), ("small", 2, False)])
+def test_the_plan_is_what_a_step_takes(size, micro_batch, again):
+    command = [sys.executable, "-c", MEASURE, size, str(micro_batch)] + ["again"] * again
+    measured = subprocess.run(command, cwd=HERE, check=True, capture_output=True, text=True,
+                              env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}).stdout
+    options = model_file.SizeOptions(gpus=1, micro_batch=micro_batch, dtype="float32", activation_checkpointing=again)
+    planned = model_file.memory(GPTConfig.named(size, vocab_size=4416), options)
+    assert sum(planned.values()) == pytest.approx(int(measured), rel=0.15)
+
+
+def test_plan(capsys):
+    flags = ["--plan", "--size=7B", "--gpus=8", "--gpu_memory=80", "--fsdp"]
+    model_file.main(parse(model_file.SizeOptions, flags))
+    printed = capsys.readouterr().out
+    assert "does not fit" in printed and "with --activation_checkpointing" in printed
+    with torch.device("meta"):
+        model = GPT(GPTConfig.named("7B", vocab_size=PROXY0 + 65536))
+    assert f"parameters       {4 * model.n_params() / 8e9:8.2f} GB" in printed
+    assert f"{1e11 * model.flops_per_symbol() / (8 * 989e12 * 0.4) / 86400:.3g} days" in printed
+    model_file.main(parse(model_file.SizeOptions, [*flags, "--activation_checkpointing"]))
+    assert ": fits" in capsys.readouterr().out
+
+
+def test_the_papers_setting_on_the_meta_device():
+    """Every flag of runs/paper_1.5B.sh, and a step of that model without memory."""
+    script = (HERE / "runs/paper_1.5B.sh").read_text()
+    flags = shlex.split(re.search(r"train\.py (.*)\"\$@\"", script.replace("\\\n", " "))[1])
+    options = parse(train.Options, [re.sub(r"\$\{\w+:-(.*)\}", r"\1", flag) for flag in flags])
+    options.resolve()
+    symbols = options.batch_size * options.block_size
+    assert abs(symbols / 2e6 - 1) < 0.1 and options.steps == 50000 and options.lr_warmup * options.steps == 500
+    assert options.mix_warmup * options.steps == 10000 and (options.ngram, options.raw_phase) == (0, 0.0)
+    with torch.device("meta"):
+        model = GPT(GPTConfig.named(options.size, vocab_size=PROXY0 + 2 ** options.bits, block_size=options.block_size))
+        model.recompute, idx = options.activation_checkpointing, torch.zeros(1, options.block_size, dtype=torch.long)
+        model(idx, idx, raw_first=(torch.arange(idx.numel()), 1000)).sum().backward()
+    assert all(p.grad.shape == p.shape for p in model.parameters()) and abs(model.n_params() / 1.5e9 - 1) < 0.1
+    train.make_optimizer(model, options)
 
 
 def test_ngram_hashes_spread():
@@ -507,7 +571,7 @@ def test_preparation_goes_on_where_it_was_killed(corpus_file, tmp_path, monkeypa
     class InThisProcess:
         """Stands in for the process pool, and is interrupted before part 3 when `jobs` is empty."""
         def __init__(self, *_):
-            mix.worker = mix.Views(folder.parent), proxies.load_proxy(next(tmp_path.glob("*/tokenizer*.pt")))
+            mix.worker = mix.Part(folder.parent), proxies.load_proxy(next(tmp_path.glob("*/tokenizer*.pt")))
 
         def __enter__(self):
             return self
@@ -649,6 +713,74 @@ def test_mix_prints_contexts(corpus_file, capsys):
     mix.show(parse(mix.ShowOptions, [f"--data={corpus_file}", "--proxy=gzip", "--block_size=400"]))
     out = capsys.readouterr().out
     assert "<raw>" in out and "</comp>" in out and "pairs on" in out and "r = 0.90" in out
+
+SOURCES = {"a.jsonl": "def {}(values):\n    return sum(values)\n", "b.jsonl": "# {} says a lot more than the others do\n" * 5}
+
+
+def write_sources(folder, n=300):
+    for name, text in SOURCES.items():
+        (folder / name).write_text("".join(json.dumps({"text": text.replace("{}", f"n{i}")}) + "\n" for i in range(n)))
+    return [folder / name for name in SOURCES]
+
+
+def share_of_first(views, options):
+    """The share of the text in 100 contexts that comes from the first of SOURCES."""
+    mixer, text = Mixer(views, options, 2048, 100), [0, 0]
+    for step in range(100):
+        for _, shown in mix.decode_context(mixer.row(step, 0)[0], None):
+            text[shown.startswith(b"#")] += len(shown)
+    return text[0] / sum(text)
+
+
+def test_sources_with_weights(tmp_path, monkeypatch):
+    """Weights are shares of the text; without them a source counts by its size; the proxy is fitted on all."""
+    monkeypatch.setattr(mix, "CACHE", tmp_path / "cache")
+    a, b = write_sources(tmp_path)
+    for data, expected in ((f"{a}:0.7,{b}:0.3", 0.7), (f"{a}:1,{b}:3", 0.25), (f"{a},{b}", None)):
+        options = options_for(data, proxy="none", mix=0.0)
+        views, _, _ = mix.prepare(options, 2048)
+        sizes = [part.meta["text_bytes"] for part in views.parts]
+        assert share_of_first(views, options) == pytest.approx(expected or sizes[0] / sum(sizes), abs=0.03)
+    assert mix.Corpus(f"{a}:0.7,{b}:0.3").id != mix.Corpus(f"{a}:0.6,{b}:0.4").id
+    views, proxy, _ = mix.prepare(options_for(f"{a}:0.5,{b}:0.5", tokenizer="300"), 448)
+    assert len(proxy.encode(b" says a lot more")) < 8 and len(proxy.encode(b"(values):\n    return")) < 8
+    for i in (0, 299, 300, 599):  # samples of both sources, in either view
+        assert proxy.decode(views.comp(i)) == views.raw(i).tobytes() and views.raw(i)[0] == ord("d#"[i >= 300])
+    comma = tmp_path / "x,y:1"
+    comma.mkdir()
+    a.rename(comma / "a.jsonl")
+    assert mix.Corpus(str(comma)).data == str(comma)  # a path is a path first
+
+
+def test_a_corpus_prepared_in_shards(corpus_file, tmp_path, monkeypatch):
+    """Each part on its own, as on another machine; then all of them by listing them, and nothing is done again."""
+    monkeypatch.setattr(mix, "CACHE", tmp_path / "cache")
+    for shard in ("1/3", "0/3", "2/3"):
+        views, _, _ = mix.prepare(options_for(corpus_file, shard=shard), 256)
+        assert 0 < views.val.sum() < len(views) / 5
+    monkeypatch.setattr(mix, "write_raw", None)
+    monkeypatch.setattr(mix, "write_comp", None)
+    views, proxy, _ = mix.prepare(options_for(corpus_file, shard="0-2/3"), 256)
+    two, _, _ = mix.prepare(options_for(corpus_file, shard="1-2/3"), 256)
+    monkeypatch.undo()
+    whole, _, _ = mix.prepare(options_for(corpus_file), 256)
+    both = [[(v.raw(i).tobytes(), v.view[i], v.val[i]) for i in range(len(v))] for v in (views, whole)]
+    assert sorted(both[0]) == sorted(both[1]) and 0.6 < len(two) / len(views) < 0.73
+    assert all(proxy.decode(views.comp(i)) == views.raw(i).tobytes() for i in range(0, len(views), 97))
+
+
+def test_large_files_are_cut_as_small_ones_are():
+    rng = random.Random(0)
+    text = "".join(rng.choice(["x" * rng.randrange(90), "\n", "é", "😀" * 30]) for _ in range(90000)).encode()
+    cut, start = [], 0
+    while start < len(text):  # the rule, plainly, on the text as a whole
+        end = min(start + 60, len(text))
+        if end < len(text):
+            line_end = text.rfind(b"\n", start, end) + 1
+            end = line_end or next(e for e in range(end, end - 4, -1) if text[e] & 0xC0 != 0x80)
+        cut.append(text[start:end])
+        start = end
+    assert len(text) > 2 ** 21 and mix.cut_at_lines(text, 60) == cut
 
 # -----------------------------------------------------------------------------
 # sample.py
@@ -1286,7 +1418,7 @@ def test_byte_heads_change_nothing_but_the_speed(run_train, tmp_path):
     model, _ = sample.load_model(run_train(*flags, "--n_byte_heads=3", out=tmp_path / "heads"))
     weights = model.state_dict()
     assert len(weights) > len(plain.state_dict()) and all(w.equal(weights[name]) for name, w in plain.state_dict().items())
-    prompts, steps = [b"def f(x):", b"", b"def add(values):\n    " * 9, b"x"], []  # the third fills the context
+    prompts = [b"def f(x):", b"", b"def add(values):\n    " * 9, b"x"]  # the third fills the context
     for max_new, stops in ((1, ()), (3, ()), (90, ()), (400, (b"\n    return", b"zz"))):
         settings = dict(stops=stops, max_new=max_new, temperature=0)
         if max_new < 100:  # together, as long as none fills the context
@@ -1588,14 +1720,17 @@ BAD_INPUT = [
     (evaluation, "--samples={tmp}/s.jsonl --problems={tmp}/field.jsonl", "expected a problem"),
     (evaluation, "--samples={tmp}/s.jsonl --problems={tmp}/p.jsonl", "task_id"),
     (evaluation, "--samples={tmp}/s.jsonl --problems={tmp}/p.jsonl --k=0", "k=0"),
-    (train, "--steps=-1", "steps=-1"), (train, "--seed=-1", "seed=-1"), (train, "--lr_warmup=2", "lr_warmup=2"),
+    (train, "--steps=-1", "steps=-1"), (train, "--shard=3/3", "shard=3/3"), (train, "--shard=half", "shard=half"),
+    (train, "--data={tmp}/two.jsonl:0.5,{tmp}/one.txt", "weight"), (train, "--data={tmp}/two.jsonl:0,{tmp}/one.txt:1", "weight"),
+    (train, "--data={tmp}/two.jsonl,nowhere", "nowhere: no such file"), (model_file, "--plan --size=8B", "8B"),
+    (model_file, "--plan --mfu=40", "mfu=40"), (train, "--n_byte_heads=-1", "n_byte_heads=-1"), (train, "--seed=-1", "seed=-1"), (train, "--lr_warmup=2", "lr_warmup=2"),
     (train, "--proxy=none --data={tmp}/two.jsonl --out={tmp}/one.txt/run", "one.txt/run"),
     (evaluation, "--n=0", "n=0"), (sample, "--top_k=-1 --prompt=x", "top_k=-1"), (mix, "--steps=0", "steps=0"),
     (evaluation, "--samples={tmp}/right.jsonl --problems={tmp}/p.jsonl --k=1 --save={tmp}/none/x", "none/x"),
     (model_file, "--ngram=9", "ngram=9"), (proxies, "--report --data={tmp}/none", "no such file"), (proxies, "", "a text"), (mix, "--mode=sentinal", "sentinel"),
 ]
 MAINS = {train: (train.train, train.Options), sample: (sample.main, sample.SampleOptions), proxies: (proxies.main, proxies.ShowOptions),
-         model_file: (model_file.print_sizes, model_file.SizeOptions), evaluation: (evaluation.main, evaluation.EvalOptions), mix: (mix.show, mix.ShowOptions)}
+         model_file: (model_file.main, model_file.SizeOptions), evaluation: (evaluation.main, evaluation.EvalOptions), mix: (mix.show, mix.ShowOptions)}
 
 
 @pytest.mark.parametrize("module, flags, says", BAD_INPUT, ids=[flags or "nothing" for _, flags, _ in BAD_INPUT])

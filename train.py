@@ -261,7 +261,7 @@ def train(options):
         views, proxy, proxy_path = prepare(options, options.block_size)  # whoever is first does it, the others wait
     devices.connect()
     n_symbols = proxy.n_symbols if proxy else 0
-    made_from = {"corpus": views.meta["id"], "proxy": proxy.id if proxy else "none"}
+    made_from = {"corpus": views.id, "proxy": proxy.id if proxy else "none"}
     if saved and saved["made_from"] != made_from:
         raise UserError(f"{options.out} was trained on {saved['made_from']}, but --data={options.data} now gives "
                         f"{made_from}; restore that corpus, or start a new run")
@@ -309,7 +309,7 @@ def train(options):
     say(f"training {options.size}: {model.n_params():,} parameters, {model.n_params(embeddings=False):,} without tables, "
         f"{flops_a_step / symbols_a_step:.2e} FLOPs a symbol\n"
         f"on {devices.world} x {options.device}, {options.dtype}, compile {options.compile}: {steps:,} steps of "
-        f"{symbols_a_step:,} symbols, {len(views):,} samples, {views.meta['text_bytes'] / 1e6:.1f} MB of text")
+        f"{symbols_a_step:,} symbols, {len(views):,} samples, {views.text_bytes / 1e6:.1f} MB of text")
 
     def save():
         """When it can't be written, the old checkpoint stays and the training goes on."""
