@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import difflib
 import functools
+import itertools
 import os
 import sys
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ SIZES = {
     "7B":    (24, 4096, 32, 16384, 16384),
     "14B":   (32, 5120, 40, 20480, 16384),
 }
+ATTEND_AT_ONCE = 64       # positions, on the CPU
 BYTE0, PROXY0 = 64, 320   # ids of byte 0 and of the proxy's first symbol; mix.py has the whole vocabulary
 LOSS_CHUNKS = 16          # pieces in which the loss is computed, more where one would have more logits than this:
 LOGITS_AT_ONCE = 2 ** 26
@@ -94,15 +96,21 @@ def next_tail(tail, byte):
 
 
 def sample_mask(doc):
-    """Causal attention that stays inside a sample; `doc` (B, T) holds sample ids. Dense on the CPU, blockwise on CUDA.
+    """Causal attention that stays inside a sample; `doc` (B, T) holds sample ids. Blockwise, since a sample is short.
 
-    Returns a bool tensor (B, 1, T, T), true where attention is allowed, or a FlexAttention BlockMask.
+    On CUDA a FlexAttention BlockMask. On the CPU a list of bool tensors (B, 1, ATTEND_AT_ONCE, K), true where attention is
+    allowed: for so many positions at a time, over the last K positions up to the last of them, before which none sees any.
     """
     B, T = doc.shape
     if doc.is_cuda:
         return block_mask(doc)
     causal = torch.ones(T, T, dtype=torch.bool, device=doc.device).tril()
-    return (causal & (doc[:, :, None] == doc[:, None, :]))[:, None]
+    mask, blocks = (causal & (doc[:, :, None] == doc[:, None, :]))[:, None], []
+    for end in [*range(ATTEND_AT_ONCE, T, ATTEND_AT_ONCE), T]:
+        rows = mask[:, :, (end - 1) // ATTEND_AT_ONCE * ATTEND_AT_ONCE:end]
+        first = int(rows.any(0).any(0).any(0).int().argmax())
+        blocks.append(rows[..., first:end].contiguous())
+    return blocks
 
 
 def block_mask(doc):
@@ -165,14 +173,19 @@ class Attention(nn.Module):
 
     def forward(self, x, rotary, mask, cached=None):
         B, T, C = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
-        q, k = norm(rotate(q, *rotary)).to(v.dtype), norm(rotate(k, *rotary)).to(v.dtype)
+        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
+        (q, k), v = norm(rotate(qkv[:2], *rotary)).to(x.dtype), qkv[2]
         if cached is not None:
             k, v = cached(k, v)
         if isinstance(mask, BlockMask):
             y = flex_attention(q, k, v, block_mask=mask)
+        elif isinstance(mask, list):
+            ends = itertools.accumulate(block.size(2) for block in mask)
+            y = torch.cat([F.scaled_dot_product_attention(
+                q[:, :, end - block.size(2):end], *(x[:, :, end - block.size(3):end] for x in (k, v)), attn_mask=block)
+                for block, end in zip(mask, ends)], dim=2)
         else:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1)
         return self.proj(y.transpose(1, 2).reshape(B, T, C))
 
 
@@ -285,8 +298,10 @@ class GPT(nn.Module):
         positions = torch.arange(T, device=idx.device)
         if cache is not None:
             positions = cache.pos[:, None] + positions
-            cache.end = int(cache.pos.max()) + T
-            mask = torch.arange(cache.end, device=idx.device) <= positions[:, None, :, None]
+            first, last = torch.stack(cache.pos.aminmax()).tolist()
+            cache.end = last + T
+            if first < last or 0 < first and T > 1:  # else all there is may be attended to, or plainly causal
+                mask = torch.arange(cache.end, device=idx.device) <= positions[:, None, :, None]
         head_dim = self.config.n_embd // self.config.n_head
         frequency = 10000.0 ** (-torch.arange(0, head_dim, 2, device=idx.device) / head_dim)
         angle = (positions[..., None] * frequency).unsqueeze(-3)  # (1, T, head_dim/2), with a cache (B, 1, T, head_dim/2)

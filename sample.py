@@ -61,7 +61,10 @@ def pick(logits, temperature, top_k, top_p, generator):
     of these the fewest that hold top_p of the probability (nucleus sampling: Holtzman et al., arXiv 1904.09751)."""
     if temperature == 0:
         return logits.argmax(-1)
-    p, order = torch.softmax(logits.float() / temperature, -1).sort(-1, descending=True)
+    p = torch.softmax(logits.float() / temperature, -1)
+    if not top_k and top_p == 1:
+        return torch.multinomial(p, 1, generator=generator).squeeze(-1)
+    p, order = p.sort(-1, descending=True)
     if top_k:
         p[:, top_k:] = 0
     p[p.cumsum(-1) - p > top_p] = 0
