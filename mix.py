@@ -16,6 +16,7 @@ or eight train on the same batches.
 """
 import array
 import contextlib
+import ctypes
 import fcntl
 import gzip
 import hashlib
@@ -227,6 +228,7 @@ def fitted_proxy(options, corpus):
     if options.proxy == "neural" and relatives:
         settings["lm"] = load_proxy(relatives[0]).lm  # the byte LM does not depend on the coder's options
     proxy.fit(corpus.fitting_texts(), **settings)
+    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)  # glibc would keep what the training of the byte LM took
     path.parent.mkdir(parents=True, exist_ok=True)
     proxy.save(path)
     return proxy, path

@@ -211,6 +211,19 @@ class Block(nn.Module):
         return x + self.mlp(norm(x))
 
 
+class ByteHeads(nn.Module):
+    """What the states (..., n_embd) say of the bytes behind the next one: (..., n_byte_heads, n_embd), from an MLP for each."""
+    def __init__(self, config):
+        super().__init__()
+        self.n = config.n_byte_heads
+        self.gate_up = nn.Linear(config.n_embd, self.n * 2 * config.mlp_hidden, bias=False)
+        self.down = nn.Parameter(torch.empty(self.n, config.mlp_hidden, config.n_embd))
+
+    def forward(self, x):
+        gate, up = self.gate_up(x).unflatten(-1, (self.n, -1)).chunk(2, dim=-1)
+        return norm(x.unsqueeze(-2) + torch.einsum("...nh,nhc->...nc", F.silu(gate) * up, self.down))
+
+
 class NgramEmbedding(nn.Module):
     """The sum of hashed embeddings of the last 2 to n bytes of text that end at each position. One table serves all n."""
     # odd and arbitrary: they spread the bits of a product
@@ -256,7 +269,7 @@ class GPT(nn.Module):
         self.ngram = NgramEmbedding(config) if config.ngram else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.byte_heads = nn.ModuleList(MLP(config) for _ in range(config.n_byte_heads))  # the last to draw its weights
+        self.byte_heads = ByteHeads(config) if config.n_byte_heads else None  # the last to draw its weights
         self.chunk_loss = chunk_loss
         self.recompute = False  # activation checkpointing: keep only each block's input for the backward pass
         self.init_weights()
@@ -264,7 +277,7 @@ class GPT(nn.Module):
     def init_weights(self):
         """Normal(0, 0.02), scaled down where a matrix writes to the residual stream (GPT-2, sec. 2.3)."""
         for name, p in self.named_parameters():
-            residual = name.endswith(("proj.weight", "down.weight"))
+            residual = name.endswith(("proj.weight", "down.weight", "heads.down"))
             whole = torch.empty(p.shape, device=p.device)
             nn.init.normal_(whole, std=0.02 / (2 * self.config.n_layer) ** 0.5 if residual else 0.02)
             if hasattr(p, "device_mesh"):  # sharded: every process draws the same matrix and keeps its part
@@ -351,19 +364,18 @@ class GPT(nn.Module):
         The states x (B*T, C) and the head are taken as they are (Medusa-1, arXiv 2401.10774, sec. 2.2.1): the model learns
         exactly what it learns without byte heads.
         """
-        states, weight = x[at].detach(), self.head.weight[:PROXY0].detach()
+        states, weight = self.byte_heads(x[at].detach()), self.head.weight[:PROXY0].detach()
         ahead, inside, losses = targets, True, []
-        for head in self.byte_heads:
+        for guessed in states.unbind(1):
             inside = inside & (ahead >= BYTE0)  # no sentinel so far, so the sample goes on
             ahead = F.pad(ahead[:, 1:], (0, 1), value=-100)
             y = ahead.masked_fill(~inside, -100).flatten()[at]
-            losses.append(self.chunk_loss(norm(states + head(states)), weight, y))
+            losses.append(self.chunk_loss(guessed, weight, y))
         return torch.zeros(len(x), device=x.device).index_copy(0, at, torch.stack(losses).sum(0)).view(targets.shape)
 
     def guess(self, x):
         """The bytes (..., n_byte_heads) that probably come behind the next one, from final states x (..., n_embd)."""
-        states = torch.stack([norm(x + head(x)) for head in self.byte_heads], dim=-2)
-        return F.linear(states, self.head.weight[BYTE0:PROXY0]).argmax(-1)
+        return F.linear(self.byte_heads(x), self.head.weight[BYTE0:PROXY0]).argmax(-1)
 
     def raw_logits(self, x):
         """Logits of the first PROXY0 ids, all that can follow raw text, from final states x (..., n_embd)."""
@@ -381,8 +393,9 @@ class GPT(nn.Module):
         positions behind a raw byte, whose loss needs only PROXY0 columns of the head."""
         c = self.config
         spared = raw_share * c.n_embd * max(0, c.vocab_size - PROXY0)
-        byte_heads = sum(p.numel() for p in self.byte_heads.parameters())  # on raw bytes; the head gets no gradient of theirs
-        spared += (1 - raw_share) * byte_heads - raw_share * c.n_byte_heads * c.n_embd * PROXY0 * 2 / 3
+        if self.byte_heads:  # only on raw bytes; the head gets no gradient of theirs
+            spared += (1 - raw_share) * sum(p.numel() for p in self.byte_heads.parameters())
+            spared -= raw_share * c.n_byte_heads * c.n_embd * PROXY0 * 2 / 3
         return 6 * (self.n_params(embeddings=False) - spared) + 12 * c.n_layer * c.n_embd * c.block_size
 
 # -----------------------------------------------------------------------------

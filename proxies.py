@@ -440,7 +440,7 @@ class Neural(Proxy):
         entropy, start = [np.zeros(0, np.float32)] * len(pieces), 0
         order = sorted(range(len(pieces)), key=lambda i: len(pieces[i]))  # pieces of like length share a batch
         while start < len(order):
-            batch = order[start:start + 64]
+            batch = order[start:start + 16]
             longest = len(pieces[batch[-1]])
             rows = b"".join(pieces[i].ljust(longest, b"\0") for i in batch)
             idx, tail = lm_inputs(torch.frombuffer(bytearray(rows), dtype=torch.uint8).view(-1, longest).long())

@@ -43,6 +43,7 @@ from model import GPT, SIZES, GPTConfig, KVCache, UserError, block_mask, next_ta
 
 HERE = Path(__file__).resolve().parent
 HUMANEVAL_PLUS = HERE.parent / "shared" / "data" / "HumanEvalPlus.jsonl.gz"
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # --fsdp in one process
 SMALL = dict(vocab_size=600, n_layer=2, n_embd=32, n_head=2, mlp_hidden=64, block_size=64)
 
 sys.path.insert(0, str(HERE / "data"))
@@ -255,7 +256,7 @@ def test_flex_attention_equals_the_dense_mask():
 
 
 MEASURE = """
-import resource, sys
+import re, sys
 import torch
 import model as m
 size, micro_batch, again = sys.argv[1], int(sys.argv[2]), len(sys.argv) > 3
@@ -270,14 +271,16 @@ def step(config, micro_batch):
             model(idx, idx).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+
+open("/proc/self/clear_refs", "w").write("5")  # the peak is that of the process which started this one, until now
 before = step(m.GPTConfig(vocab_size=400, n_layer=1, n_embd=32, n_head=2, mlp_hidden=32, block_size=32), 1)
 print(step(m.GPTConfig.named(size, vocab_size=4416), micro_batch) - before)
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks glibc to give memory back")
-@pytest.mark.parametrize("size, micro_batch, again", [("micro", 8, False), ("micro", 8, True), ("small", 2, False)])
+@pytest.mark.parametrize("size, micro_batch, again", [("micro", 8, True), ("small", 2, False)])
 def test_the_plan_is_what_a_step_takes(size, micro_batch, again):
     command = [sys.executable, "-c", MEASURE, size, str(micro_batch)] + ["again"] * again
     measured = subprocess.run(command, cwd=HERE, check=True, capture_output=True, text=True,
@@ -1413,7 +1416,7 @@ def test_training_learns_and_logs(run_train):
 
 def test_byte_heads_change_nothing_but_the_speed(run_train, tmp_path):
     """The model learns the same, bit for bit; it writes the same, with several bytes in some steps."""
-    flags = ["--steps=60", "--lr=5e-3", "--proxy=tokenizer", "--mix=0.5"]
+    flags = ["--steps=45", "--lr=5e-3", "--proxy=tokenizer", "--mix=0.5"]
     plain, _ = sample.load_model(run_train(*flags, out=tmp_path / "plain"))
     model, _ = sample.load_model(run_train(*flags, "--n_byte_heads=3", out=tmp_path / "heads"))
     weights = model.state_dict()
@@ -1432,8 +1435,7 @@ def test_byte_heads_change_nothing_but_the_speed(run_train, tmp_path):
     assert sampled[0] == sampled[1]  # sampling makes no use of them
 
 
-@pytest.mark.parametrize("more", [[], ["--activation_checkpointing"]])
-def test_compiling_changes_nothing_and_happens_before_the_first_validation_is_over(run_train, tmp_path, monkeypatch, more):
+def test_compiling_changes_nothing_and_happens_before_the_first_validation_is_over(run_train, tmp_path, monkeypatch):
     """No graph breaks (the parts are compiled with fullgraph=True), and no recompiling whatever the mix of views."""
     graphs, validate, counters = [], train.validate, torch._dynamo.utils.counters
 
@@ -1445,11 +1447,12 @@ def test_compiling_changes_nothing_and_happens_before_the_first_validation_is_ov
     monkeypatch.setattr(train, "validate", counted)
     torch._dynamo.reset()
     counters.clear()
-    flags = ["--steps=20", "--eval_every=2", "--proxy=tokenizer", "--micro_batch=2", *more]
+    flags = ["--steps=20", "--eval_every=2", "--proxy=tokenizer", "--micro_batch=2", "--activation_checkpointing"]
     compiled = run_train(*flags, "--compile=yes", out=tmp_path / "compiled")
     assert graphs[1] > 0 and graphs[1] == graphs[-1] and not counters["graph_break"]
     monkeypatch.setattr(train, "validate", validate)
-    assert same_log(read_log(compiled), read_log(run_train(*flags, out=tmp_path / "plain")))
+    plain = run_train(*[flag for flag in flags if flag != "--activation_checkpointing"], out=tmp_path / "plain")
+    assert same_log(read_log(compiled), read_log(plain))
 
 
 def test_gradient_accumulation_changes_nothing(run_train, tmp_path):
