@@ -178,7 +178,7 @@ class Corpus:
     """What --data says: a source, or several with commas between them, each with the share of the text that shall come from
     it (`stdlib:0.7,path/to/folder:0.3`; without these, each counts by its size). Raises UserError."""
     def __init__(self, data):
-        named = [(data, None)] if Path(data).exists() else [self.split(part, data) for part in data.split(",")]
+        named = [(data, None)] if Path(data).exists() else [self.split(part) for part in data.split(",")]
         self.data, weights = data, [weight for _, weight in named]
         if len({weight is None for weight in weights}) > 1 or not all(weight is None or weight > 0 for weight in weights):
             raise UserError(f"--data={data}: expected a weight above 0 for every source, as in a:0.7,b:0.3, or for none")
@@ -190,7 +190,8 @@ class Corpus:
             self.id = hashlib.sha256(repr([(source.id, w) for source, w in zip(self.sources, weights)]).encode()).hexdigest()[:12]
 
     @staticmethod
-    def split(part, data):
+    def split(part):
+        """(name, weight or None) of one source."""
         name, _, weight = part.rpartition(":")
         try:
             return (name, float(weight)) if name else (part, None)
@@ -265,7 +266,7 @@ class Views:
     """Both views of every sample of a corpus, part after part: `raw(i)` bytes and `comp(i)` proxy symbols, as arrays.
 
     view: uint8 (n,), 0 any, 1 raw only, 2 comp only. val: bool (n,), held out. n_bytes: text bytes of each proxy symbol,
-    or None. groups: (first sample, weight) of each source; a single one where sources count by their size.
+    or None. groups: (first part, weight) of each source; a single one where sources count by their size.
     """
     def __init__(self, parts, n_bytes=None, groups=((0, 1.0),)):
         self.parts, self.n_bytes, self.groups = parts, n_bytes, groups
@@ -419,7 +420,7 @@ def prepare(options, block_size):
         proxy, path = fitted_proxy(options, corpus)
     parts, groups = [], []
     for source, weight in zip(corpus.sources, corpus.weights or [1.0] * len(corpus.sources)):
-        groups.append((sum(len(part.flags) for part in parts), weight))
+        groups.append((len(parts), weight))
         for shard in shards:
             folder = CACHE / source.id / (f"samples-{longest}" + (f"-{shard}of{n_shards}" if n_shards > 1 else ""))
             with locked(folder):
@@ -497,14 +498,14 @@ class Mixer:
         self.views, self.options, self.block_size, self.total_steps = views, options, block_size, total_steps
         pool = np.nonzero(views.val == val)[0]
         view = views.view[pool]
-        self.pools = {"raw": pool[view != 2], "comp": pool[view != 1], "pair": pool[view == 0]} if view.any() else dict.fromkeys(
-            ("raw", "comp", "pair"), pool)
+        self.pools = {"raw": pool[view != 2], "comp": pool[view != 1], "pair": pool[view == 0]}
         # weights are shares of the text, so a source of short samples is drawn from more often
         first, weight = zip(*views.groups)
-        n = np.diff([*first, len(views)])
-        text = np.diff(np.interp([*first, len(views)], views.starts, np.cumsum([0] + [p.meta["text_bytes"] for p in views.parts])))
-        self.edges = {kind: np.searchsorted(pool, [*first, len(views)]) for kind, pool in self.pools.items()}
-        self.chances = {kind: np.cumsum(weight * n / text * (np.diff(edges) > 0)) for kind, edges in self.edges.items()}
+        samples, text = (np.add.reduceat(sizes, first) for sizes in (
+            np.diff(views.starts), [part.meta["text_bytes"] for part in views.parts]))
+        ends = views.starts[[*first, -1]]
+        self.edges = {kind: np.searchsorted(pool, ends) for kind, pool in self.pools.items()}
+        self.chances = {kind: np.cumsum(weight * samples / text * (np.diff(edges) > 0)) for kind, edges in self.edges.items()}
         needed = ["raw"] * (options.mix < 1) + ["comp"] * (options.mix > 0)
         if not all(len(self.pools[kind]) for kind in needed):
             raise UserError(f"--data={options.data}: no {'held-out' if val else 'training'} sample may be shown "

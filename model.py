@@ -106,10 +106,10 @@ def sample_mask(doc):
         return block_mask(doc)
     causal = torch.ones(T, T, dtype=torch.bool, device=doc.device).tril()
     mask, blocks = (causal & (doc[:, :, None] == doc[:, None, :]))[:, None], []
-    for end in [*range(ATTEND_AT_ONCE, T, ATTEND_AT_ONCE), T]:
-        rows = mask[:, :, (end - 1) // ATTEND_AT_ONCE * ATTEND_AT_ONCE:end]
-        first = int(rows.any(0).any(0).any(0).int().argmax())
-        blocks.append(rows[..., first:end].contiguous())
+    for start in range(0, T, ATTEND_AT_ONCE):
+        rows = mask[:, :, start:start + ATTEND_AT_ONCE]
+        first = int(rows.any(0).any(0).any(0).int().argmax())  # the first position that any of them may attend to
+        blocks.append(rows[..., first:start + ATTEND_AT_ONCE].contiguous())
     return blocks
 
 
@@ -171,12 +171,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
 
-    def forward(self, x, rotary, mask, cached=None):
+    def forward(self, x, rotary, mask, update_cache=None):
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
         (q, k), v = norm(rotate(qkv[:2], *rotary)).to(x.dtype), qkv[2]
-        if cached is not None:
-            k, v = cached(k, v)
+        if update_cache is not None:
+            k, v = update_cache(k, v)
         if isinstance(mask, BlockMask):
             y = flex_attention(q, k, v, block_mask=mask)
         elif isinstance(mask, list):
@@ -253,6 +253,11 @@ def raw_positions_first(idx):
     return (~raw).to(torch.uint8).argsort(stable=True), int(raw.sum())
 
 
+def chunk_rows(n, vocab_size):
+    """How many of n positions the loss takes at once."""
+    return max(1, min(-(-n // LOSS_CHUNKS), LOGITS_AT_ONCE // vocab_size))
+
+
 def chunk_loss(x, weight, y, raw=None):
     """Cross-entropy (N,) of targets y (N,) after states x (N, C). No proxy symbol can follow where raw (N,) is true."""
     logits = F.linear(x, weight).float()
@@ -324,11 +329,11 @@ class GPT(nn.Module):
         if self.ngram is not None and tail is not None:
             x = x + self.ngram(tail)
         for layer, block in enumerate(self.blocks):
-            cached = () if cache is None else (functools.partial(cache.update, layer, positions=positions),)
+            update_cache = cache and functools.partial(cache.update, layer, positions=positions)
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, rotary, mask, use_reentrant=False)
             else:
-                x = block(x, rotary, mask, *cached)
+                x = block(x, rotary, mask, update_cache)
         return norm(x)
 
     def loss(self, x, targets, order, n_raw):
@@ -340,7 +345,7 @@ class GPT(nn.Module):
         the chunk and not with batch x vocabulary.
         """
         x, y, vocab = x.flatten(0, 1), targets.flatten(), self.config.vocab_size
-        rows = max(1, min(-(-len(y) // LOSS_CHUNKS), LOGITS_AT_ONCE // vocab))
+        rows = chunk_rows(len(y), vocab)
         whole, bytes_only, losses = self.head.weight, self.head.weight[:PROXY0], []
         for start in range(0, len(y), rows):
             at = order[start:start + rows]
@@ -521,17 +526,19 @@ def memory(config, options):
     shards = options.gpus if options.fsdp else 1
     half = options.dtype == "bfloat16"
     dtype, size = (torch.bfloat16, 2) if half else (torch.float32, 4)
-    symbols = options.micro_batch * config.block_size
-    rows = max(1, min(-(-symbols // LOSS_CHUNKS), LOGITS_AT_ONCE // config.vocab_size))
     blocks, loss = kept_for_backward(config, options.micro_batch, dtype, options.activation_checkpointing)
+    rows = chunk_rows(options.micro_batch * config.block_size, config.vocab_size)
     logits = loss + 3 * 4 * rows * config.vocab_size  # of a chunk there are logits, log-probabilities and gradients
     if options.activation_checkpointing:  # one block at a time is computed again, when the logits are gone
-        two, one = (kept_for_backward(dataclasses.replace(config, n_layer=n), options.micro_batch, dtype, False)[0] for n in (2, 1))
+        two, one = (kept_for_backward(dataclasses.replace(config, n_layer=layers), options.micro_batch, dtype, False)[0]
+                    for layers in (2, 1))
         blocks, logits = blocks + two - one, max(0, logits - (two - one))
-    gathered = n - len(model.blocks) * block + 2 * block  # FSDP: all but the blocks stays whole, and the next block comes early
+    if shards > 1:  # FSDP gathers all but the blocks, the block at work and the next one; and there are their gradients
+        in_use = 2 * size * (n - (config.n_layer - 2) * block)
+    else:
+        in_use = size * n * half  # autocast's copies
     return {"parameters": 4 * n / shards, "gradients": 4 * n / shards, "optimizer state": 8 * n / shards,
-            "weights in use": 2 * size * gathered if shards > 1 else size * n * half,  # and their gradients; or autocast's
-            "activations": blocks, "logits": logits}
+            "weights in use": in_use, "activations": blocks, "logits": logits}
 
 
 def plan(options):
@@ -541,15 +548,15 @@ def plan(options):
     expect(options, "from 0 to 1", "mfu")
     config = GPTConfig.named(options.size, vocab_size=options.vocab_size, ngram=options.ngram)
     config.block_size = options.block_size or config.block_size
-    need, flags = memory(config, options), "fsdp " * options.fsdp + "activation_checkpointing" * options.activation_checkpointing
+    need, savers = memory(config, options), ("activation_checkpointing", "fsdp")
     print(f"{options.size} on {options.gpus} GPUs of {options.gpu_memory:g} GB, {options.dtype}, micro-batch of "
-          f"{options.micro_batch} x {config.block_size:,} symbols" + "".join(f", --{flag}" for flag in flags.split()))
+          f"{options.micro_batch} x {config.block_size:,} symbols" + "".join(f", --{name}" for name in savers if getattr(options, name)))
     for name, size in need.items():
         print(f"  {name:16} {size / 1e9:8.2f} GB a GPU")
     fits = sum(need.values()) <= 1e9 * options.gpu_memory
     print(f"  {'in all':16} {sum(need.values()) / 1e9:8.2f} GB a GPU: {'fits' if fits else 'does not fit'}, eager; "
           "torch.compile keeps less")
-    for name in ("activation_checkpointing", "fsdp"):
+    for name in savers:
         if not fits and not getattr(options, name):
             options = dataclasses.replace(options, **{name: True})
             total = sum(memory(config, options).values())
@@ -558,7 +565,8 @@ def plan(options):
     with torch.device("meta"):
         flops = GPT(config).flops_per_symbol() * options.budget
     days = flops / (options.gpus * options.tflops * 1e12 * options.mfu) / 86400
-    print(f"  {options.budget:.2g} symbols are {flops:.2e} FLOPs: {days:.3g} days at {options.mfu:.0%} of {options.tflops:g} TFLOP/s a GPU")
+    print(f"  {options.budget:.2g} symbols are {flops:.2e} FLOPs: {days:.3g} days at {options.mfu:.0%} of "
+          f"{options.tflops:g} TFLOP/s a GPU")
 
 
 def main(options):

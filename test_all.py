@@ -1521,6 +1521,22 @@ def test_an_earlier_checkpoint_is_kept(run_train, capsys):
     assert (out / "ckpt.old.pt").read_bytes() == first and "ckpt.old.pt" in capsys.readouterr().out
 
 
+def test_an_earlier_sharded_checkpoint_is_kept_with_its_shards(run_train):
+    out = run_train("--steps=2", "--proxy=none", "--fsdp")
+    first = sample.load_model(out)[0].state_dict()
+    for flag in ("--fsdp", "--no-fsdp"):
+        run_train("--steps=2", "--proxy=none", "--seed=3", flag)
+        os.replace(out / "ckpt.old.pt", out / "ckpt.pt")  # as a user would who wants it back
+        assert all(w.equal(first[name]) for name, w in sample.load_model(out)[0].state_dict().items())
+
+
+def test_processes_share_the_work_evenly(run_train, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for flags in (["--batch_size=4", "--eval_rows=3"], ["--batch_size=3", "--eval_rows=4"]):
+        with pytest.raises(UserError, match="=4: expected a multiple of the 3 processes"):
+            run_train("--steps=2", "--proxy=none", *flags)
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(run_train, monkeypatch, capsys):
     saves, save = [], torch.save
 
@@ -1661,7 +1677,8 @@ def pid_of_rank(rank, out):
 @pytest.mark.parametrize("flag", ["--no-fsdp", "--fsdp"])
 def test_two_processes_train_as_one(twenty_steps, corpus_file, tmp_path, flag):
     job = torchrun(f"--data={corpus_file}", f"--out={tmp_path / 'two'}", *TINY, *TWENTY, flag)
-    assert job.wait() == 0 or not job.stderr.read()
+    errors = job.communicate()[1]
+    assert job.returncode == 0, errors
     assert same_log(read_log(tmp_path / "two"), twenty_steps)
     if flag == "--fsdp":  # one process reads what two wrote in parts
         assert sample.load_checkpoint(tmp_path / "two")["shards"] == "shards-0000020"
@@ -1677,7 +1694,8 @@ def test_from_one_process_to_two(run_train, twenty_steps, tmp_path, monkeypatch,
     with pytest.raises(KeyboardInterrupt):
         run_train(*TWENTY, flag, out=tmp_path / "run")
     job = torchrun(f"--resume={tmp_path / 'run'}")
-    assert job.wait() == 0 or not job.stderr.read()
+    errors = job.communicate()[1]
+    assert job.returncode == 0, errors
     assert same_log(read_log(tmp_path / "run"), twenty_steps)
 
 

@@ -117,7 +117,7 @@ class Devices:
             dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.startswith("cuda") else "gloo",
                                     store=self.store, rank=rank, world_size=world)
 
-    def part(self):
+    def disconnect(self):
         if self.world > 1:
             dist.barrier()
             dist.destroy_process_group()
@@ -225,6 +225,16 @@ def restore_checkpoint(out, model, optimizer, saved):
         optimizer.load_state_dict(saved["optimizer"])
 
 
+def keep_earlier(out):
+    """Put the checkpoint of an earlier run aside, as ckpt.old.pt and, of --fsdp, its shards."""
+    os.replace(out / "ckpt.pt", out / "ckpt.old.pt")
+    earlier = torch.load(out / "ckpt.old.pt", map_location="cpu", weights_only=True)
+    if earlier.get("shards", "old/").startswith("shards"):  # and not put aside before
+        shutil.rmtree(out / "old", ignore_errors=True)
+        os.renames(out / earlier["shards"], out / "old" / earlier["shards"])
+        write_atomic(out / "ckpt.old.pt", earlier | {"shards": f"old/{earlier['shards']}"})
+
+
 def keep_log_before(step, path):
     """Drop the lines of log.jsonl from `step` on: the run goes on there, and writes them again."""
     lines = path.read_text().splitlines() if path.exists() else []
@@ -252,8 +262,9 @@ def train(options):
             options.device = options.dtype = options.compile = "auto"
     options.resolve()
     devices = Devices(options)
-    if options.batch_size % devices.world:
-        raise UserError(f"--batch_size={options.batch_size}: expected a multiple of the {devices.world} processes")
+    for name in ("batch_size", "eval_rows"):  # what one does alone, the others would wait for
+        if getattr(options, name) % devices.world:
+            raise UserError(f"--{name}={getattr(options, name)}: expected a multiple of the {devices.world} processes")
     say = print if devices.rank == 0 else lambda *_: None
 
     started = time.time()
@@ -296,7 +307,7 @@ def train(options):
         if saved:
             keep_log_before(step, out / "log.jsonl")
         elif (out / "ckpt.pt").exists():
-            os.replace(out / "ckpt.pt", out / "ckpt.old.pt")
+            keep_earlier(out)
             say(f"the earlier checkpoint in {out} is kept as ckpt.old.pt")
         if proxy:
             shutil.copy(proxy_path, out / "proxy.pt")
@@ -385,7 +396,7 @@ def train(options):
                 progress.close()
                 save()
                 say(f"interrupted at step {step}, saved. To go on: python train.py --resume={out}")
-                devices.part()
+                devices.disconnect()
                 raise KeyboardInterrupt
     except RuntimeError as error:
         if devices.world == 1 or not lost_peer(error):
@@ -399,10 +410,11 @@ def train(options):
         progress.close()
         for number, handler in previous.items():
             signal.signal(number, handler)
-    save()
+    if step > first_step:
+        save()
     seconds, text_bytes = time.time() - began, devices.sum(text_bytes)
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=options.fsdp))
-    devices.part()
+    devices.disconnect()
     if devices.rank > 0:
         return {}
     report = {"symbols": steps * symbols_a_step, "text_bytes": round(text_bytes), "skipped": int(bad_steps[1]),

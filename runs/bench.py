@@ -1,6 +1,6 @@
 """
 README, "Speed": how fast training and generating are on this machine. Every figure is a ratio of two things that were
-timed in turns, in this process. About five minutes on two cores.
+timed in turns, in this process. About seven minutes on two cores.
 
     python runs/bench.py
     python runs/bench.py --run=out/heads      and how much faster this run's byte heads make it (trained with --n_byte_heads=4)

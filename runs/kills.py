@@ -1,6 +1,6 @@
 """
 A training that is killed (kill -9) at 20 random moments and resumed each time ends in the same weights, bit for bit, as one
-that was not. About five minutes on two cores.
+that was not. About ten minutes on two cores.
 
     python runs/kills.py
     python runs/kills.py --kills=5 --proxy=none      other flags are train.py's
