@@ -56,7 +56,7 @@ from mix import (BYTE0, CACHE, COMP, END_COMP, END_RAW, HERE, PROXY0, RAW, Corpu
                  prepare, read_jsonl)
 from model import KVCache, UserError, command_line, expect, expect_device, flag, nearest, next_tail, pack_tails
 from proxies import load_proxy
-from sample import complete, load_model, newest_run, sentinels_of
+from sample import complete, load_model, newest_run, pick, sentinels_of
 
 TINYCODE = HERE / "data" / "tinycode"
 # What ends a function: the stop sequences of the HumanEval paper, and decorators. Where the prompt has no `def` yet, as in
@@ -95,13 +95,78 @@ def read_problems(path):
     return problems
 
 
-def complete_problems(model, prompts, n, sentinels, options, temperature, keep=None):
-    """{task_id: n completions, strings} of `prompts`, {task_id: prompt}.
+@torch.inference_mode()
+def write_view(model, prompts, first, closer, spelled, temperature=0.0, seed=0):
+    """Go on from prompts (symbols, tails) that end inside a view, in its symbols only, up to `closer` or the end of the
+    context: a list of symbols less `first` for each. spelled: the bytes of each symbol, None if it stands for none."""
+    device, n, size = model.embed.weight.device, len(spelled), model.config.block_size
+    generator = torch.Generator(device).manual_seed(seed)
+    lengths = torch.tensor([len(symbols) for symbols, _ in prompts])
+    idx = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)
+    tails = torch.zeros_like(idx)
+    for row, (symbols, tail) in enumerate(prompts):
+        idx[row, :len(symbols)], tails[row, :len(symbols)] = torch.from_numpy(symbols), torch.from_numpy(tail)
+    cache = KVCache(model.config, len(prompts), size, device)
+    states = model.states(idx.to(device), tails.to(device), cache=cache)
+    logits = model.head(states[torch.arange(len(prompts)), lengths - 1])
+    cache.pos, written = lengths.to(device), [[] for _ in prompts]
+    tail, live = [int(tail[-1]) for _, tail in prompts], [True] * len(prompts)
+    for _ in range(size - int(lengths.max())):
+        choices = torch.cat((logits[:, first:first + n], logits[:, closer, None]), 1)
+        choice = pick(choices, temperature, 0, 1.0, generator).tolist()
+        live = [goes_on and symbol < n for goes_on, symbol in zip(live, choice)]
+        if not any(live):
+            break
+        choice = [symbol if goes_on else 0 for goes_on, symbol in zip(live, choice)]
+        for row, symbol in enumerate(choice):
+            if live[row]:
+                written[row].append(symbol)
+                for byte in spelled[symbol] or b"":
+                    tail[row] = next_tail(tail[row], byte)
+        new, new_tail = (torch.tensor(values, device=device)[:, None] for values in (choice, tail))
+        logits = model.head(model.states(new + first, new_tail, cache=cache)[:, -1])
+        cache.pos = cache.pos + 1
+    return written
+
+
+def spellings(proxy):
+    """The bytes that each of a proxy's symbols stands for, None where it stands for none."""
+    return [proxy.decode([symbol]) if proxy.n_bytes is not None else None for symbol in range(proxy.n_symbols)]
+
+
+def complete_through(model, proxy, spelled, prompts, n=1, stops=(), max_new=256, temperature=0.8, seed=0):
+    """`complete`, but reading and writing the proxy's symbols: what a tokenizer model does. A prompt is encoded on its own,
+    so its last symbols need not be those that it has as part of a longer text. The context's second half is kept free."""
+    room, shown = model.config.block_size // 2, []
+    for prompt in prompts:
+        symbols, tails = between_sentinels("comp", np.frombuffer(prompt, np.uint8), proxy.encode(prompt), proxy.n_bytes)
+        shown += [(np.append(symbols[:1], symbols[1:-1][-room:]), np.append(tails[:1], tails[1:-1][-room:]))] * n
+    texts = []
+    for symbols in write_view(model, shown, PROXY0, END_COMP, spelled, temperature, seed):
+        text = proxy.decode(symbols)[:max_new]
+        texts.append(text[:min((text.find(stop) for stop in stops if stop in text), default=len(text))])
+    return [texts[i:i + n] for i in range(0, len(texts), n)]
+
+
+def writer(model, trained, options, run):
+    """What completes prompts in the view that is asked for: `complete`, but for the model. Raises UserError."""
+    if options.view == "raw":
+        return functools.partial(complete, model, sentinels=sentinels_of(trained.mode))
+    path = Path(run or "") / "proxy.pt"
+    proxy = load_proxy(path) if path.exists() else None
+    if proxy is None or proxy.n_bytes is None or trained.mode == "vanilla":
+        raise UserError(f"--view=comp: {run} can't write through its proxy; expected a run with sentinels and a proxy "
+                        "whose symbols stand for known bytes")
+    return functools.partial(complete_through, model, proxy, spellings(proxy))
+
+
+def complete_problems(write, prompts, n, options, temperature, keep=None):
+    """{task_id: n completions, strings} of `prompts`, {task_id: prompt}. write: what `writer` gives.
 
     keep: what the names of the model's files begin with. Finished completions are added to one, and read from it when the
     same call is made again, after an interruption or for another score.
     """
-    about = json.dumps([prompts, n, temperature, options.max_new, options.seed])
+    about = json.dumps([prompts, n, temperature, options.max_new, options.seed, options.view])
     path = keep and Path(f"{keep}-{hashlib.sha256(about.encode()).hexdigest()[:12]}.jsonl")
     done = defaultdict(list)
     if path and path.exists():
@@ -115,8 +180,8 @@ def complete_problems(model, prompts, n, sentinels, options, temperature, keep=N
         chosen = ids[start:start + at_once]
         if all(len(done[i]) == n for i in chosen):
             continue
-        texts = complete(model, [prompts[i].encode() for i in chosen], n, STOPS if has_def else STOPS_WITHOUT_DEF,
-                         max_new=options.max_new, temperature=temperature, seed=options.seed + start, sentinels=sentinels)
+        texts = write([prompts[i].encode() for i in chosen], n, STOPS if has_def else STOPS_WITHOUT_DEF,
+                      max_new=options.max_new, temperature=temperature, seed=options.seed + start)
         for i, completions in zip(chosen, texts):
             done[i] = [text.decode("utf-8", "replace") for text in completions]
         if path:
@@ -927,16 +992,16 @@ def perturb(problem, kind, seed):
     return prompt, solution, name
 
 
-def measure_robustness(model, trained, problems, options, keep):
+def measure_robustness(write, problems, options, keep):
     """Greedy pass@1 on the prompts as they are; for each kind of perturbation the share of problems that are solved under
     all `options.perturbations` seeds, and the relative drop (ReCode's RP_s@1 and RD_s@1)."""
-    rows, sentinels = [], sentinels_of(trained.mode)
+    rows = []
     for kind in ("greedy", *PERTURBATIONS):
         for seed in range(options.perturbations if kind != "greedy" else 1):
             texts = {i: (p["prompt"], "", p["entry_point"]) if kind == "greedy" else perturb(p, kind, seed)
                      for i, p in problems.items()}
             prompts = {i: prompt for i, (prompt, _, _) in texts.items()}
-            done = complete_problems(model, prompts, 1, sentinels, options, 0.0, keep)
+            done = complete_problems(write, prompts, 1, options, 0.0, keep)
             for i, (prompt, _, name) in texts.items():  # the tests call the function by its old name
                 alias = f"\n{problems[i]['entry_point']} = {name}\n"
                 rows.append({"task_id": i, "kind": kind, "solution": prompt + done[i][0] + alias})
@@ -964,37 +1029,6 @@ def measure_noise(model, trained, options):
     return results
 
 
-@torch.inference_mode()
-def write_view(model, prompts, first, closer, spelled):
-    """Go on greedily from prompts (symbols, tails) that end in the opening sentinel of a view, in its symbols only, up to
-    `closer`: a list of symbols less `first` for each. spelled: the bytes of each symbol, None if it stands for none."""
-    device, n, size = model.embed.weight.device, len(spelled), model.config.block_size
-    lengths = torch.tensor([len(symbols) for symbols, _ in prompts])
-    idx = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)
-    tails = torch.zeros_like(idx)
-    for row, (symbols, tail) in enumerate(prompts):
-        idx[row, :len(symbols)], tails[row, :len(symbols)] = torch.from_numpy(symbols), torch.from_numpy(tail)
-    cache = KVCache(model.config, len(prompts), size, device)
-    logits = model(idx.to(device), tail=tails.to(device), cache=cache)[torch.arange(len(prompts)), lengths - 1]
-    cache.pos, written = lengths.to(device), [[] for _ in prompts]
-    tail, live = [0] * len(prompts), [True] * len(prompts)
-    for _ in range(size - int(lengths.max())):
-        choice = torch.cat((logits[:, first:first + n], logits[:, closer, None]), 1).argmax(-1).tolist()
-        live = [goes_on and symbol < n for goes_on, symbol in zip(live, choice)]
-        if not any(live):
-            break
-        choice = [symbol if goes_on else 0 for goes_on, symbol in zip(live, choice)]
-        for row, symbol in enumerate(choice):
-            if live[row]:
-                written[row].append(symbol)
-                for byte in spelled[symbol] or b"":
-                    tail[row] = next_tail(tail[row], byte)
-        new, new_tail = (torch.tensor(values, device=device)[:, None] for values in (choice, tail))
-        logits = model(new + first, tail=new_tail, cache=cache)[:, -1]
-        cache.pos = cache.pos + 1
-    return written
-
-
 def measure_translation(model, trained, proxy, problems, options):
     """Oracle translation (the paper's): a view of the prompt and canonical solution is given, the model writes the other.
     Shares of the problems that come out exactly, and that pass their tests; those too long for a context are left out."""
@@ -1009,8 +1043,7 @@ def measure_translation(model, trained, proxy, problems, options):
     results["translated problems"] = len(texts)
     for name, opener, closer, first, spelled in (
             ("comp to raw", RAW, END_RAW, BYTE0, [bytes([b]) for b in range(256)]),
-            ("raw to comp", COMP, END_COMP, PROXY0, [proxy.decode([s]) if proxy.n_bytes is not None else None
-                                                    for s in range(proxy.n_symbols)])):
+            ("raw to comp", COMP, END_COMP, PROXY0, spellings(proxy))):
         to_raw, ids, rows, exact = opener == RAW, list(texts), [], []
         for start in tqdm(range(0, len(ids), 64), desc=f"translating {name}", leave=False):
             batch = ids[start:start + 64]
@@ -1029,15 +1062,14 @@ def measure_translation(model, trained, proxy, problems, options):
     return results
 
 
-def recall_facts(model, path, sentinels):
+def recall_facts(write, path):
     """{"facts_raw": share of the facts seen raw, "facts_comp": of those seen compressed only} that greedy decoding gives
-    back from their raw prompts, and {"facts_chance"}, that of a guess: a fact is one of 9,000 numbers."""
+    back from their prompts, and {"facts_chance"}, that of a guess: a fact is one of 9,000 numbers."""
     rows = [row for _, row in read_jsonl(path)]
     right = {"any": [], "comp": []}
     for start in tqdm(range(0, len(rows), ROWS_AT_ONCE), desc="recalling facts", leave=False):
         batch = rows[start:start + ROWS_AT_ONCE]
-        texts = complete(model, [row["prompt"].encode() for row in batch], stops=(b"\n",), max_new=24, temperature=0,
-                         sentinels=sentinels)
+        texts = write([row["prompt"].encode() for row in batch], stops=(b"\n",), max_new=24, temperature=0)
         for row, (text,) in zip(batch, texts):
             right[row["view"]].append(text.strip() == f"return {row['answer']}".encode())
     return with_interval("facts_raw", right["any"] or [0]) | with_interval("facts_comp", right["comp"] or [0]) | {
@@ -1048,10 +1080,10 @@ def recall_facts(model, path, sentinels):
 
 TASKS = {  # what is measured, and the options that a result depends on
     "bpb": ("view", "limit", "context", "stride", "data"),
-    "pass": ("n", "k", "temperature", "max_new", "timeout", "memory", "seed"),
-    "robust": ("perturbations", "max_new", "timeout", "memory", "limit", "seed"),
+    "pass": ("view", "n", "k", "temperature", "max_new", "timeout", "memory", "seed"),
+    "robust": ("view", "perturbations", "max_new", "timeout", "memory", "limit", "seed"),
     "translate": ("timeout", "memory"),
-    "facts": (),
+    "facts": ("view",),
 }
 
 
@@ -1061,7 +1093,7 @@ class EvalOptions:
     task: str = flag("", "what to measure, with commas: bpb, pass, robust, translate, facts, or all [bpb, and pass and "
                      "facts for tinycode]")
     again: bool = flag(False, "measure again what a run's results.json has")
-    view: str = flag("raw", "bpb: raw bytes, or through the proxy", choices=("raw", "comp"))
+    view: str = flag("raw", "read and write raw bytes, or the proxy's symbols: a tokenizer model", choices=("raw", "comp"))
     limit: int = flag(1000, "bpb: held-out samples at most")
     context: int = flag(0, "bpb: symbols in a window over whole documents; 0: training's samples, each alone")
     stride: int = flag(0, "bpb: symbols from one window to the next [half of --context]")
@@ -1120,16 +1152,18 @@ def measure(task, model, trained, options, keep, run):
     """The results of one task: {name: number}, with name_95, a 95 % interval, beside shares of problems."""
     if task == "bpb":
         return measure_bpb(model, trained, options)
+    write = writer(model, trained, options, run)
     if task == "facts":
-        return recall_facts(model, TINYCODE / "facts.jsonl", sentinels_of(trained.mode))
+        return recall_facts(write, TINYCODE / "facts.jsonl")
     problems = read_problems(options.problems)
     if task == "pass":
         prompts = {i: problem["prompt"] for i, problem in problems.items()}
-        done = complete_problems(model, prompts, options.n, sentinels_of(trained.mode), options, options.temperature, keep)
+        done = complete_problems(write, prompts, options.n, options, options.temperature, keep)
         samples = [{"task_id": i, "completion": text} for i in problems for text in done[i]]
         return score_samples(problems, samples, options)
     if task == "robust":
-        return measure_robustness(model, trained, problems, options, keep) | measure_noise(model, trained, options)
+        robust = measure_robustness(write, problems, options, keep)
+        return robust if options.view == "comp" else robust | measure_noise(model, trained, options)
     if not (Path(run) / "proxy.pt").exists() or trained.mode == "vanilla":
         return {}  # one view only, or no sentinels to ask for the other
     return measure_translation(model, trained, load_proxy(Path(run) / "proxy.pt"), problems, options)

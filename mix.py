@@ -46,7 +46,7 @@ PAD, BOS, EOS, RAW, END_RAW, COMP, END_COMP = range(7)
 
 HERE = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("NANOPROXY_CACHE", HERE / "cache"))
-BUILT_IN = ("tinycode", "stdlib")
+BUILT_IN = ("tinycode", "stdlib", "shakespeare")
 TEXT_PIECE = 4096        # bytes: a .txt file is cut into documents of this size, so that some can be held out
 HELD_OUT = 0.05          # share of the documents
 FIT_BYTES = 8_000_000    # a proxy is fitted on about so much text
@@ -115,8 +115,8 @@ class Source:
         self.data = data
         if data in BUILT_IN:
             path = HERE / "data" / data / "corpus.jsonl"
-            if not path.exists():
-                subprocess.run([sys.executable, str(HERE / "data" / f"{data}.py")], check=True)
+            if not path.exists() and subprocess.run([sys.executable, str(HERE / "data" / f"{data}.py")]).returncode:
+                raise UserError(f"--data={data}: the corpus was not written; see the lines above")
             self.root, self.paths = path.parent, [path]
         else:
             self.root = Path(data)

@@ -32,7 +32,10 @@ from torch.utils.checkpoint import checkpoint
 # name: (n_layer, n_embd, n_head, mlp_hidden, block_size). 1.5B is the paper's; the other large sizes keep its
 # MLP of four times the width and are named, as there, by what they weigh with the proxy's vocabulary.
 SIZES = {
+    "nano":  (4, 64, 2, 192, 448),
     "micro": (4, 128, 4, 384, 448),
+    "mini":  (5, 192, 6, 512, 448),
+    "midi":  (6, 288, 6, 768, 448),
     "small": (6, 384, 6, 1024, 512),
     "124M":  (12, 768, 12, 3072, 1024),
     "0.5B":  (24, 1024, 16, 4096, 16384),

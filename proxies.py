@@ -42,7 +42,7 @@ from model import GPT, GPTConfig, UserError, command_line, flag, nearest, pack_t
 
 @dataclass
 class ProxyOptions:
-    data: str = flag("tinycode", "corpus: tinycode, stdlib, a folder, a .txt file, .jsonl[.gz] with text or content; or several, a:0.7,b:0.3")
+    data: str = flag("tinycode", "corpus: tinycode, stdlib, shakespeare, a folder, a .txt file, .jsonl[.gz] with text or content; or several, a:0.7,b:0.3")
     proxy: str = flag("neural", "compressor: none (raw bytes only), tokenizer, neural or gzip")
     tokenizer: str = flag("4096", "tokenizer proxy: BPE symbols to fit, or the name of a tiktoken encoding (o200k_base)")
     bits: int = flag(12, "neural proxy: bits in a window, 9 to 16; there are 2**bits symbols")
@@ -566,9 +566,10 @@ def report(options, corpus, fitted):
     from mix import cut_at_lines
     texts = [piece for _, text, _, val in corpus.documents() if val for piece in cut_at_lines(text, 2048)]
     texts = texts[::max(1, sum(map(len, texts)) // 500_000)]
-    chosen = [fitted(replace(options, **{"proxy": "neural"} | changes)) for changes in (
-        dict(proxy="tokenizer"), dict(), dict(segment=False), dict(bits=16), dict(bits=16, segment=False),
-        dict(fuzzy=True), dict(proxy="gzip"))]
+    rows = [dict(proxy="tokenizer", tokenizer=size) for size in ("1024", "4096", "16384")]
+    rows += [dict(bits=bits, segment=segment) for segment in (True, False) for bits in (9, 12, 16)]
+    rows += [dict(bits=12, fuzzy=True), dict(bits=16, fuzzy=True), dict(proxy="gzip")]
+    chosen = [fitted(replace(options, **{"proxy": "neural"} | changes)) for changes in rows]
     print(f"\n{options.data}: {len(texts)} held-out samples, {sum(map(len, texts)) / 1e6:.2f} MB; "
           f"{torch.get_num_threads()} cores\n{'':22} {'bytes/symbol':>12} {'bits/byte':>9} {'MB/s':>8} {'of bare':>7} {'exact':>8} {'1-byte':>8} "
           f"{'drift 1%':>9} {'drift 10%':>9}")

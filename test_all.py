@@ -1029,9 +1029,8 @@ def test_robustness_is_the_worst_over_seeds(tmp_path, monkeypatch):
         known.setdefault(prompt, solution if kind != "docstring" and seed < 2 else "    return None\n")
 
     def measured(perturbations):
-        monkeypatch.setattr(evaluation, "complete", lambda model, prompts, *_, **__: [[known[p.decode()].encode()] for p in prompts])
-        options = evaluation.EvalOptions(perturbations=perturbations)
-        return evaluation.measure_robustness(None, MixOptions(), problems, options, None)
+        write = lambda prompts, *_, **__: [[known[p.decode()].encode()] for p in prompts]
+        return evaluation.measure_robustness(write, problems, evaluation.EvalOptions(perturbations=perturbations), None)
     two, three = measured(2), measured(3)
     assert two["greedy pass@1"] == 1.0 and two["robust name"] == two["robust syntax"] == two["robust format"] == 1.0
     assert two["robust docstring"] == 0.0 == 1 - two["drop docstring"] and two["drop name"] == 0.0
@@ -1042,16 +1041,16 @@ class Scripted(torch.nn.Module):
     """Says what the script has for a prompt, whatever the weights; keeps the tails that it is given."""
     def __init__(self, config, script):
         super().__init__()
-        self.config, self.script, self.embed = config, script, torch.nn.Embedding(1, 1)
+        self.config, self.script, self.embed, self.head = config, script, torch.nn.Embedding(1, 1), torch.nn.Identity()
 
-    def forward(self, idx, tail, cache):
+    def states(self, idx, tail, cache):
         if idx.size(1) > 1:
             prompts = [tuple(row[row > 0].tolist()) for row in idx]
             self.lines, self.tails = [iter(self.script[p]) for p in prompts], []
         else:
             self.tails.append(tail[:, 0].tolist())
         said = torch.tensor([next(line, END_RAW) for line in self.lines])
-        return torch.nn.functional.one_hot(said, self.config.vocab_size).float()[:, None].expand(-1, idx.size(1), -1)
+        return 99 * torch.nn.functional.one_hot(said, self.config.vocab_size).float()[:, None].expand(-1, idx.size(1), -1)
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "neural", "gzip"])
@@ -1077,6 +1076,27 @@ def test_oracle_translation_goes_both_ways(kind, prepared, tmp_path):
     half = {key: value[:len(value) // 2] + [END_RAW, END_COMP] for key, value in script.items()}
     results = evaluation.measure_translation(Scripted(config, half), None, proxy, problems, options)
     assert results["comp to raw, exact"] == results["comp to raw, pass@1"] == results["raw to comp, exact"] == 0.0
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "neural"])
+def test_a_tokenizer_model_reads_and_writes_through_its_tokens(kind, prepared, tmp_path):
+    _, _, proxy = prepared[kind]
+    rows, script = tinycode.problems(8, 1), {}
+    for row in rows:
+        prompt, rest = (proxy.encode(text.encode()).tolist() for text in (row["prompt"], row["canonical_solution"] + "\nclass X:"))
+        script[(COMP, *(s + PROXY0 for s in prompt))] = [*(s + PROXY0 for s in rest), END_COMP]
+    config = GPTConfig(**SMALL | {"vocab_size": PROXY0 + proxy.n_symbols, "block_size": 900})
+    model, trained, options = Scripted(config, script), MixOptions(proxy=kind), evaluation.EvalOptions(n=2, k="1", temperature=0.2, view="comp")
+    proxy.save(tmp_path / "proxy.pt")
+    write = evaluation.writer(model, trained, options, tmp_path)
+    prompts = [row["prompt"].encode() for row in rows]
+    assert write(prompts, 2, (b"\nclass",)) == [[row["canonical_solution"].encode()] * 2 for row in rows]
+    assert write(prompts[:1], max_new=5) == [[rows[0]["canonical_solution"].encode()[:5]]]
+    path = write_problems(tmp_path / "p.jsonl", rows)
+    options.problems = str(path)
+    assert evaluation.measure("pass", model, trained, options, None, tmp_path)["pass@1"] == 1.0
+    with pytest.raises(UserError, match="can't write through its proxy"):
+        evaluation.writer(model, trained, options, tmp_path / "elsewhere")
 
 
 def test_sliding_windows_score_each_byte_once():
@@ -1109,15 +1129,14 @@ def test_noise_is_not_scored():
 def test_interrupted_completions_go_on(tmp_path, monkeypatch):
     prompts, calls = {f"t/{i}": f"def f{i}(x):\n" for i in range(9)}, []
 
-    def complete(model, prompts, n, stops, **settings):
+    def write(prompts, n, stops, **settings):
         calls.append(prompts)
         if len(calls) == 3:
             raise KeyboardInterrupt
         return [[p + bytes([65 + i]) + str(settings["seed"]).encode() for i in range(n)] for p in prompts]
-    monkeypatch.setattr(evaluation, "complete", complete)
     monkeypatch.setattr(evaluation, "ROWS_AT_ONCE", 4)
     again = lambda keep, temperature=0.2: evaluation.complete_problems(
-        None, prompts, 2, (RAW, END_RAW), evaluation.EvalOptions(), temperature, keep)
+        write, prompts, 2, evaluation.EvalOptions(), temperature, keep)
     with pytest.raises(KeyboardInterrupt):
         again(tmp_path / "run")
     (path,) = tmp_path.glob("run-*.jsonl")

@@ -423,7 +423,9 @@ def train(options):
         model = GPT(config).to(devices.device).eval()  # neither compiled nor sharded: now come shapes of every kind
         model.load_state_dict(weights)
         checkpoint = {"options": dataclasses.asdict(options)}
-        report |= evaluation.evaluate(model, checkpoint, evaluation.EvalOptions(device=devices.device), run=out)
+        reads_symbols = options.mix == 1 and proxy.n_bytes is not None and options.mode != "vanilla"
+        settings = evaluation.EvalOptions(device=devices.device, view="comp" if reads_symbols else "raw")
+        report |= evaluation.evaluate(model, checkpoint, settings, run=out)
     print_report(report, options, proxy, seconds, time.time() - started)
     with open(out / "report.json", "w") as f:
         json.dump(report, f)
@@ -433,13 +435,15 @@ def train(options):
 def print_report(report, options, proxy, seconds, all_seconds):
     rows = [("trained on", f"{report['symbols']:,} symbols, {report['text_bytes']:,} bytes of text, "
              f"{report['flops']:.2e} FLOPs, in {seconds:.0f} s")]
-    if "bpb" in report:
-        rows.append(("bits per byte", f"{report['bpb']:.4f} on held-out raw bytes"))
+    through = "the proxy's symbols" if "bpb_comp" in report else "raw bytes"
+    for key in ("bpb", "bpb_comp"):
+        if key in report:
+            rows.append(("bits per byte", f"{report[key]:.4f} of held-out text, read as {through}"))
     if "pass@1" in report:
-        rows.append(("pass@1, pass@10", f"{report['pass@1']:.3f}, {report['pass@10']:.3f} of raw-byte completions, on "
+        rows.append(("pass@1, pass@10", f"{report['pass@1']:.3f}, {report['pass@10']:.3f} of completions in {through}, on "
                      "problems of held-out compositions"))
-        rows.append(("fact recall", f"{report['facts_raw']:.3f} of those seen raw, {report['facts_comp']:.3f} of those "
-                     "only seen compressed; chance 0.000"))
+        rows.append(("fact recall", f"{report['facts_raw']:.3f} of those that may be seen raw, {report['facts_comp']:.3f} of "
+                     "those only seen compressed; chance 0.000"))
     rows.append(("whole run", f"{all_seconds:.0f} s"))
     print(f"\n{options.out}: proxy {options.proxy}, mix {options.mix}, {options.size}, seed {options.seed}")
     for name, value in rows:
