@@ -96,9 +96,10 @@ def read_problems(path):
 
 
 @torch.inference_mode()
-def write_view(model, prompts, first, closer, spelled, temperature=0.0, seed=0):
+def write_view(model, prompts, first, closer, spelled, temperature=0.0, seed=0, begins=None):
     """Go on from prompts (symbols, tails) that end inside a view, in its symbols only, up to `closer` or the end of the
-    context: a list of symbols less `first` for each. spelled: the bytes of each symbol, None if it stands for none."""
+    context: a list of symbols less `first` for each. spelled: the bytes of each symbol, None if it stands for none.
+    begins: for each prompt the bytes that what follows has to begin with, those of one symbol."""
     device, n, size = model.embed.weight.device, len(spelled), model.config.block_size
     generator = torch.Generator(device).manual_seed(seed)
     lengths = torch.tensor([len(symbols) for symbols, _ in prompts])
@@ -108,11 +109,14 @@ def write_view(model, prompts, first, closer, spelled, temperature=0.0, seed=0):
         idx[row, :len(symbols)], tails[row, :len(symbols)] = torch.from_numpy(symbols), torch.from_numpy(tail)
     cache = KVCache(model.config, len(prompts), size, device)
     states = model.states(idx.to(device), tails.to(device), cache=cache)
-    logits = model.head(states[torch.arange(len(prompts)), lengths - 1])
+    logits = model.logits(states[torch.arange(len(prompts)), lengths - 1])
     cache.pos, written = lengths.to(device), [[] for _ in prompts]
     tail, live = [int(tail[-1]) for _, tail in prompts], [True] * len(prompts)
-    for _ in range(size - int(lengths.max())):
+    for position in range(int(lengths.max()), size):
         choices = torch.cat((logits[:, first:first + n], logits[:, closer, None]), 1)
+        if begins and position == lengths.max():
+            wrong = {begin: torch.tensor([not text.startswith(begin) for text in (*spelled, b"")]) for begin in set(begins)}
+            choices = choices.masked_fill(torch.stack([wrong[begin] for begin in begins]).to(device), -torch.inf)
         choice = pick(choices, temperature, 0, 1.0, generator).tolist()
         live = [goes_on and symbol < n for goes_on, symbol in zip(live, choice)]
         if not any(live):
@@ -124,26 +128,24 @@ def write_view(model, prompts, first, closer, spelled, temperature=0.0, seed=0):
                 for byte in spelled[symbol] or b"":
                     tail[row] = next_tail(tail[row], byte)
         new, new_tail = (torch.tensor(values, device=device)[:, None] for values in (choice, tail))
-        logits = model.head(model.states(new + first, new_tail, cache=cache)[:, -1])
+        logits = model.logits(model.states(new + first, new_tail, cache=cache)[:, -1])
         cache.pos = cache.pos + 1
     return written
 
 
-def spellings(proxy):
-    """The bytes that each of a proxy's symbols stands for, None where it stands for none."""
-    return [proxy.decode([symbol]) if proxy.n_bytes is not None else None for symbol in range(proxy.n_symbols)]
-
-
 def complete_through(model, proxy, spelled, prompts, n=1, stops=(), max_new=256, temperature=0.8, seed=0):
-    """`complete`, but reading and writing the proxy's symbols: what a tokenizer model does. A prompt is encoded on its own,
-    so its last symbols need not be those that it has as part of a longer text. The context's second half is kept free."""
-    room, shown = model.config.block_size // 2, []
+    """`complete`, but reading and writing the proxy's symbols: what a tokenizer model does. The last symbol of a prompt is
+    written again, as any that begins with the same bytes ("token healing"), since the text might have been cut elsewhere had
+    it gone on. A prompt has at most half of the context."""
+    shown, begins, texts = [], [], []
     for prompt in prompts:
-        symbols, tails = between_sentinels("comp", np.frombuffer(prompt, np.uint8), proxy.encode(prompt), proxy.n_bytes)
-        shown += [(np.append(symbols[:1], symbols[1:-1][-room:]), np.append(tails[:1], tails[1:-1][-room:]))] * n
-    texts = []
-    for symbols in write_view(model, shown, PROXY0, END_COMP, spelled, temperature, seed):
-        text = proxy.decode(symbols)[:max_new]
+        symbols = proxy.encode(prompt)
+        symbols, tails = between_sentinels("comp", np.frombuffer(prompt, np.uint8), symbols, proxy.n_bytes)
+        kept = slice(max(1, len(symbols) - model.config.block_size // 2), -2)
+        shown += [(np.append(symbols[:1], symbols[kept]), np.append(tails[:1], tails[kept]))] * n
+        begins += [spelled[symbols[-2] - PROXY0]] * n
+    for begin, symbols in zip(begins, write_view(model, shown, PROXY0, END_COMP, spelled, temperature, seed, begins)):
+        text = proxy.decode(symbols)[len(begin):][:max_new]
         texts.append(text[:min((text.find(stop) for stop in stops if stop in text), default=len(text))])
     return [texts[i:i + n] for i in range(0, len(texts), n)]
 
@@ -157,7 +159,7 @@ def writer(model, trained, options, run):
     if proxy is None or proxy.n_bytes is None or trained.mode == "vanilla":
         raise UserError(f"--view=comp: {run} can't write through its proxy; expected a run with sentinels and a proxy "
                         "whose symbols stand for known bytes")
-    return functools.partial(complete_through, model, proxy, spellings(proxy))
+    return functools.partial(complete_through, model, proxy, proxy.spellings())
 
 
 def complete_problems(write, prompts, n, options, temperature, keep=None):
@@ -1043,7 +1045,7 @@ def measure_translation(model, trained, proxy, problems, options):
     results["translated problems"] = len(texts)
     for name, opener, closer, first, spelled in (
             ("comp to raw", RAW, END_RAW, BYTE0, [bytes([b]) for b in range(256)]),
-            ("raw to comp", COMP, END_COMP, PROXY0, spellings(proxy))):
+            ("raw to comp", COMP, END_COMP, PROXY0, proxy.spellings())):
         to_raw, ids, rows, exact = opener == RAW, list(texts), [], []
         for start in tqdm(range(0, len(ids), 64), desc=f"translating {name}", leave=False):
             batch = ids[start:start + 64]

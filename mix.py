@@ -454,6 +454,7 @@ class MixOptions(ProxyOptions):
     pairs: str = flag("warmup", "when pairs are drawn: in the warm-up, or always", choices=("warmup", "always"))
     mode: str = flag("translation_random", "pairs in one order or both; parallel: pairs that can't see each other; "
                      "sentinel: no pairs; vanilla: no pairs and no sentinels", choices=MODES)
+    sample_mask: bool = flag(True, "attention stays inside a sample, or a pair")
     seed: int = flag(1337, "of the weights and the batches")
 
     def check(self):
@@ -580,6 +581,8 @@ class Mixer:
                 text_bytes += length * min(1.0, keep / len(s))
                 at = end
         docs[at:] = doc + 1
+        if not self.options.sample_mask:
+            docs[:] = 0
         return symbols, targets, tails, docs, text_bytes
 
     def batch(self, step, rows, r=None):

@@ -65,6 +65,7 @@ class GPTConfig:
     ngram: int = 0               # longest byte n-gram with an embedding, 2 to 7; 0: none
     ngram_buckets: int = 2 ** 15  # rows of the hashed table, a power of two
     n_byte_heads: int = 0        # bytes behind the next one that are guessed too, to generate faster
+    aligned: bool = False        # proxy symbols stand where their bytes do, and are predicted from the first of these
 
     @classmethod
     def named(cls, size, **changes):
@@ -141,6 +142,7 @@ class KVCache:
         head_dim = config.n_embd // config.n_head
         self.kv = torch.zeros(config.n_layer, 2, batch, config.n_head, length, head_dim, device=device, dtype=dtype)
         self.pos = torch.zeros(batch, dtype=torch.long, device=device)
+        self.bytes = torch.zeros(batch, length + 1, dtype=torch.long, device=device)  # before each symbol, and behind the last
         self.end = 0  # no row is longer than this: attention looks no further
 
     def update(self, layer, k, v, positions):
@@ -150,9 +152,15 @@ class KVCache:
             cached[rows, :, positions] = new.transpose(1, 2).to(cached.dtype)
         return self.kv[layer, :, :, :, :self.end].to(k.dtype)
 
+    def places(self, n_bytes):
+        """Where in the text the next symbols end, (B, T), given the bytes that each stands for."""
+        ends = self.bytes.gather(1, self.pos[:, None]) + n_bytes.cumsum(1)
+        self.bytes.scatter_(1, self.pos[:, None] + 1 + torch.arange(n_bytes.size(1), device=ends.device), ends)
+        return ends
+
     def take(self, rows):
         """Keep `rows` (an index tensor), in that order: drops finished rows, or repeats a prefill for n completions."""
-        self.kv, self.pos = self.kv[:, :, rows], self.pos[rows]
+        self.kv, self.pos, self.bytes = self.kv[:, :, rows], self.pos[rows], self.bytes[rows]
 
 # -----------------------------------------------------------------------------
 # the transformer
@@ -278,6 +286,9 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.byte_heads = ByteHeads(config) if config.n_byte_heads else None  # the last to draw its weights
+        if config.aligned:  # the bytes that each id stands for, and the id of a proxy symbol's first one
+            self.register_buffer("n_bytes", torch.ones(config.vocab_size, dtype=torch.long))
+            self.register_buffer("first", torch.full((config.vocab_size - PROXY0,), BYTE0))
         self.chunk_loss = chunk_loss
         self.recompute = False  # activation checkpointing: keep only each block's input for the backward pass
         self.init_weights()
@@ -293,6 +304,11 @@ class GPT(nn.Module):
                 whole = distribute_tensor(whole, p.device_mesh, p.placements, src_data_rank=None)
             with torch.no_grad():
                 p.copy_(whole)
+
+    def spell(self, spellings):
+        """Tell an aligned model what each proxy symbol stands for, a list of bytes."""
+        self.n_bytes.fill_(1)[PROXY0:] = torch.tensor([len(text) for text in spellings])
+        self.first[:] = torch.tensor([BYTE0 + (text or b"\0")[0] for text in spellings])
 
     def compile_parts(self):
         """torch.compile, piece by piece: the blocks share one compiled code, and FSDP can gather between them."""
@@ -310,7 +326,7 @@ class GPT(nn.Module):
         """
         x = self.states(idx, tail, mask, cache)
         if targets is None:
-            return self.head(x)
+            return self.logits(x)
         return self.loss(x, targets, *(raw_first or raw_positions_first(idx)))
 
     def states(self, idx, tail=None, mask=None, cache=None):
@@ -323,9 +339,12 @@ class GPT(nn.Module):
             cache.end = last + T
             if first < last or 0 < first and T > 1:  # else all there is may be attended to, or plainly causal
                 mask = torch.arange(cache.end, device=idx.device) <= positions[:, None, :, None]
+        places = positions
+        if self.config.aligned:
+            places = cache.places(self.n_bytes[idx]) if cache is not None else self.n_bytes[idx].cumsum(1)
         head_dim = self.config.n_embd // self.config.n_head
         frequency = 10000.0 ** (-torch.arange(0, head_dim, 2, device=idx.device) / head_dim)
-        angle = (positions[..., None] * frequency).unsqueeze(-3)  # (1, T, head_dim/2), with a cache (B, 1, T, head_dim/2)
+        angle = (places[..., None] * frequency).unsqueeze(-3)  # (1, T, head_dim/2) or (B, 1, T, head_dim/2)
         rotary = angle.cos(), angle.sin()
 
         x = self.embed(idx)
@@ -349,7 +368,7 @@ class GPT(nn.Module):
         """
         x, y, vocab = x.flatten(0, 1), targets.flatten(), self.config.vocab_size
         rows = chunk_rows(len(y), vocab)
-        whole, bytes_only, losses = self.head.weight, self.head.weight[:PROXY0], []
+        whole, bytes_only, losses = self.output_rows(), self.head.weight[:PROXY0], []
         for start in range(0, len(y), rows):
             at = order[start:start + rows]
             left = n_raw - start  # raw positions from here on
@@ -384,6 +403,17 @@ class GPT(nn.Module):
     def guess(self, x):
         """The bytes (..., n_byte_heads) that probably come behind the next one, from final states x (..., n_embd)."""
         return F.linear(self.byte_heads(x), self.head.weight[BYTE0:PROXY0]).argmax(-1)
+
+    def output_rows(self):
+        """The head's weight (vocab_size, n_embd). Aligned, a proxy symbol's row adds to that of its first byte: both views
+        learn from each other what comes next."""
+        if not self.config.aligned:
+            return self.head.weight
+        return torch.cat((self.head.weight[:PROXY0], self.head.weight[PROXY0:] + self.head.weight[self.first]))
+
+    def logits(self, x):
+        """Logits (..., vocab_size) from final states x (..., n_embd)."""
+        return F.linear(x, self.output_rows())
 
     def raw_logits(self, x):
         """Logits of the first PROXY0 ids, all that can follow raw text, from final states x (..., n_embd)."""

@@ -90,6 +90,10 @@ class Proxy:
     def encode_batch(self, texts):
         return [self.encode(text) for text in texts]
 
+    def spellings(self):
+        """The bytes that each symbol stands for, a list; None for each where that is not known."""
+        return [self.decode([symbol]) if self.n_bytes is not None else None for symbol in range(self.n_symbols)]
+
     def save(self, path):
         write_atomic(path, self.state())
 

@@ -172,6 +172,57 @@ def test_raw_positions_do_not_pay_for_the_proxys_columns():
     assert heads_of(small_model(vocab_size=PROXY0), idx * 0, idx * 0) == 16 * [(20, PROXY0)]
 
 
+SPELLED = [b"", b"a", b"abc", b"de", b"abcdefg"]  # what five proxy symbols stand for
+
+
+def aligned_model():
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**SMALL | {"vocab_size": PROXY0 + len(SPELLED)}, ngram=4, aligned=True)).eval()
+    model.spell(SPELLED)
+    for p in model.parameters():  # so that what is attended to matters
+        torch.nn.init.normal_(p, std=0.2)
+    return model
+
+
+@torch.no_grad()
+def test_aligned_symbols_stand_where_their_bytes_do():
+    model, a, abc = aligned_model(), PROXY0 + 1, PROXY0 + 2
+    model.embed.weight[a] = model.embed.weight[abc]  # now they differ in their length alone
+    short, long = (model(torch.tensor([[COMP, symbol, BYTE0, BYTE0 + 1]])) for symbol in (a, abc))
+    assert torch.allclose(short[0, 0], long[0, 0]) and not torch.allclose(short[0, 3], long[0, 3], atol=1e-3)
+    model.spell([b"a"] * len(SPELLED))
+    short, long = (model(torch.tensor([[COMP, symbol, BYTE0, BYTE0 + 1]])) for symbol in (a, abc))
+    assert torch.allclose(short, long)
+
+
+@torch.no_grad()
+def test_aligned_symbols_are_predicted_from_their_first_byte():
+    model = aligned_model()
+    x = torch.randn(7, model.config.n_embd)
+    own, logits = torch.nn.functional.linear(x, model.head.weight), model.logits(x)
+    assert torch.equal(logits[:, :PROXY0], own[:, :PROXY0]) and torch.equal(model.raw_logits(x), own[:, :PROXY0])
+    for symbol, text in enumerate(SPELLED[1:], PROXY0 + 1):
+        assert torch.allclose(logits[:, symbol], own[:, symbol] + own[:, BYTE0 + text[0]], atol=1e-5)
+    idx = torch.tensor([[COMP, PROXY0 + 1, PROXY0 + 4, BYTE0 + 3]])
+    loss = model(idx, idx.roll(-1, 1))
+    assert loss[0, 1] == pytest.approx(torch.nn.functional.cross_entropy(model(idx)[0, 1], idx[0, 2]).item(), rel=1e-4)
+
+
+@torch.no_grad()
+def test_aligned_symbols_keep_their_place_in_the_cache():
+    model, rng = aligned_model(), np.random.default_rng(0)
+    idx = torch.from_numpy(rng.integers(PROXY0, PROXY0 + len(SPELLED), (3, 20)))
+    full, cache, lengths = model(idx), KVCache(model.config, 3, 20), torch.tensor([4, 9, 6])
+    logits = model(idx[:, :9], cache=cache)[torch.arange(3), lengths - 1]
+    cache.pos = lengths.clone()
+    for _ in range(10):
+        assert torch.allclose(logits, full[torch.arange(3), cache.pos - 1], atol=1e-4)
+        logits = model(idx.gather(1, cache.pos[:, None]), cache=cache)[:, 0]
+        cache.pos += 1
+    cache.take(torch.tensor([2, 0]))
+    assert torch.equal(cache.bytes[1, :15], torch.nn.functional.pad(model.n_bytes[idx[0, :14]].cumsum(0), (1, 0)))
+
+
 def test_cache_equals_the_full_forward_for_rows_of_different_length():
     model = small_model(ngram=4, ngram_buckets=64).eval()
     texts = [torch.randint(0, 256, (n,)) for n in (30, 11, 23)]
@@ -1041,7 +1092,7 @@ class Scripted(torch.nn.Module):
     """Says what the script has for a prompt, whatever the weights; keeps the tails that it is given."""
     def __init__(self, config, script):
         super().__init__()
-        self.config, self.script, self.embed, self.head = config, script, torch.nn.Embedding(1, 1), torch.nn.Identity()
+        self.config, self.script, self.embed, self.logits = config, script, torch.nn.Embedding(1, 1), torch.nn.Identity()
 
     def states(self, idx, tail, cache):
         if idx.size(1) > 1:
@@ -1081,17 +1132,24 @@ def test_oracle_translation_goes_both_ways(kind, prepared, tmp_path):
 @pytest.mark.parametrize("kind", ["tokenizer", "neural"])
 def test_a_tokenizer_model_reads_and_writes_through_its_tokens(kind, prepared, tmp_path):
     _, _, proxy = prepared[kind]
-    rows, script = tinycode.problems(8, 1), {}
+    rows, script, healed = tinycode.problems(8, 1), {}, 0
     for row in rows:
-        prompt, rest = (proxy.encode(text.encode()).tolist() for text in (row["prompt"], row["canonical_solution"] + "\nclass X:"))
-        script[(COMP, *(s + PROXY0 for s in prompt))] = [*(s + PROXY0 for s in rest), END_COMP]
+        whole = f"{row['prompt']}{row['canonical_solution']}\nclass X:".encode()
+        *start, last = proxy.encode(row["prompt"].encode()).tolist()
+        said = proxy.encode(whole[len(proxy.decode(start)):]).tolist()  # not the symbols that the prompt ends in
+        healed += said[0] != last
+        script[(COMP, *(s + PROXY0 for s in start))] = [*(s + PROXY0 for s in said), END_COMP]
     config = GPTConfig(**SMALL | {"vocab_size": PROXY0 + proxy.n_symbols, "block_size": 900})
     model, trained, options = Scripted(config, script), MixOptions(proxy=kind), evaluation.EvalOptions(n=2, k="1", temperature=0.2, view="comp")
     proxy.save(tmp_path / "proxy.pt")
     write = evaluation.writer(model, trained, options, tmp_path)
     prompts = [row["prompt"].encode() for row in rows]
     assert write(prompts, 2, (b"\nclass",)) == [[row["canonical_solution"].encode()] * 2 for row in rows]
-    assert write(prompts[:1], max_new=5) == [[rows[0]["canonical_solution"].encode()[:5]]]
+    assert write(prompts[:1], max_new=5) == [[rows[0]["canonical_solution"].encode()[:5]]] and (healed or kind == "neural")
+    spelled, asked = proxy.spellings(), (np.array([COMP, PROXY0 + 9]), np.array([0, 0]))
+    model.script = script | {(COMP, PROXY0 + 9): [PROXY0 + spelled.index(b"x"), END_COMP]}
+    said = [evaluation.write_view(model, [asked], PROXY0, END_COMP, spelled, begins=begins)[0] for begins in (None, [b"\n"])]
+    assert spelled[said[0][0]] == b"x" and spelled[said[1][0]].startswith(b"\n")
     path = write_problems(tmp_path / "p.jsonl", rows)
     options.problems = str(path)
     assert evaluation.measure("pass", model, trained, options, None, tmp_path)["pass@1"] == 1.0

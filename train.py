@@ -8,6 +8,7 @@ Train a byte transformer on the mixed stream, then say how well it reads and wri
     torchrun --nproc_per_node=8 train.py --size=1.5B          the same batches on eight GPUs (DDP)
     torchrun --nproc_per_node=8 train.py --size=7B --fsdp     the model and its optimizer sharded over them
 """
+import argparse
 import contextlib
 import dataclasses
 import json
@@ -47,6 +48,8 @@ class Options(MixOptions):
     paper: bool = flag(False, "the paper's plain recipe: no n-gram features, no raw phase; the default from 124M up")
     ngram: int = flag(None, "longest byte n-gram with an embedding, 0 for none [6, with --paper 0]", type=int)
     raw_phase: float = flag(None, "last share of the training, in which r falls to 0 [0.4, with --paper 0]", type=float)
+    align: bool = flag(None, "place the proxy's symbols where their bytes stand, and predict them from the first of these "
+                       "[yes, with --paper no]", action=argparse.BooleanOptionalAction)
     n_byte_heads: int = flag(0, "heads that guess the bytes behind the next one, for faster greedy generation")
     budget: float = flag(2.5e6, "symbols to train on: raw bytes, proxy symbols and sentinels alike")
     steps: int = flag(0, "steps to train for, in place of --budget")
@@ -78,6 +81,7 @@ class Options(MixOptions):
         plain = self.paper or large
         self.ngram = (0 if plain else 6) if self.ngram is None else self.ngram
         self.raw_phase = (0.0 if plain else 0.4) if self.raw_phase is None else self.raw_phase
+        self.align = not plain if self.align is None else self.align
         self.check()
         config = GPTConfig.named(self.size)
         self.block_size = self.block_size or config.block_size
@@ -279,12 +283,16 @@ def train(options):
 
     torch.manual_seed(options.seed)
     config = GPTConfig.named(options.size, vocab_size=PROXY0 + n_symbols, block_size=options.block_size,
-                             ngram=options.ngram, n_byte_heads=options.n_byte_heads)
+                             ngram=options.ngram, n_byte_heads=options.n_byte_heads,
+                             aligned=options.align and proxy is not None and proxy.n_bytes is not None)
     model, running = build(config, options, devices)
+    if config.aligned:
+        model.spell(proxy.spellings())
     trunk = [p for name, p in model.named_parameters() if not name.startswith("byte_heads")]
     optimizer = make_optimizer(model, options)
     symbols_a_step = options.batch_size * options.block_size
-    flops_a_step = symbols_a_step * model.flops_per_symbol(Mixer(views, options, options.block_size, 1000).raw_share())
+    raw_share = Mixer(views, options, options.block_size, 1000).raw_share()
+    flops_a_step = symbols_a_step * model.flops_per_symbol(raw_share)
     if options.steps:
         steps = options.steps
     elif options.flops:
@@ -417,8 +425,8 @@ def train(options):
     devices.disconnect()
     if devices.rank > 0:
         return {}
-    report = {"symbols": steps * symbols_a_step, "text_bytes": round(text_bytes), "skipped": int(bad_steps[1]),
-              "flops": steps * flops_a_step}
+    report = {"symbols": steps * symbols_a_step, "raw_bytes": round(steps * symbols_a_step * raw_share),
+              "text_bytes": round(text_bytes), "flops": steps * flops_a_step, "skipped": int(bad_steps[1])}
     if options.report == "all":
         model = GPT(config).to(devices.device).eval()  # neither compiled nor sharded: now come shapes of every kind
         model.load_state_dict(weights)
