@@ -450,7 +450,7 @@ class MixOptions(ProxyOptions):
     mix: float = flag(0.9, "r, the share of compressed views; 0 is raw bytes only, 1 the proxy only")
     mix_start: float = flag(0.4, "r at the start of its warm-up")
     mix_warmup: float = flag(0.2, "share of the training in which r rises to --mix and pairs are shown")
-    raw_phase: float = flag(0.4, "last share of the training, in which r falls to 0")
+    raw_phase: float = flag(0.6, "last share of the training, in which r falls to 0")
     pairs: str = flag("warmup", "when pairs are drawn: in the warm-up, or always", choices=("warmup", "always"))
     mode: str = flag("translation_random", "pairs in one order or both; parallel: pairs that can't see each other; "
                      "sentinel: no pairs; vanilla: no pairs and no sentinels", choices=MODES)

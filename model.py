@@ -1,15 +1,19 @@
 """
 The byte transformer: a pre-norm decoder with rotary positions, QK-norm and a SwiGLU MLP, no biases, an untied head.
 
-Nothing in it knows about compression, and that is the point of proxy compression (Zheng et al. 2026, arXiv 2602.04289; "the
-paper" in these files): raw bytes and the proxy's symbols are just different ids of one vocabulary, and the loss is plain
-next-symbol cross-entropy. Two things go beyond a plain GPT, both optional inputs of `forward`:
+The idea of proxy compression (Zheng et al. 2026, arXiv 2602.04289; "the paper" in these files) needs nothing more: raw bytes
+and the proxy's symbols are just different ids of one vocabulary, and the loss is plain next-symbol cross-entropy. Two
+things go beyond a plain GPT, both optional inputs of `forward`:
 
 - `mask` keeps attention inside a sample, since one context holds several of them (see `sample_mask`).
 - `tail` is the text that ends at each position, its last 7 bytes packed in one integer. With `ngram=6` the model adds
   hashed embeddings of the last 2 to 6 of these bytes to its input (BLT, arXiv 2412.09871, sec. 3.2.1, has such features
   for patches). They belong to the place in the text, not to the symbol, so a raw byte and a proxy symbol which end at
-  the same place get the same features: the two views meet at the input. Inference still needs raw bytes only.
+  the same place get the same features: the two views meet at the input.
+
+And one setting lets a small model carry over more of what it learns from one view to the other: an `aligned` model counts
+positions in bytes of text, so that distances mean the same in both views, and the output row of a proxy symbol is that of
+the byte that it begins with plus its own. Inference still needs raw bytes only.
 
     python model.py                             every size with its parameters, FLOPs a symbol, KV-cache bytes a token
     python model.py --plan --size=7B --fsdp     the memory that a training needs on each GPU, and how long it takes

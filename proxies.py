@@ -260,6 +260,7 @@ class Tokenizer(Proxy):
 BOS = 256         # the LM's own start symbol
 CHUNK = 128       # bytes the LM sees at once
 LONGEST = 48      # bytes a window may hold
+KEEP_BYTES = 2_000_000  # of text decide which codewords become symbols
 # One layer is enough, since the n-gram features carry most of what a byte depends on, at the price of a look-up.
 LM_CONFIG = GPTConfig(vocab_size=257, n_layer=1, n_embd=64, n_head=2, mlp_hidden=128, block_size=CHUNK, ngram=6,
                       ngram_buckets=2 ** 15)
@@ -318,7 +319,7 @@ class Neural(Proxy):
         if not 9 <= bits <= 16:
             raise UserError(f"--bits={bits}: expected 9 to 16, so that a window has room for each of the 256 bytes")
         self.bits, self.fuzzy, self.segment = bits, fuzzy, segment
-        self.n_symbols, self.own = 2 ** bits, 0 if fuzzy else 1
+        self.window, self.own = 2 ** bits, 0 if fuzzy else 1  # codewords
         self.lm, self.threshold = None, 0.0
 
     @classmethod
@@ -330,24 +331,27 @@ class Neural(Proxy):
         proxy = cls(state["bits"], state["fuzzy"], state["segment"])
         proxy.lm, proxy.threshold = GPT(LM_CONFIG).eval(), state["threshold"]
         proxy.lm.load_state_dict(state["lm"])
-        return proxy.use(*[column.numpy() for column in state["nodes"]])
+        return proxy.use(*[column.numpy() for column in state["nodes"]], state["kept"].numpy())
 
     def state(self):
         return {"proxy": self.kind, "bits": self.bits, "fuzzy": self.fuzzy, "segment": self.segment,
                 "threshold": self.threshold, "lm": self.lm.state_dict(),
-                "nodes": [torch.from_numpy(column) for column in self.nodes]}
+                "nodes": [torch.from_numpy(column) for column in self.nodes], "kept": torch.from_numpy(self.kept)}
 
     @property
     def name(self):
         return f"neural-{self.bits}" + "-fuzzy" * self.fuzzy + "-whole" * (not self.segment)
 
     def fit(self, texts, cut_rate=0.1, lm=None):
-        """Train the LM (or take `lm`), place the threshold so that `cut_rate` of the bytes start a segment, and list
-        the codebook. Returns self."""
+        """Train the LM (or take `lm`), place the threshold so that `cut_rate` of the bytes start a segment, list the
+        codebook, and keep of it what about KEEP_BYTES of the texts use. Returns self."""
         self.lm = lm or train_lm(texts)
         entropies = np.concatenate(self.entropies(texts[:2000]))
         self.threshold = float(np.quantile(entropies, 1 - cut_rate))
-        return self.use(*self.list_codebook())
+        parents, last, codewords = self.list_codebook()
+        sample = texts[::max(1, sum(map(len, texts)) // KEEP_BYTES)]
+        used = np.concatenate(self.use(parents, last, codewords, np.arange(self.window)).encode_batch(sample))
+        return self.use(parents, last, codewords, np.union1d(used, codewords[1:][parents[1:] == 0]))
 
     @torch.inference_mode()
     def probabilities(self, strings):
@@ -370,8 +374,8 @@ class Neural(Proxy):
         Node 0 is the empty string. A node with room for more than its own codeword is asked for its children.
         """
         parents, last, codewords = [[0]], [[0]], [[0]]
-        strings, lo, n, ids, total = np.zeros((1, 0), np.uint8), np.array([0]), np.array([self.n_symbols]), [0], 1
-        progress = tqdm(desc="codebook", total=self.n_symbols, leave=False)
+        strings, lo, n, ids, total = np.zeros((1, 0), np.uint8), np.array([0]), np.array([self.window]), [0], 1
+        progress = tqdm(desc="codebook", total=self.window, leave=False)
         while len(ids) and strings.shape[1] < LONGEST:
             edges = split(n, self.probabilities(strings), self.own, fresh=total == 1)
             node, byte = np.nonzero(edges[:, 1:] > edges[:, :-1])
@@ -387,30 +391,34 @@ class Neural(Proxy):
         progress.close()
         return [np.concatenate(column).astype(np.int32) for column in (parents, last, codewords)]
 
-    def use(self, parents, last, codewords):
-        """Set up from the nodes of the trie."""
-        self.nodes = parents, last, codewords
+    def use(self, parents, last, codewords, kept):
+        """Set up from the nodes of the trie. kept: the codewords that are symbols. A corpus may use few of 2**bits, and
+        each would widen the model's output layer. A string without one is spelled: its beginning, then byte by byte."""
+        self.nodes, self.kept, self.n_symbols = (parents, last, codewords), kept, len(kept)
         self.children = dict(zip((parents.astype(np.int64) << 8 | last).tolist()[1:], range(1, len(parents))))
-        self.codewords = codewords.tolist()
-        self.strings, of_node = [b""] * self.n_symbols, [b""]
-        for parent, byte, codeword in zip(parents.tolist()[1:], last.tolist()[1:], self.codewords[1:]):
+        symbol_of = dict(zip(kept.tolist(), range(len(kept))))
+        self.strings, self.symbols, of_node = [b""] * len(kept), [[]], [b""]
+        for parent, byte, codeword in zip(parents.tolist()[1:], last.tolist()[1:], codewords.tolist()[1:]):
             of_node.append(of_node[parent] + bytes([byte]))
-            self.strings[codeword] = of_node[-1]  # of the fuzzy code's many the longest
+            if codeword in symbol_of:
+                self.symbols.append([symbol_of[codeword]])
+                self.strings[symbol_of[codeword]] = of_node[-1]  # of the fuzzy code's many the longest
+            else:
+                self.symbols.append(self.symbols[parent] + self.symbols[self.children[byte]])
         if not self.fuzzy:
             self.n_bytes = np.array([len(string) for string in self.strings])
         return self
 
     def walk(self, text, out):
         """Append to `out` the symbols of `text`, coded on its own: down the trie, from the root again when it ends."""
-        child_of, codewords, node = self.children.get, self.codewords, 0
+        child_of, symbols, node = self.children.get, self.symbols, 0
         for byte in text:
             child = child_of(node << 8 | byte)
             if child is None:
-                out.append(codewords[node])
+                out += symbols[node]
                 child = child_of(byte)
             node = child
-        if node:
-            out.append(codewords[node])
+        out += symbols[node]
 
     def encode_batch(self, texts):
         symbols = []
@@ -456,9 +464,9 @@ class Neural(Proxy):
         return np.split(joined, np.cumsum([len(text) for text in texts])[:-1])
 
     def encode_by_interval(self, text):
-        """One segment, coded by the definition: narrow the interval, byte by byte, asking the LM each time. Slow; the
+        """One segment's codewords by the definition: narrow the interval, byte by byte, asking the LM each time. Slow; the
         codebook is tested against it."""
-        out, window, lo, n = [], b"", 0, self.n_symbols
+        out, window, lo, n = [], b"", 0, self.window
         for byte in text:
             while True:
                 string = np.frombuffer(window, dtype=np.uint8)[None]
@@ -467,7 +475,7 @@ class Neural(Proxy):
                 if size and n > 1 and len(window) < LONGEST:
                     break
                 out.append(lo)
-                window, lo, n = b"", 0, self.n_symbols
+                window, lo, n = b"", 0, self.window
             window, lo, n = window + bytes([byte]), lo + int(edges[byte]), size
         return out + [lo] * bool(window)
 

@@ -47,7 +47,7 @@ class Options(MixOptions):
     block_size: int = flag(0, "symbols in a context; 0: the size's")
     paper: bool = flag(False, "the paper's plain recipe: no n-gram features, no raw phase; the default from 124M up")
     ngram: int = flag(None, "longest byte n-gram with an embedding, 0 for none [6, with --paper 0]", type=int)
-    raw_phase: float = flag(None, "last share of the training, in which r falls to 0 [0.4, with --paper 0]", type=float)
+    raw_phase: float = flag(None, "last share of the training, in which r falls to 0 [0.6, with --paper 0]", type=float)
     align: bool = flag(None, "place the proxy's symbols where their bytes stand, and predict them from the first of these "
                        "[yes, with --paper no]", action=argparse.BooleanOptionalAction)
     n_byte_heads: int = flag(0, "heads that guess the bytes behind the next one, for faster greedy generation")
@@ -80,7 +80,7 @@ class Options(MixOptions):
         large = self.size in SIZES and list(SIZES).index(self.size) >= list(SIZES).index("124M")
         plain = self.paper or large
         self.ngram = (0 if plain else 6) if self.ngram is None else self.ngram
-        self.raw_phase = (0.0 if plain else 0.4) if self.raw_phase is None else self.raw_phase
+        self.raw_phase = (0.0 if plain else 0.6) if self.raw_phase is None else self.raw_phase
         self.align = not plain if self.align is None else self.align
         self.check()
         config = GPTConfig.named(self.size)

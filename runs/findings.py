@@ -1,11 +1,12 @@
 """
-The README's experiments in training: the paper's tables in miniature. Trains what a study lacks, one run on each core.
+The README's experiments in training: the paper's tables in miniature. Runs what a study lacks, one run on each core.
 
     python runs/findings.py compute              hours; interrupted, it goes on where it was
-    python runs/findings.py compute --show       its table and its figure, from runs/results/compute.jsonl
+    python runs/findings.py compute --show       prints its table
 
-A line of the .jsonl is a run: its flags, seed, results and CPU seconds. A number in a table is the mean over seeds and half the
-width of its 95 % interval (Student's t). A star marks an interval that is apart from that of the first arm in its group.
+Every run is a line of runs/results/runs.jsonl: its flags, seed, results and CPU seconds; studies share runs. A number in a table
+is the mean over seeds and half the width of its 95 % interval (Student's t). A star marks an interval that is apart from
+that of the first line in its group.
 """
 import argparse
 import json
@@ -19,89 +20,164 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results" / "runs.jsonl"
 SEEDS = (1, 2, 3)
 T95 = {1: np.nan, 2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t at 97.5 %, by the number of seeds
 
-ARMS = {"raw bytes": "--proxy=none", "proxy: tokenizer": "--proxy=tokenizer", "proxy: neural": "--proxy=neural",
-        "proxy: gzip": "--proxy=gzip", "tokenizer model": "--proxy=tokenizer --mix=1",
-        "raw, equal bytes": "--proxy=none --budget={proxy: tokenizer}"}  # in braces: as many bytes as that arm saw raw
-FLOPS = {"nano": "3e12", "micro": "1e13", "mini": "2e13", "midi": "4e13"}
+# Arms are flags of train.py. In braces: the number of bytes that the run with these flags, of the same seed, was shown raw.
+TOKENIZER = "--proxy=tokenizer"
+THREE = {"raw bytes": "--proxy=none", "proxy: tokenizer": TOKENIZER, "proxy: neural": "--proxy=neural"}
+MORE = {"proxy: gzip": "--proxy=gzip", "tokenizer model": f"{TOKENIZER} --mix=1.0"}
 
 
-def arms(group, more, flops, names=ARMS):
-    return [(group, name, f"{ARMS[name]} {more}" + (f" --flops={flops}" if "{" not in ARMS[name] else "")) for name in names]
+def arms(flops, more="", some=THREE | MORE):
+    return {arm: " ".join(f"{flags} {more} --flops={flops:.0e}".split()) for arm, flags in some.items()}
 
 
-# Each run of a study, but for its seed: (group, arm, flags of train.py).
+def at_size(size, flops, data="tinycode"):
+    """All arms of a size at equal FLOPs, and raw bytes that read only what the tokenizer's arm read raw."""
+    more = "".join((f"--size={size} " * (size != "micro"), f"--data={data}" * (data != "tinycode")))
+    same = arms(flops, more)
+    return same | {"raw, equal bytes": " ".join(f"--proxy=none {more} --budget={{{same['proxy: tokenizer']}}}".split())}
+
+
+def varied(**changes):
+    return {arm: " ".join(f"{TOKENIZER} {flags} --flops=1e+13".split()) for arm, flags in changes.items()}
+
+
+REPORT = {"text_bytes": "text, MB", "bpb": "bits per byte", "pass@1": "pass@1", "pass@10": "pass@10", "facts_raw": "facts",
+          "facts_comp": "facts, comp"}
+ROBUST = {"greedy pass@1": "greedy pass@1"} | {f"robust {kind}": kind for kind in ("name", "format", "syntax", "docstring")} | {
+    f"bpb, {noise}% noise": f"bpb, {noise} % noise" for noise in (1, 5, 10)}
+ORACLE = {"pass@1": "pass@1", "facts_comp": "facts, comp", "comp to raw, exact": "comp to raw", "raw to comp, exact": "raw to comp"}
+# study: (what its table shows, the task of eval.py that gives it besides train.py's own report, {group: {arm: flags}})
 STUDIES = {
-    "compute": [run for size, flops in FLOPS.items() for run in arms(size, f"--size={size}", flops)],
+    "compute": (REPORT, None, {"micro": at_size("micro", 1e13), "nano": at_size("nano", 3e12), "mini": at_size("mini", 2e13),
+                               "midi": at_size("midi", 4e13)}),
+    "budget": (REPORT, None, {f"{flops:.0e} FLOPs": arms(flops, some=THREE) for flops in (5e12, 1e13, 2e13)}),
+    "mixing": (REPORT, None, {
+        "mixing rate r": varied(**{"0.9": "", "0.5": "--mix=0.5", "0.7": "--mix=0.7", "0.95": "--mix=0.95"})
+        | {"0, raw bytes": "--proxy=none --flops=1e+13", "1, read as tokens": f"{TOKENIZER} --mix=1.0 --flops=1e+13"},
+        "r falls to 0": varied(**{"in the last 60 %": "", "never": "--raw_phase=0", "in the last 10 %": "--raw_phase=0.1",
+                                  "in the last 25 %": "--raw_phase=0.25", "in the last 50 %": "--raw_phase=0.5"}),
+        "sample mask": varied(on="", off="--no-sample_mask"),
+        "what is ours": varied(**{"all of it": "", "not aligned": "--no-align", "no n-grams": "--ngram=0", "--paper": "--paper"})}),
+    "pairs": (ORACLE, "translate", {"pairs": varied(**{
+        "in the warm-up": "", "always": "--pairs=always", "always, no raw phase": "--pairs=always --raw_phase=0",
+        "none": "--mode=sentinel", "none, no sentinels": "--mode=vanilla"})}),
+    "robust": (ROBUST, "robust", {"micro": arms(1e13)}),
+    "stdlib": (REPORT, None, {"stdlib": at_size("micro", 1e13, "stdlib")}),
 }
 
 
-def rows_of(study):
-    """{(group, arm, seed): row} of the runs there are."""
-    path = HERE / "results" / f"{study}.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return {(row["group"], row["arm"], row["seed"]): row for row in rows}
+def results():
+    """{(flags, task, seed): row} of the runs there are."""
+    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    return {(row["flags"], row["task"], row["seed"]): row for row in rows}
 
 
-def train(study, group, arm, flags, seed, finished):
-    """One run on one core; its row is added to the study's file. `finished`: an event for each run, set when it is over."""
-    if "{" in flags:
-        other = flags[flags.index("{") + 1:flags.index("}")]
-        finished[group, other, seed].wait()
-        flags = flags.replace(f"{{{other}}}", str(rows_of(study)[group, other, seed]["raw_bytes"]))
-    out = HERE.parent / "out" / study / f"{group}, {arm}, seed {seed}"
-    command = [sys.executable, "train.py", *flags.split(), f"--seed={seed}", f"--out={out}"]
-    process = subprocess.Popen(command, cwd=HERE.parent, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.PIPE, text=True)
-    error = process.stderr.read()
+def run(*command):
+    """What a script prints that runs on one core, and its CPU seconds. Raises SystemExit where it fails."""
+    process = subprocess.Popen([sys.executable, *command], cwd=HERE.parent, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with ThreadPoolExecutor(1) as pool:  # both pipes have to be read
+        said = pool.submit(process.stderr.read)
+        printed = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        raise SystemExit(f"error: {' '.join(command)}\n{error[-500:]}")
-    report = {k: v for k, v in json.loads((out / "report.json").read_text()).items() if not k.endswith("_95")}
-    row = {"group": group, "arm": arm, "seed": seed, "flags": flags, **report,
-           "cpu_seconds": round(usage.ru_utime + usage.ru_stime)}
-    with open(HERE / "results" / f"{study}.jsonl", "a") as f:
-        f.write(json.dumps(row) + "\n")
-    print(f"{group}, {arm}, seed {seed}: {row['cpu_seconds']} s", flush=True)
+        raise SystemExit(f"error: {' '.join(command)} failed: {said.result()[-300:]}")
+    return printed, usage.ru_utime + usage.ru_stime
 
 
-COLUMNS = {"bpb": "bits per byte", "pass@1": "pass@1", "pass@10": "pass@10", "facts_raw": "facts", "facts_comp": "facts, comp"}
+def add_run(flags, task, seed, over):
+    """Make one run and add its row to the results. over: {run: an event that is set when it is over}."""
+    folder, given = HERE.parent / "out" / "findings" / f"{flags} --seed={seed}".replace("--", ""), flags
+    try:
+        for needed in ([flags.split("{")[1].split("}")[0]] if "{" in flags else []) + [flags] * (task is not None):
+            if (needed, None, seed) in over:
+                over[needed, None, seed].wait()
+            if needed != flags:
+                given = flags.replace(f"{{{needed}}}", str(results()[needed, None, seed]["raw_bytes"]))
+        seconds = 0.0
+        if task is None or not (folder / "ckpt.pt").exists():
+            _, seconds = run("train.py", *given.split(), f"--seed={seed}", f"--out={folder}")
+            row = json.loads((folder / "report.json").read_text())
+        if task:
+            view = "comp" if "--mix=1.0" in flags else "raw"
+            printed, more = run("eval.py", str(folder), f"--task={task}", f"--view={view}", "--json")
+            row, seconds = json.loads(printed.splitlines()[-1]), seconds + more
+        row = {"flags": flags, "task": task, "seed": seed, "cpu_seconds": round(seconds)} | {
+            key: value for key, value in row.items() if not key.endswith("_95")}
+        with open(RESULTS, "a") as f:
+            f.write(json.dumps(row) + "\n")
+        print(f"{flags} --seed={seed}{f', {task}' if task else ''}: {seconds:.0f} s", flush=True)
+    finally:
+        over[flags, task, seed].set()
+
+
+def complete(study):
+    """Make all runs of a study that there are not yet, as many at once as there are cores."""
+    _, task, groups = STUDIES[study]
+    wanted = [(flags, kind, seed) for arms in groups.values() for seed in SEEDS for kind in dict.fromkeys((None, task))
+              for flags in arms.values()]
+    over = {key: threading.Event() for key in dict.fromkeys(wanted) if key not in results()}
+    RESULTS.parent.mkdir(exist_ok=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda key: add_run(*key, over), over))
 
 
 def interval(values):
-    """(mean, half the width of its 95 % interval)"""
-    return np.mean(values), T95[len(values)] * np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
+    """(mean, half the width of its 95 % interval, nan for a single value)"""
+    return np.mean(values), T95[len(values)] * np.std(values, ddof=min(1, len(values) - 1)) / len(values) ** 0.5
 
 
 def values_of(runs, key):
-    """The results `key` of runs, through the proxy where these were measured so."""
-    return [run.get(key, run.get(f"{key}_comp")) for run in runs]
+    """The results `key` of runs, through the proxy where they were measured so; [] where they have none."""
+    return [run.get(key, run.get(f"{key}_comp")) for run in runs if key in run or f"{key}_comp" in run]
 
 
-def groups_of(study):
-    """{group: {arm: its runs, by seed}}, as far as there are any."""
-    done, groups = rows_of(study), {}
-    for group, arm, _ in STUDIES[study]:
-        runs = [done[group, arm, seed] for seed in SEEDS if (group, arm, seed) in done]
-        if runs:
-            groups.setdefault(group, {})[arm] = runs
-    return groups
+def runs_of(flags, task):
+    """The results of the arm, one for each seed there is; of a task, with those of the closing report."""
+    rows = results()
+    return [rows[flags, None, seed] | rows[flags, task, seed] for seed in SEEDS
+            if (flags, task, seed) in rows and (flags, None, seed) in rows]
 
 
-def table(study):
-    """The study's table, text: a line for each arm."""
-    lines = [f"{'':26}{'text, MB':>9}" + "".join(f"{name:>15}" for name in COLUMNS.values())]
-    for group, arms in groups_of(study).items():
-        first = next(iter(arms.values()))
-        seeds = sorted({len(runs) for runs in arms.values()})
-        lines.append(f"{group}: {first[0]['flops']:.1e} FLOPs, {'-'.join(map(str, seeds))} seeds")
+def print_table(study):
+    """A line for each arm that has been run."""
+    columns, task, groups = STUDIES[study]
+    print(f"{'':27}" + "".join(f"{name:>15}" for name in columns.values()))
+    for name, arms in groups.items():
+        arms = {arm: runs_of(flags, task) for arm, flags in arms.items()}
+        arms = {arm: runs for arm, runs in arms.items() if runs}
+        if not arms:
+            continue
+        first, n = next(iter(arms.values())), sorted({len(runs) for runs in arms.values()})
+        print(f"{name}, {'-'.join(str(x) for x in (n[0], n[-1])[:len(n)])} seeds")
         for arm, runs in arms.items():
-            line = f"  {arm:24}{np.mean(values_of(runs, 'text_bytes')) / 1e6:9.2f}"
-            for key in COLUMNS:
-                (mean, half), (other, other_half) = (interval(values_of(some, key)) for some in (runs, first))
-                star = "*" if abs(mean - other) > half + other_half else " "
-                line += f"{mean:7.3f} ±{half:.3f}{star}" if half == half else f"{mean:7.3f}        "
-            lines.append(line.rstrip())
-    return "\n".join(lines)
+            line = f"  {arm:25}"
+            for key in columns:
+                values = [value / (1e6 if key == "text_bytes" else 1) for value in values_of(runs, key)]
+                others = values_of(first, key)
+                if not values:
+                    line += f"{'':15}"
+                elif len(values) == 1 or key == "text_bytes":
+                    line += f"{np.mean(values):8.3f}       "
+                else:
+                    (mean, half), (other, other_half) = interval(values), interval(others)
+                    line += f"{mean:8.3f} ±{half:.3f}"[:14] + ("*" if abs(mean - other) > half + other_half else " ")
+            print(line.rstrip())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("--show", action="store_true", help="print its table")
+    options = parser.parse_args()
+    if not options.show:
+        complete(options.study)
+    print_table(options.study)
+
+
+if __name__ == "__main__":
+    main()
