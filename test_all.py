@@ -4,6 +4,7 @@ the interval coder, the cache for the full forward pass), the slow one is the re
 
     python -m pytest test_all.py
 """
+import copy
 import functools
 import gzip
 import hashlib
@@ -444,9 +445,13 @@ def test_codes_are_invertible_on_odd_strings(fitted, text):
         assert fitted[kind].decode(fitted[kind].encode(text)) == text
 
 
+def with_all_codewords(proxy):
+    return copy.copy(proxy).use(*proxy.nodes, np.arange(proxy.window))
+
+
 @pytest.mark.parametrize("kind", ["whole", "fuzzy"])
 def test_codebook_equals_the_interval_coder(fitted, python_texts, kind):
-    proxy = fitted[kind]
+    proxy = with_all_codewords(fitted[kind])
     for text in random_strings(python_texts, 15, seed=1) + [python_texts[3][1000:1150], b" " * 120]:
         out = []
         proxy.walk(text, out)
@@ -454,13 +459,25 @@ def test_codebook_equals_the_interval_coder(fitted, python_texts, kind):
 
 
 def test_each_codeword_stands_for_one_string(fitted):
-    exact, fuzzy = fitted["whole"], fitted["fuzzy"]
-    strings = [s for s in exact.strings if s]
-    assert len(set(strings)) == len(strings) == len(exact.codewords) - 1 <= exact.n_symbols
-    assert len(set(exact.codewords)) == len(exact.codewords)
-    assert len(set(fuzzy.codewords)) < len(fuzzy.codewords)
+    exact, fuzzy = with_all_codewords(fitted["whole"]), fitted["fuzzy"]
+    strings, codewords = [s for s in exact.strings if s], exact.nodes[2]
+    assert len(set(strings)) == len(strings) == len(codewords) - 1 <= exact.n_symbols == exact.window
+    assert len(set(codewords)) == len(codewords)
+    assert len(set(fuzzy.nodes[2])) < len(fuzzy.nodes[2])
     assert {s[:-1] for s in strings} <= set(strings) | {b""}  # closed under prefixes, so the greedy walk is right
     assert {bytes([b]) for b in range(256)} <= set(strings)   # no literals
+
+
+def test_symbols_are_the_codewords_that_the_corpus_uses(fitted, python_texts):
+    proxy = fitted["neural"]
+    used = set(np.concatenate(proxy.encode_batch(python_texts)).tolist())
+    assert all(symbol in used or len(string) == 1 for symbol, string in enumerate(proxy.strings))
+    assert all(len(symbols) == 1 or b"".join(proxy.strings[s] for s in symbols) not in proxy.strings for symbols in proxy.symbols[1:])
+    whole = with_all_codewords(proxy)
+    assert 256 <= proxy.n_symbols < whole.n_symbols
+    assert [len(code) for code in proxy.encode_batch(python_texts)] == [len(code) for code in whole.encode_batch(python_texts)]
+    other = bytes(range(32, 127)) * 3  # spelled where it has no symbol
+    assert proxy.decode(proxy.encode(other)) == other and len(whole.encode(other)) <= len(proxy.encode(other)) <= len(other)
 
 
 def test_fuzzy_codes_collide_in_tails_and_exact_ones_never(fitted, python_texts):

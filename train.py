@@ -45,7 +45,7 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # --
 class Options(MixOptions):
     size: str = flag("micro", f"of the model: {', '.join(SIZES)}")
     block_size: int = flag(0, "symbols in a context; 0: the size's")
-    paper: bool = flag(False, "the paper's plain recipe: no n-gram features, no raw phase; the default from 124M up")
+    paper: bool = flag(False, "the paper's plain recipe: no n-gram features, no alignment, no raw phase; the default from 124M up")
     ngram: int = flag(None, "longest byte n-gram with an embedding, 0 for none [6, with --paper 0]", type=int)
     raw_phase: float = flag(None, "last share of the training, in which r falls to 0 [0.6, with --paper 0]", type=float)
     align: bool = flag(None, "place the proxy's symbols where their bytes stand, and predict them from the first of these "

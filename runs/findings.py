@@ -3,6 +3,7 @@ The README's experiments in training: the paper's tables in miniature. Runs what
 
     python runs/findings.py compute              hours; interrupted, it goes on where it was
     python runs/findings.py compute --show       prints its table
+    python runs/findings.py gap                  draws runs/results/gap.png from the studies compute and budget
 
 Every run is a line of runs/results/runs.jsonl: its flags, seed, results and CPU seconds; studies share runs. A number in a table
 is the mean over seeds and half the width of its 95 % interval (Student's t). A star marks an interval that is apart from
@@ -169,11 +170,44 @@ def print_table(study):
             print(line.rstrip())
 
 
+def draw_gap():
+    """runs/results/gap.png: pass@1 less that of raw bytes, against model size and against compute."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    sys.path.insert(0, str(HERE.parent))
+    from model import GPT, GPTConfig
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    for axes, study, title in zip(panels, ("compute", "budget"), ("parameters, without tables", "FLOPs, micro")):
+        for number, arm in enumerate(THREE | MORE):
+            points = []
+            for name, flags in STUDIES[study][2].items():
+                base, runs = (runs_of(flags[a], None) if a in flags else [] for a in ("raw bytes", arm))
+                if arm == "raw bytes" or not base or not runs:
+                    continue
+                (mean, half), (other, other_half) = (interval(values_of(some, "pass@1")) for some in (runs, base))
+                x = GPT(GPTConfig.named(name)).n_params(embeddings=False) if study == "compute" else base[0]["flops"]
+                points.append((x, mean - other, np.hypot(half, other_half)))
+            if points:
+                x, gap, error = zip(*sorted(points))
+                axes.errorbar(np.array(x) * 1.03 ** number, gap, error, label=arm, color=str(0.15 * number), capsize=3,
+                              linestyle=("-", "-", "--", ":", "-.")[number], marker="so^vD"[number])
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set(xscale="log", xlabel=title)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("pass@1 less that of raw bytes\nat equal FLOPs, 95 % intervals")
+    panels[0].legend(frameon=False)
+    figure.savefig(HERE / "results" / "gap.png", dpi=120)
+    print("wrote runs/results/gap.png")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("study", choices=[*STUDIES, "gap"])
     parser.add_argument("--show", action="store_true", help="print its table")
     options = parser.parse_args()
+    if options.study == "gap":
+        return draw_gap()
     if not options.show:
         complete(options.study)
     print_table(options.study)
