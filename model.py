@@ -11,9 +11,9 @@ things go beyond a plain GPT, both optional inputs of `forward`:
   for patches). They belong to the place in the text, not to the symbol, so a raw byte and a proxy symbol which end at
   the same place get the same features: the two views meet at the input.
 
-And one setting lets a small model carry over more of what it learns from one view to the other: an `aligned` model counts
-positions in bytes of text, so that distances mean the same in both views, and the output row of a proxy symbol is that of
-the byte that it begins with plus its own. Inference still needs raw bytes only.
+And one setting lets a small model carry over more of what it learns from one view to the other. An `aligned` model counts
+positions in bytes of text, so that distances mean the same in both views; and to the rows of a proxy symbol it adds, at
+the input, that of its last byte, at the output, that of its first. Inference still needs raw bytes only.
 
     python model.py                             every size with its parameters, FLOPs a symbol, KV-cache bytes a token
     python model.py --plan --size=7B --fsdp     the memory that a training needs on each GPU, and how long it takes
@@ -69,7 +69,7 @@ class GPTConfig:
     ngram: int = 0               # longest byte n-gram with an embedding, 2 to 7; 0: none
     ngram_buckets: int = 2 ** 15  # rows of the hashed table, a power of two
     n_byte_heads: int = 0        # bytes behind the next one that are guessed too, to generate faster
-    aligned: bool = False        # proxy symbols stand where their bytes do, and are predicted from the first of these
+    aligned: bool = False        # proxy symbols stand where their bytes do, and share the rows of these
 
     @classmethod
     def named(cls, size, **changes):
@@ -290,9 +290,9 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.byte_heads = ByteHeads(config) if config.n_byte_heads else None  # the last to draw its weights
-        if config.aligned:  # the bytes that each id stands for, and the id of a proxy symbol's first one
+        if config.aligned:  # how many bytes each id stands for, and the ids of a proxy symbol's first and last one
             self.register_buffer("n_bytes", torch.ones(config.vocab_size, dtype=torch.long))
-            self.register_buffer("first", torch.full((config.vocab_size - PROXY0,), BYTE0))
+            self.register_buffer("ends", torch.full((2, config.vocab_size - PROXY0), BYTE0))
         self.chunk_loss = chunk_loss
         self.recompute = False  # activation checkpointing: keep only each block's input for the backward pass
         self.init_weights()
@@ -312,7 +312,7 @@ class GPT(nn.Module):
     def spell(self, spellings):
         """Tell an aligned model what each proxy symbol stands for, a list of bytes."""
         self.n_bytes.fill_(1)[PROXY0:] = torch.tensor([len(text) for text in spellings])
-        self.first[:] = torch.tensor([BYTE0 + (text or b"\0")[0] for text in spellings])
+        self.ends[:] = torch.tensor([[BYTE0 + (text or b"\0")[end] for text in spellings] for end in (0, -1)])
 
     def compile_parts(self):
         """torch.compile, piece by piece: the blocks share one compiled code, and FSDP can gather between them."""
@@ -352,6 +352,9 @@ class GPT(nn.Module):
         rotary = angle.cos(), angle.sin()
 
         x = self.embed(idx)
+        if self.config.aligned:
+            last = self.embed(self.ends[1][(idx - PROXY0).clamp(min=0)])
+            x = x + last * (idx >= PROXY0).unsqueeze(-1)
         if self.ngram is not None and tail is not None:
             x = x + self.ngram(tail)
         for layer, block in enumerate(self.blocks):
@@ -409,11 +412,10 @@ class GPT(nn.Module):
         return F.linear(self.byte_heads(x), self.head.weight[BYTE0:PROXY0]).argmax(-1)
 
     def output_rows(self):
-        """The head's weight (vocab_size, n_embd). Aligned, a proxy symbol's row adds to that of its first byte: both views
-        learn from each other what comes next."""
+        """The head's weight (vocab_size, n_embd). Aligned, a proxy symbol's row adds to that of its first byte."""
         if not self.config.aligned:
             return self.head.weight
-        return torch.cat((self.head.weight[:PROXY0], self.head.weight[PROXY0:] + self.head.weight[self.first]))
+        return torch.cat((self.head.weight[:PROXY0], self.head.weight[PROXY0:] + self.head.weight[self.ends[0]]))
 
     def logits(self, x):
         """Logits (..., vocab_size) from final states x (..., n_embd)."""

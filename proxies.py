@@ -44,7 +44,7 @@ from model import GPT, GPTConfig, UserError, command_line, flag, nearest, pack_t
 class ProxyOptions:
     data: str = flag("tinycode", "corpus: tinycode, stdlib, shakespeare, a folder, a .txt file, .jsonl[.gz] with text or content; or several, a:0.7,b:0.3")
     proxy: str = flag("neural", "compressor: none (raw bytes only), tokenizer, neural or gzip")
-    tokenizer: str = flag("4096", "tokenizer proxy: BPE symbols to fit, or the name of a tiktoken encoding (o200k_base)")
+    tokenizer: str = flag("1024", "tokenizer proxy: BPE symbols to fit, or the name of a tiktoken encoding (o200k_base)")
     bits: int = flag(12, "neural proxy: bits in a window, 9 to 16; there are 2**bits symbols")
     fuzzy: bool = flag(False, "neural proxy: the paper's many-to-one code in place of the exact one")
     segment: bool = flag(True, "neural proxy: cut the text first, where the LM is uncertain (entropy segmentation)")

@@ -188,17 +188,22 @@ def aligned_model():
 @torch.no_grad()
 def test_aligned_symbols_stand_where_their_bytes_do():
     model, a, abc = aligned_model(), PROXY0 + 1, PROXY0 + 2
-    model.embed.weight[a] = model.embed.weight[abc]  # now they differ in their length alone
+    model.embed.weight[a] = model.embed.weight[abc]
+    model.spell([b"", b"c", *SPELLED[2:]])  # now they differ in their length alone
     short, long = (model(torch.tensor([[COMP, symbol, BYTE0, BYTE0 + 1]])) for symbol in (a, abc))
     assert torch.allclose(short[0, 0], long[0, 0]) and not torch.allclose(short[0, 3], long[0, 3], atol=1e-3)
-    model.spell([b"a"] * len(SPELLED))
+    model.spell([b"c"] * len(SPELLED))
     short, long = (model(torch.tensor([[COMP, symbol, BYTE0, BYTE0 + 1]])) for symbol in (a, abc))
     assert torch.allclose(short, long)
 
 
 @torch.no_grad()
-def test_aligned_symbols_are_predicted_from_their_first_byte():
-    model = aligned_model()
+def test_aligned_symbols_share_the_rows_of_their_first_and_last_byte():
+    model, twin = aligned_model(), aligned_model()
+    twin.embed.weight[BYTE0 + ord("e")] += 1  # only "de" ends so
+    for symbol in range(1, 5):
+        both = [m(torch.tensor([[COMP, PROXY0 + symbol]]))[0, 1] for m in (model, twin)]
+        assert torch.equal(*both) == (SPELLED[symbol] != b"de")
     x = torch.randn(7, model.config.n_embd)
     own, logits = torch.nn.functional.linear(x, model.head.weight), model.logits(x)
     assert torch.equal(logits[:, :PROXY0], own[:, :PROXY0]) and torch.equal(model.raw_logits(x), own[:, :PROXY0])
@@ -558,7 +563,7 @@ def test_proxies_shows_a_text_and_the_table(corpus_file, capsys):
 
 def test_tinycode_is_the_same_bytes_everywhere():
     rows = tinycode.corpus(500, 0) + tinycode.facts(40, 2)[1] + tinycode.problems(20, 1)
-    assert hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16] == TINYCODE_HASH
+    assert hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16] == "fe4390971531af2a"
 
 
 def test_tinycode_holds_out_compositions():
@@ -741,6 +746,8 @@ def test_contexts_decode_back_to_their_samples(prepared, kind, mode):
         assert (docs[:-1] == docs[1:])[follows[:-1]].all() and not targets[docs == docs.max()][-1] >= 0
         assert ((symbols == mix.PAD) <= (targets == -100)).all()
     assert seen["raw"] > 20 and seen["comp"] > 20
+    unmasked = Mixer(views, replace(mixer.options, sample_mask=False), 256, 100).row(50, 39)
+    assert (unmasked[0] == symbols).all() and (unmasked[3] == 0).all() and docs.max() > 2
 
 
 def test_pairs_show_one_text_twice_in_the_order_asked_for(prepared):
@@ -1934,4 +1941,15 @@ def test_every_file_runs_from_the_shell():
         assert run.returncode == 0 and says in run.stdout, run.stderr
 
 
-TINYCODE_HASH = "fe4390971531af2a"
+def test_readme_shows_what_was_measured(capsys):
+    """Tables are pasted from what a command prints, and this holds them to it."""
+    sys.path.insert(0, str(HERE / "runs"))
+    import findings
+    shown = [path.read_text() for path in sorted((HERE / "runs" / "results").glob("proxies-*.txt"))]
+    for study in findings.STUDIES:
+        findings.print_table(study)
+        shown.append(capsys.readouterr().out)
+    assert len(findings.results()) > 0
+    for text in shown:
+        lines = text.strip("\n").splitlines()
+        assert len(lines) == 1 or "".join(f"    {line}".rstrip() + "\n" for line in lines) in (HERE / "README.md").read_text(), text

@@ -48,7 +48,7 @@ class Options(MixOptions):
     paper: bool = flag(False, "the paper's plain recipe: no n-gram features, no alignment, no raw phase; the default from 124M up")
     ngram: int = flag(None, "longest byte n-gram with an embedding, 0 for none [6, with --paper 0]", type=int)
     raw_phase: float = flag(None, "last share of the training, in which r falls to 0 [0.6, with --paper 0]", type=float)
-    align: bool = flag(None, "place the proxy's symbols where their bytes stand, and predict them from the first of these "
+    align: bool = flag(None, "place the proxy's symbols where their bytes stand, and let them share the rows of these "
                        "[yes, with --paper no]", action=argparse.BooleanOptionalAction)
     n_byte_heads: int = flag(0, "heads that guess the bytes behind the next one, for faster greedy generation")
     budget: float = flag(2.5e6, "symbols to train on: raw bytes, proxy symbols and sentinels alike")
