@@ -27,11 +27,12 @@ T95 = {1: np.nan, 2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t at 97.
 
 # Arms are flags of train.py. In braces: the number of bytes that the run with these flags, of the same seed, was shown raw.
 TOKENIZER = "--proxy=tokenizer"
-THREE = {"raw bytes": "--proxy=none", "proxy: tokenizer": TOKENIZER, "proxy: neural": "--proxy=neural"}
+PROXIES = {"raw bytes": "--proxy=none", "proxy: tokenizer": TOKENIZER, "proxy: neural": "--proxy=neural",
+         "proxy: neural, whole": "--proxy=neural --no-segment"}
 MORE = {"proxy: gzip": "--proxy=gzip", "tokenizer model": f"{TOKENIZER} --mix=1.0"}
 
 
-def arms(flops, more="", some=THREE | MORE):
+def arms(flops, more="", some=PROXIES | MORE):
     return {arm: " ".join(f"{flags} {more} --flops={flops:.0e}".split()) for arm, flags in some.items()}
 
 
@@ -55,7 +56,7 @@ ORACLE = {"pass@1": "pass@1", "facts_comp": "facts, comp", "comp to raw, exact":
 STUDIES = {
     "compute": (REPORT, None, {"micro": at_size("micro", 1e13), "nano": at_size("nano", 3e12), "mini": at_size("mini", 2e13),
                                "midi": at_size("midi", 4e13)}),
-    "budget": (REPORT, None, {f"{flops:.0e} FLOPs": arms(flops, some=THREE) for flops in (5e12, 1e13, 2e13)}),
+    "budget": (REPORT, None, {f"{flops:.0e} FLOPs": arms(flops, some=PROXIES) for flops in (5e12, 1e13, 2e13)}),
     "mixing": (REPORT, None, {
         "mixing rate r": varied(**{"0.9": "", "0.5": "--mix=0.5", "0.7": "--mix=0.7", "0.95": "--mix=0.95"})
         | {"0, raw bytes": "--proxy=none --flops=1e+13", "1, read as tokens": f"{TOKENIZER} --mix=1.0 --flops=1e+13"},
@@ -163,10 +164,10 @@ def print_table(study):
                 if not values:
                     line += f"{'':15}"
                 elif len(values) == 1 or key == "text_bytes":
-                    line += f"{np.mean(values):8.3f}       "
+                    line += f"{np.mean(values):7.3f}        "
                 else:
                     (mean, half), (other, other_half) = interval(values), interval(others)
-                    line += f"{mean:8.3f} ±{half:.3f}"[:14] + ("*" if abs(mean - other) > half + other_half else " ")
+                    line += f"{mean:7.3f} ±{half:.3f}" + ("*" if abs(mean - other) > half + other_half else " ")
             print(line.rstrip())
 
 
@@ -179,7 +180,7 @@ def draw_gap():
     from model import GPT, GPTConfig
     figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
     for axes, study, title in zip(panels, ("compute", "budget"), ("parameters, without tables", "FLOPs, micro")):
-        for number, arm in enumerate(THREE | MORE):
+        for number, arm in enumerate(PROXIES | MORE):
             points = []
             for name, flags in STUDIES[study][2].items():
                 base, runs = (runs_of(flags[a], None) if a in flags else [] for a in ("raw bytes", arm))
@@ -191,7 +192,7 @@ def draw_gap():
             if points:
                 x, gap, error = zip(*sorted(points))
                 axes.errorbar(np.array(x) * 1.03 ** number, gap, error, label=arm, color=str(0.15 * number), capsize=3,
-                              linestyle=("-", "-", "--", ":", "-.")[number], marker="so^vD"[number])
+                              linestyle=("-", "-", "--", ":", "-.", "-")[number], marker="so^vD*"[number])
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set(xscale="log", xlabel=title)
         axes.spines[["top", "right"]].set_visible(False)
