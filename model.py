@@ -415,7 +415,8 @@ class GPT(nn.Module):
         """The head's weight (vocab_size, n_embd). Aligned, a proxy symbol's row adds to that of its first byte."""
         if not self.config.aligned:
             return self.head.weight
-        return torch.cat((self.head.weight[:PROXY0], self.head.weight[PROXY0:] + self.head.weight[self.ends[0]]))
+        weight = self.head.weight
+        return torch.cat((weight[:PROXY0], weight[PROXY0:] + F.embedding(self.ends[0], weight)))
 
     def logits(self, x):
         """Logits (..., vocab_size) from final states x (..., n_embd)."""

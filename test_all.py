@@ -552,8 +552,8 @@ def test_proxies_shows_a_text_and_the_table(corpus_file, capsys):
     proxies.main(replace(options, text=None, report=True))
     table = capsys.readouterr().out
     rows = {line.split()[0]: line.split() for line in table.splitlines() if line.startswith(("neural", "gzip", "tokenizer"))}
-    assert set(rows) == {"tokenizer-600", "neural-12", "neural-12-whole", "neural-16", "neural-16-whole", "neural-12-fuzzy",
-                         "gzip"}
+    assert set(rows) == {"tokenizer-1024", "tokenizer-4096", "tokenizer-16384", "gzip", "neural-12-fuzzy", "neural-16-fuzzy",
+                         *(f"neural-{bits}{whole}" for bits in (9, 12, 16) for whole in ("", "-whole"))}
     assert all("100.0%" in row for name, row in rows.items() if "fuzzy" not in name)
     assert float(rows["neural-16-whole"][1]) > float(rows["neural-12-whole"][1]) > float(rows["neural-12"][1])
 
@@ -754,7 +754,7 @@ def test_pairs_show_one_text_twice_in_the_order_asked_for(prepared):
     options, views, proxy = prepared["neural"]
     for mode, orders in (("translation_raw_compressed", {"raw"}), ("translation_compressed_raw", {"comp"}),
                          ("translation_random", {"raw", "comp"}), ("parallel", {"raw", "comp"})):
-        mixer = Mixer(views, replace(options, mode=mode, mix=0.5, mix_start=0.5, pairs="always"), 256, 100)
+        mixer = Mixer(views, replace(options, mode=mode, mix=0.5, mix_start=0.5, raw_phase=0.4, pairs="always"), 256, 100)
         firsts = set()
         for row in range(20):
             symbols, _, _, docs, _ = mixer.row(50, row)
@@ -1600,11 +1600,11 @@ def test_stopping_rules(run_train):
 
 
 def test_paper_recipe_is_plain_and_the_default_of_large_sizes(corpus_file):
-    for flags, expected in (([], (6, 0.4)), (["--paper"], (0, 0.0)), (["--size=1.5B"], (0, 0.0)),
-                            (["--size=1.5B", "--ngram=4"], (4, 0.0))):
+    for flags, expected in (([], (6, 0.6, True)), (["--paper"], (0, 0.0, False)), (["--size=1.5B"], (0, 0.0, False)),
+                            (["--size=1.5B", "--ngram=4", "--align"], (4, 0.0, True)), (["--no-align"], (6, 0.6, False))):
         options = parse(train.Options, flags)
         options.resolve()
-        assert (options.ngram, options.raw_phase) == expected
+        assert (options.ngram, options.raw_phase, options.align) == expected
 
 
 def test_learning_rate():
