@@ -587,12 +587,14 @@ def report(options, corpus, fitted):
           f"{'drift 1%':>9} {'drift 10%':>9}")
     for proxy in chosen:
         print(table_row(proxy, texts), flush=True)
+    print("\nof bare: speed over that of the bare tiktoken or gzip call. exact: samples decoded as they were.\n"
+          "1-byte: symbols that stand for one byte. drift: edit distance of the symbols, over their number,\n"
+          "after 1 % or 10 % of the bytes are deleted. -whole: without segmentation.")
+    for proxy in chosen:
         if getattr(proxy, "fuzzy", False):
-            shared = collisions(proxy, texts)
-    print(f"\nof bare: speed over that of the bare tiktoken or gzip call. exact: samples decoded as they were.\n"
-          f"1-byte: symbols that stand for one byte. drift: edit distance of the symbols, over their number,\n"
-          f"after 1 % or 10 % of the bytes are deleted. -whole: without segmentation. fuzzy: {shared[0]:.1%} of the\n"
-          f"distinct segments share their code with another, {shared[1]:.1%} of such pairs a prefix of at least 0.8.")
+            share, close = collisions(proxy, texts)
+            print(f"{proxy.name}: {share:.1%} of the distinct segments share their code with another,\n"
+                  f"{close:.1%} of such pairs have a common prefix of at least 0.8.")
 
 
 def show(options, fitted):
