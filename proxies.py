@@ -393,7 +393,8 @@ class Neural(Proxy):
 
     def use(self, parents, last, codewords, kept):
         """Set up from the nodes of the trie. kept: the codewords that are symbols. A corpus may use few of 2**bits, and
-        each would widen the model's output layer. A string without one is spelled: its beginning, then byte by byte."""
+        each would widen the model's output layer. A string without one is spelled: its longest beginning that has one, then the
+        rest on its own."""
         self.nodes, self.kept, self.n_symbols = (parents, last, codewords), kept, len(kept)
         self.children = dict(zip((parents.astype(np.int64) << 8 | last).tolist()[1:], range(1, len(parents))))
         symbol_of = dict(zip(kept.tolist(), range(len(kept))))
@@ -404,7 +405,11 @@ class Neural(Proxy):
                 self.symbols.append([symbol_of[codeword]])
                 self.strings[symbol_of[codeword]] = of_node[-1]  # of the fuzzy code's many the longest
             else:
-                self.symbols.append(self.symbols[parent] + self.symbols[self.children[byte]])
+                while int(codewords[parent]) not in symbol_of:
+                    parent = parents[parent]
+                spelled = self.symbols[parent][:]
+                self.walk(of_node[-1][len(of_node[parent]):], spelled)
+                self.symbols.append(spelled)
         if not self.fuzzy:
             self.n_bytes = np.array([len(string) for string in self.strings])
         return self

@@ -54,9 +54,10 @@ import tinycode  # the generator
 @pytest.fixture(scope="session", autouse=True)
 def quick_lm():
     """Fits the byte LM in seconds; what is tested does not depend on how good it is."""
-    whole, proxies.train_lm = proxies.train_lm, functools.partial(proxies.train_lm, steps=40)
+    whole = proxies.train_lm, proxies.KEEP_BYTES
+    proxies.train_lm, proxies.KEEP_BYTES = functools.partial(proxies.train_lm, steps=40), 1_000_000
     yield
-    proxies.train_lm = whole
+    proxies.train_lm, proxies.KEEP_BYTES = whole
 
 
 @pytest.fixture(scope="session")

@@ -155,7 +155,7 @@ def print_table(study):
         if not arms:
             continue
         first, n = next(iter(arms.values())), sorted({len(runs) for runs in arms.values()})
-        print(f"{name}, {'-'.join(str(x) for x in (n[0], n[-1])[:len(n)])} seeds")
+        print(f"{name}: {first[0]['flops']:.1e} FLOPs, {'-'.join(str(x) for x in (n[0], n[-1])[:len(n)])} seeds")
         for arm, runs in arms.items():
             line = f"  {arm:25}"
             for key in columns:
