@@ -27,12 +27,12 @@ T95 = {1: np.nan, 2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t at 97.
 
 # Arms are flags of train.py. In braces: the number of bytes that the run with these flags, of the same seed, was shown raw.
 TOKENIZER = "--proxy=tokenizer"
-PROXIES = {"raw bytes": "--proxy=none", "proxy: tokenizer": TOKENIZER, "proxy: neural": "--proxy=neural",
-         "proxy: neural, whole": "--proxy=neural --no-segment"}
+COMPARED = {"raw bytes": "--proxy=none", "proxy: tokenizer": TOKENIZER, "proxy: neural": "--proxy=neural",
+            "proxy: neural, whole": "--proxy=neural --no-segment"}
 MORE = {"proxy: gzip": "--proxy=gzip", "tokenizer model": f"{TOKENIZER} --mix=1.0"}
 
 
-def arms(flops, more="", some=PROXIES | MORE):
+def arms(flops, more="", some=COMPARED | MORE):
     return {arm: " ".join(f"{flags} {more} --flops={flops:.0e}".split()) for arm, flags in some.items()}
 
 
@@ -56,7 +56,7 @@ ORACLE = {"pass@1": "pass@1", "facts_comp": "facts, comp", "comp to raw, exact":
 STUDIES = {
     "compute": (REPORT, None, {"micro": at_size("micro", 1e13), "nano": at_size("nano", 3e12), "mini": at_size("mini", 2e13),
                                "midi": at_size("midi", 4e13)}),
-    "budget": (REPORT, None, {f"{flops:.0e} FLOPs": arms(flops, some=PROXIES) for flops in (5e12, 1e13, 2e13)}),
+    "budget": (REPORT, None, {f"{flops:.0e} FLOPs": arms(flops, some=COMPARED) for flops in (5e12, 1e13, 2e13)}),
     "mixing": (REPORT, None, {
         "mixing rate r": varied(**{"0.9": "", "0.5": "--mix=0.5", "0.7": "--mix=0.7", "0.95": "--mix=0.95"})
         | {"0, raw bytes": "--proxy=none --flops=1e+13", "1, read as tokens": f"{TOKENIZER} --mix=1.0 --flops=1e+13"},
@@ -148,23 +148,24 @@ def runs_of(flags, task):
 def print_table(study):
     """A line for each arm that has been run."""
     columns, task, groups = STUDIES[study]
-    print(f"{'':27}" + "".join(f"{name:>15}" for name in columns.values()))
+    print(f"{'':21} seeds" + "".join(f"{name:>15}" for name in columns.values()))
     for name, arms in groups.items():
         arms = {arm: runs_of(flags, task) for arm, flags in arms.items()}
         arms = {arm: runs for arm, runs in arms.items() if runs}
         if not arms:
             continue
-        first, n = next(iter(arms.values())), sorted({len(runs) for runs in arms.values()})
-        print(f"{name}: {first[0]['flops']:.1e} FLOPs, {'-'.join(str(x) for x in (n[0], n[-1])[:len(n)])} seeds")
+        first = next(iter(arms.values()))
+        print(f"{name}: {first[0]['flops']:.1e} FLOPs")
         for arm, runs in arms.items():
-            line = f"  {arm:25}"
+            line = f"  {arm:21}{len(runs):4}"
             for key in columns:
-                values = [value / (1e6 if key == "text_bytes" else 1) for value in values_of(runs, key)]
-                others = values_of(first, key)
+                values, others = values_of(runs, key), values_of(first, key)
                 if not values:
                     line += f"{'':15}"
-                elif len(values) == 1 or key == "text_bytes":
-                    line += f"{np.mean(values):7.3f}        "
+                elif key == "text_bytes":
+                    line += f"{np.mean(values) / 1e6:7.2f}        "
+                elif len(values) == 1:
+                    line += f"{values[0]:7.3f}        "
                 else:
                     (mean, half), (other, other_half) = interval(values), interval(others)
                     line += f"{mean:7.3f} ±{half:.3f}" + ("*" if abs(mean - other) > half + other_half else " ")
@@ -180,7 +181,7 @@ def draw_gap():
     from model import GPT, GPTConfig
     figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
     for axes, study, title in zip(panels, ("compute", "budget"), ("parameters, without tables", "FLOPs, micro")):
-        for number, arm in enumerate(PROXIES | MORE):
+        for number, arm in enumerate(COMPARED | MORE):
             points = []
             for name, flags in STUDIES[study][2].items():
                 base, runs = (runs_of(flags[a], None) if a in flags else [] for a in ("raw bytes", arm))
