@@ -1,14 +1,15 @@
 """
 How good is a run, on raw bytes? Generation, scoring, metrics, in that order.
 
-- bpb:       bits per byte of held-out text. --view=comp reads it through the proxy instead, still per byte of text: the
-             tokenizer baseline. --context and --stride slide a window over whole documents.
+- bpb:       bits per byte of held-out text. --context and --stride slide a window over whole documents.
 - pass:      pass@k of raw-byte completions, by running them on a problem file's tests (Chen et al. 2021, arXiv
              2107.03374). HumanEval's format, or that of HumanEval+ and MBPP+ (Liu et al. 2023, arXiv 2305.01210).
 - robust:    pass@1 when prompts are perturbed in four ways (ReCode: Wang et al. 2022, arXiv 2212.10264), and bits per
              byte under byte noise.
 - translate: the right solution is given in one view, the model writes it in the other (the paper's oracle translation).
 - facts:     how many of tinycode's facts come back from a raw prompt: those seen raw too, and those seen compressed only.
+
+With --view=comp all but translate read and write the proxy's symbols instead: the tokenizer baseline.
 
     python eval.py                                       the newest run under out/: bpb, pass, facts
     python eval.py out/neural out/none --task=all        side by side; what was measured before is read, not run again

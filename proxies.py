@@ -17,7 +17,8 @@ Which strings share a symbol? If the 256 bytes split all of [lo, lo+n), the firs
 here" and "go on with that byte" are the same symbol: the paper's *fuzzy* code. We let the window own one codeword, `lo`,
 and split only [lo+1, lo+n). Then each symbol stands for exactly one string, and no end marker is needed: the code is
 invertible. And since the LM restarts with the window, all strings that a window can hold can be listed once. The coder
-becomes a codebook: encoding walks down a trie, decoding is a look-up, and neither runs the LM.
+becomes a codebook: encoding walks down a trie, decoding is a look-up, and neither runs the LM. Of its codewords those that
+the corpus uses become symbols; a string without one is spelled by others.
 
     python proxies.py 'some text'              the text cut into each proxy's symbols, in colour
     python proxies.py --report --data=stdlib   the proxy table: ratio, speed, exactness, stability
