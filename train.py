@@ -366,10 +366,10 @@ def train(options):
                                        is not None)
                     progress.write(f"step {step:6}  {values}"
                                    + (f"  skipped {line['skipped']}" if line["skipped"] else ""))
+                if step > first_step:
+                    save()
             if step == steps:
                 break
-            if step % options.eval_every == 0 and step > first_step:
-                save()
             for group in optimizer.param_groups:
                 group["lr"] = lr_at(step / steps, options)
             train_loss = 0.0
@@ -418,8 +418,6 @@ def train(options):
         progress.close()
         for number, handler in previous.items():
             signal.signal(number, handler)
-    if step > first_step:
-        save()
     seconds, text_bytes = time.time() - began, devices.sum(text_bytes)
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=options.fsdp))
     devices.disconnect()

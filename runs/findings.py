@@ -23,6 +23,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "runs.jsonl"
 SEEDS = (1, 2, 3)
+FRESH = HERE.parent / "data" / "fresh" / "problems.jsonl"  # of another seed than those by which the recipe was chosen
 T95 = {1: np.nan, 2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t at 97.5 %, by the number of seeds
 
 # Arms are flags of train.py. In braces: the number of bytes that the run with these flags, of the same seed, was shown raw.
@@ -51,6 +52,7 @@ REPORT = {"text_bytes": "text, MB", "bpb": "bits per byte", "pass@1": "pass@1", 
           "facts_comp": "facts, comp"}
 ROBUST = {"greedy pass@1": "greedy pass@1"} | {f"robust {kind}": kind for kind in ("name", "format", "syntax", "docstring")} | {
     f"bpb, {noise}% noise": f"bpb, {noise} % noise" for noise in (1, 5, 10)}
+PASS = {"pass@1": "pass@1"}
 ORACLE = {"pass@1": "pass@1", "facts_comp": "facts, comp", "comp to raw, exact": "comp to raw", "raw to comp, exact": "raw to comp"}
 # study: (what its table shows, the task of eval.py that gives it besides train.py's own report, {group: {arm: flags}})
 STUDIES = {
@@ -63,11 +65,16 @@ STUDIES = {
         "r falls to 0": varied(**{"in the last 60 %": "", "never": "--raw_phase=0", "in the last 10 %": "--raw_phase=0.1",
                                   "in the last 25 %": "--raw_phase=0.25", "in the last 50 %": "--raw_phase=0.5"}),
         "sample mask": varied(on="", off="--no-sample_mask"),
-        "what is ours": varied(**{"all of it": "", "not aligned": "--no-align", "no n-grams": "--ngram=0", "--paper": "--paper"})}),
+        "what is ours": varied(**{"all of it": "", "not aligned": "--no-align", "no n-grams": "--ngram=0", "--paper": "--paper"}),
+        "raw bytes": {name: f"--proxy=none {flags} --flops=1e+13".replace("  ", " ") for name, flags in {
+            "as in the tables": "", "lr 2e-3": "--lr=2e-3", "lr 8e-3": "--lr=8e-3", "no n-grams": "--ngram=0",
+            "--paper": "--paper"}.items()}}),
     "pairs": (ORACLE, "translate", {"pairs": varied(**{
         "in the warm-up": "", "always": "--pairs=always", "always, no raw phase": "--pairs=always --raw_phase=0",
         "none": "--mode=sentinel", "none, no sentinels": "--mode=vanilla"})}),
     "robust": (ROBUST, "robust", {"micro": arms(1e13)}),
+    "fresh": (PASS, f"pass --n=4 --k=1 --problems={FRESH.relative_to(HERE.parent)}", {
+        f"{flops:.0e} FLOPs": arms(flops, some=dict(list(COMPARED.items())[:3])) for flops in (1e13, 2e13)}),
     "stdlib": (REPORT, None, {"stdlib": at_size("micro", 1e13, "stdlib")}),
 }
 
@@ -106,7 +113,7 @@ def add_run(flags, task, seed, over):
             row = json.loads((folder / "report.json").read_text())
         if task:
             view = "comp" if "--mix=1.0" in flags else "raw"
-            printed, more = run("eval.py", str(folder), f"--task={task}", f"--view={view}", "--json")
+            printed, more = run("eval.py", str(folder), *f"--task={task} --view={view} --json".split())
             row, seconds = json.loads(printed.splitlines()[-1]), seconds + more
         row = {"flags": flags, "task": task, "seed": seed, "cpu_seconds": round(seconds)} | {
             key: value for key, value in row.items() if not key.endswith("_95")}
@@ -124,6 +131,8 @@ def complete(study):
               for flags in arms.values()]
     over = {key: threading.Event() for key in dict.fromkeys(wanted) if key not in results()}
     RESULTS.parent.mkdir(exist_ok=True)
+    if not FRESH.exists():
+        run("data/tinycode.py", "--seed=1000", "--problems=500", "--functions=1", "--facts=10", f"--out={FRESH.parent}")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(lambda key: add_run(*key, over), over))
 
