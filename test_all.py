@@ -943,10 +943,9 @@ def flipped(solution):
     return solution.replace(before, after, 1)
 
 
-def scores(problems, options=evaluation.EvalOptions(n=1, k="1"), every=1):
-    """pass@1 of the canonical solutions, and of those of every so many problems with an operator flipped."""
+def scores(problems, options=evaluation.EvalOptions(n=1, k="1")):
     right = [{"task_id": i, "completion": p["canonical_solution"]} for i, p in problems.items()]
-    wrong = [{"task_id": i, "completion": flipped(p["canonical_solution"])} for i, p in problems.items()][::every]
+    wrong = [{"task_id": i, "completion": flipped(p["canonical_solution"])} for i, p in problems.items()]
     return [evaluation.score_samples(problems, rows, options)["pass@1"] for rows in (right, wrong)]
 
 
@@ -968,8 +967,8 @@ def test_humaneval_solutions_pass_and_flipped_ones_fail():
 
 @pytest.mark.skipif(not HUMANEVAL_PLUS.exists(), reason="HumanEvalPlus.jsonl.gz is not beside the project")
 def test_humaneval_plus_solutions_pass_and_flipped_ones_fail():
-    problems = evaluation.read_problems(HUMANEVAL_PLUS)
-    right, wrong = scores(problems, evaluation.EvalOptions(n=1, k="1", timeout=2.0), every=4)
+    problems = dict(list(evaluation.read_problems(HUMANEVAL_PLUS).items())[::2])  # half of them: all take half a minute
+    right, wrong = scores(problems, evaluation.EvalOptions(n=1, k="1", timeout=2.0))
     assert right == 1.0 and wrong < 0.2
 
 

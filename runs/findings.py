@@ -28,9 +28,9 @@ T95 = {1: np.nan, 2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t at 97.
 
 # Arms are flags of train.py. In braces: the number of bytes that the run with these flags, of the same seed, was shown raw.
 TOKENIZER = "--proxy=tokenizer"
-COMPARED = {"raw bytes": "--proxy=none", "proxy: tokenizer": TOKENIZER, "proxy: neural": "--proxy=neural",
-            "proxy: neural, whole": "--proxy=neural --no-segment"}
-MORE = {"proxy: gzip": "--proxy=gzip", "tokenizer model": f"{TOKENIZER} --mix=1.0"}
+COMPARED = {"raw bytes": "--proxy=none", "proxy: tokenizer": TOKENIZER, "proxy: neural": "--proxy=neural"}
+MORE = {"proxy: neural, whole": "--proxy=neural --no-segment", "proxy: gzip": "--proxy=gzip",
+        "tokenizer model": f"{TOKENIZER} --mix=1.0"}
 
 
 def arms(flops, more="", some=COMPARED | MORE):
@@ -44,8 +44,8 @@ def at_size(size, flops, data="tinycode"):
     return same | {"raw, equal bytes": " ".join(f"--proxy=none {more} --budget={{{same['proxy: tokenizer']}}}".split())}
 
 
-def varied(**changes):
-    return {arm: " ".join(f"{TOKENIZER} {flags} --flops=1e+13".split()) for arm, flags in changes.items()}
+def varied(changes, base=TOKENIZER):
+    return {arm: " ".join(f"{base} {flags} --flops=1e+13".split()) for arm, flags in changes.items()}
 
 
 REPORT = {"text_bytes": "text, MB", "bpb": "bits per byte", "pass@1": "pass@1", "pass@10": "pass@10", "facts_raw": "facts",
@@ -60,21 +60,20 @@ STUDIES = {
                                "midi": at_size("midi", 4e13)}),
     "budget": (REPORT, None, {f"{flops:.0e} FLOPs": arms(flops, some=COMPARED) for flops in (5e12, 1e13, 2e13)}),
     "mixing": (REPORT, None, {
-        "mixing rate r": varied(**{"0.9": "", "0.5": "--mix=0.5", "0.7": "--mix=0.7", "0.95": "--mix=0.95"})
-        | {"0, raw bytes": "--proxy=none --flops=1e+13", "1, read as tokens": f"{TOKENIZER} --mix=1.0 --flops=1e+13"},
-        "r falls to 0": varied(**{"in the last 60 %": "", "never": "--raw_phase=0", "in the last 10 %": "--raw_phase=0.1",
-                                  "in the last 25 %": "--raw_phase=0.25", "in the last 50 %": "--raw_phase=0.5"}),
-        "sample mask": varied(on="", off="--no-sample_mask"),
-        "what is ours": varied(**{"all of it": "", "not aligned": "--no-align", "no n-grams": "--ngram=0", "--paper": "--paper"}),
-        "raw bytes": {name: f"--proxy=none {flags} --flops=1e+13".replace("  ", " ") for name, flags in {
-            "as in the tables": "", "lr 2e-3": "--lr=2e-3", "lr 8e-3": "--lr=8e-3", "no n-grams": "--ngram=0",
-            "--paper": "--paper"}.items()}}),
-    "pairs": (ORACLE, "translate", {"pairs": varied(**{
+        "mixing rate r": varied({"0.9": "", "0.5": "--mix=0.5", "0.7": "--mix=0.7", "0.95": "--mix=0.95",
+                                 "1, read as tokens": "--mix=1.0"}) | varied({"0, raw bytes": ""}, "--proxy=none"),
+        "r falls to 0": varied({"in the last 60 %": "", "never": "--raw_phase=0", "in the last 10 %": "--raw_phase=0.1",
+                                "in the last 25 %": "--raw_phase=0.25", "in the last 50 %": "--raw_phase=0.5"}),
+        "sample mask": varied({"on": "", "off": "--no-sample_mask"}),
+        "what is ours": varied({"all of it": "", "not aligned": "--no-align", "no n-grams": "--ngram=0", "--paper": "--paper"}),
+        "raw bytes": varied({"as in the tables": "", "lr 2e-3": "--lr=2e-3", "lr 8e-3": "--lr=8e-3", "no n-grams": "--ngram=0",
+                             "--paper": "--paper"}, "--proxy=none")}),
+    "pairs": (ORACLE, "translate", {"pairs": varied({
         "in the warm-up": "", "always": "--pairs=always", "always, no raw phase": "--pairs=always --raw_phase=0",
         "none": "--mode=sentinel", "none, no sentinels": "--mode=vanilla"})}),
     "robust": (ROBUST, "robust", {"micro": arms(1e13)}),
     "fresh": (PASS, f"pass --n=4 --k=1 --problems={FRESH.relative_to(HERE.parent)}", {
-        f"{flops:.0e} FLOPs": arms(flops, some=dict(list(COMPARED.items())[:3])) for flops in (1e13, 2e13)}),
+        f"{flops:.0e} FLOPs": arms(flops, some=COMPARED) for flops in (1e13, 2e13)}),
     "stdlib": (REPORT, None, {"stdlib": at_size("micro", 1e13, "stdlib")}),
 }
 
