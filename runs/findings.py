@@ -29,8 +29,7 @@ T95 = {1: np.nan, 2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t at 97.
 # Arms are flags of train.py. In braces: the number of bytes that the run with these flags, of the same seed, was shown raw.
 TOKENIZER = "--proxy=tokenizer"
 COMPARED = {"raw bytes": "--proxy=none", "proxy: tokenizer": TOKENIZER, "proxy: neural": "--proxy=neural"}
-MORE = {"proxy: neural, whole": "--proxy=neural --no-segment", "proxy: gzip": "--proxy=gzip",
-        "tokenizer model": f"{TOKENIZER} --mix=1.0"}
+MORE = {"proxy: gzip": "--proxy=gzip", "tokenizer model": f"{TOKENIZER} --mix=1.0"}
 
 
 def arms(flops, more="", some=COMPARED | MORE):
@@ -66,8 +65,8 @@ STUDIES = {
                                 "in the last 25 %": "--raw_phase=0.25", "in the last 50 %": "--raw_phase=0.5"}),
         "sample mask": varied({"on": "", "off": "--no-sample_mask"}),
         "what is ours": varied({"all of it": "", "not aligned": "--no-align", "no n-grams": "--ngram=0", "--paper": "--paper"}),
-        "raw bytes": varied({"as in the tables": "", "lr 2e-3": "--lr=2e-3", "lr 8e-3": "--lr=8e-3", "no n-grams": "--ngram=0",
-                             "--paper": "--paper"}, "--proxy=none")}),
+        "raw bytes": varied({"as in the tables": "", "lr 2e-3": "--lr=2e-3", "lr 8e-3": "--lr=8e-3",
+                             "--paper: no n-grams": "--paper"}, "--proxy=none")}),
     "pairs": (ORACLE, "translate", {"pairs": varied({
         "in the warm-up": "", "always": "--pairs=always", "always, no raw phase": "--pairs=always --raw_phase=0",
         "none": "--mode=sentinel", "none, no sentinels": "--mode=vanilla"})}),
@@ -156,27 +155,27 @@ def runs_of(flags, task):
 def print_table(study):
     """A line for each arm that has been run."""
     columns, task, groups = STUDIES[study]
-    print(f"{'':21} seeds" + "".join(f"{name:>15}" for name in columns.values()))
+    print(f"{'':21} seeds" + "".join(f"{name:>{9 if key == 'text_bytes' else 14}}" for key, name in columns.items()))
     for name, arms in groups.items():
         arms = {arm: runs_of(flags, task) for arm, flags in arms.items()}
         arms = {arm: runs for arm, runs in arms.items() if runs}
         if not arms:
             continue
         first = next(iter(arms.values()))
-        print(f"{name}: {first[0]['flops']:.1e} FLOPs")
+        print(name if "FLOPs" in name else f"{name}: {first[0]['flops']:.1e} FLOPs")
         for arm, runs in arms.items():
             line = f"  {arm:21}{len(runs):4}"
             for key in columns:
                 values, others = values_of(runs, key), values_of(first, key)
                 if not values:
-                    line += f"{'':15}"
+                    line += f"{'':14}"
                 elif key == "text_bytes":
-                    line += f"{np.mean(values) / 1e6:7.2f}        "
+                    line += f"{np.mean(values) / 1e6:9.2f}"
                 elif len(values) == 1:
-                    line += f"{values[0]:7.3f}        "
+                    line += f"{values[0]:6.3f}        "
                 else:
                     (mean, half), (other, other_half) = interval(values), interval(others)
-                    line += f"{mean:7.3f} ±{half:.3f}" + ("*" if abs(mean - other) > half + other_half else " ")
+                    line += f"{mean:6.3f} ±{half:.3f}" + ("*" if abs(mean - other) > half + other_half else " ")
             print(line.rstrip())
 
 
