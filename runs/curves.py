@@ -28,9 +28,9 @@ def draw():
     top.minorticks_off()
     top.legend(frameon=False, title="read as")
     bottom.plot(symbols, [row["r"] for row in log], "k-")
-    paired = [x for x, row in zip(symbols, log) if row["pairs"]]
-    bottom.axvspan(0, max(paired), color="0.85")
-    bottom.text(max(paired) / 2, 0.05, "pairs", ha="center")
+    paired = next(x for x, row in zip(symbols, log) if not row["pairs"])
+    bottom.axvspan(0, paired, color="0.85")
+    bottom.text(paired / 2, 0.05, "pairs", ha="center")
     bottom.set(xlabel="million symbols", ylabel="r, share of\ncompressed views", ylim=(0, 1))
     for axes in (top, bottom):
         axes.spines[["top", "right"]].set_visible(False)
