@@ -186,23 +186,26 @@ def draw_gap():
     from matplotlib import pyplot as plt
     sys.path.insert(0, str(HERE.parent))
     from model import GPT, GPTConfig
-    figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
-    for axes, study, title in zip(panels, ("compute", "budget"), ("parameters, without tables", "FLOPs, micro")):
-        for number, arm in enumerate(COMPARED | MORE):
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
+    for axes, study, title in zip(panels, ("compute", "budget"), ("parameters, without tables", "FLOPs, size micro")):
+        ticks = {}
+        for number, arm in enumerate(list(COMPARED)[1:]):
             points = []
             for name, flags in STUDIES[study][2].items():
-                base, runs = (runs_of(flags[a], None) if a in flags else [] for a in ("raw bytes", arm))
-                if arm == "raw bytes" or not base or not runs:
+                base, runs = (runs_of(flags[a], None) for a in ("raw bytes", arm))
+                if not base or not runs:
                     continue
                 (mean, half), (other, other_half) = (interval(values_of(some, "pass@1")) for some in (runs, base))
                 x = GPT(GPTConfig.named(name)).n_params(embeddings=False) if study == "compute" else base[0]["flops"]
+                ticks[x] = f"{name}: {x / 1e6:.1f}M" if study == "compute" else f"{x:.0e}"
                 points.append((x, mean - other, np.hypot(half, other_half)))
-            if points:
-                x, gap, error = zip(*sorted(points))
-                axes.errorbar(np.array(x) * 1.03 ** number, gap, error, label=arm, color=str(0.15 * number), capsize=3,
-                              linestyle=("-", "-", "--", ":", "-.", "-")[number], marker="so^vD*"[number])
+            x, gap, error = zip(*sorted(points))
+            axes.errorbar(np.array(x) * 1.03 ** number, gap, error, label=arm, color=str(0.4 * number), capsize=3,
+                          linestyle=("-", "--")[number], marker="os"[number])
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set(xscale="log", xlabel=title)
+        axes.minorticks_off()
+        axes.set_xticks(list(ticks), ticks.values())
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("pass@1 less that of raw bytes\nat equal FLOPs, 95 % intervals")
     panels[0].legend(frameon=False)
