@@ -3,7 +3,7 @@ The README's experiments in training: the paper's tables in miniature. Runs what
 
     python runs/findings.py compute              hours; interrupted, it goes on where it was
     python runs/findings.py compute --show       prints its table
-    python runs/findings.py gap                  draws runs/results/gap.png from the studies compute and budget
+    python runs/findings.py gap                  draws runs/results/gap.png from the study budget
 
 Every run is a line of runs/results/runs.jsonl: its flags, seed, results and CPU seconds; studies share runs. A number in a table
 is the mean over seeds and half the width of its 95 % interval (Student's t). A star marks an interval that is apart from
@@ -36,9 +36,8 @@ def arms(flops, more="", some=COMPARED | MORE):
     return {arm: " ".join(f"{flags} {more} --flops={flops:.0e}".split()) for arm, flags in some.items()}
 
 
-def at_size(size, flops, data="tinycode"):
-    """All arms of a size at equal FLOPs, and raw bytes that read only what the tokenizer's arm read raw."""
-    more = "".join((f"--size={size} " * (size != "micro"), f"--data={data}" * (data != "tinycode")))
+def all_arms(flops, more=""):
+    """At equal FLOPs, and raw bytes that read only what the tokenizer's arm read raw."""
     same = arms(flops, more)
     return same | {"raw, equal bytes": " ".join(f"--proxy=none {more} --budget={{{same['proxy: tokenizer']}}}".split())}
 
@@ -55,9 +54,10 @@ PASS = {"pass@1": "pass@1"}
 ORACLE = {"pass@1": "pass@1", "facts_comp": "facts, comp", "comp to raw, exact": "comp to raw", "raw to comp, exact": "raw to comp"}
 # study: (what its table shows, the task of eval.py that gives it besides train.py's own report, {group: {arm: flags}})
 STUDIES = {
-    "compute": (REPORT, None, {"micro": at_size("micro", 1e13), "nano": at_size("nano", 3e12), "mini": at_size("mini", 2e13),
-                               "midi": at_size("midi", 4e13)}),
-    "budget": (REPORT, None, {f"{flops:.0e} FLOPs": arms(flops, some=COMPARED) for flops in (5e12, 1e13, 2e13)}),
+    "compute": (REPORT, None, {"micro, 1e+13 FLOPs": all_arms(1e13)}),
+    "budget": (REPORT, None, {f"{size}, {flops:.0e} FLOPs": arms(flops, f"--size={size}" * (size != "micro"), COMPARED)
+                              for size, flops in (("nano", 3e12), ("nano", 6e12), ("micro", 5e12), ("micro", 1e13),
+                                                  ("micro", 2e13), ("mini", 2e13), ("midi", 4e13))}),
     "mixing": (REPORT, None, {
         "mixing rate r": varied({"0.9": "", "0.5": "--mix=0.5", "0.7": "--mix=0.7", "0.95": "--mix=0.95",
                                  "1, read as tokens": "--mix=1.0"}) | varied({"0, raw bytes": ""}, "--proxy=none"),
@@ -70,10 +70,10 @@ STUDIES = {
     "pairs": (ORACLE, "translate", {"pairs": varied({
         "in the warm-up": "", "always": "--pairs=always", "always, no raw phase": "--pairs=always --raw_phase=0",
         "none": "--mode=sentinel", "none, no sentinels": "--mode=vanilla"})}),
-    "robust": (ROBUST, "robust", {"micro": arms(1e13)}),
+    "robust": (ROBUST, "robust", {"micro, 1e+13 FLOPs": arms(1e13)}),
     "fresh": (PASS, f"pass --n=4 --k=1 --problems={FRESH.relative_to(HERE.parent)}", {
-        f"{flops:.0e} FLOPs": arms(flops, some=COMPARED) for flops in (1e13, 2e13)}),
-    "stdlib": (REPORT, None, {"stdlib": at_size("micro", 1e13, "stdlib")}),
+        f"micro, {flops:.0e} FLOPs": arms(flops, some=COMPARED) for flops in (1e13, 2e13)}),
+    "stdlib": (REPORT, None, {"stdlib, 1e+13 FLOPs": all_arms(1e13, "--data=stdlib")}),
 }
 
 
@@ -162,7 +162,7 @@ def print_table(study):
         if not arms:
             continue
         first = next(iter(arms.values()))
-        print(name if "FLOPs" in name else f"{name}: {first[0]['flops']:.1e} FLOPs")
+        print(name)
         for arm, runs in arms.items():
             line = f"  {arm:21}{len(runs):4}"
             for key in columns:
@@ -180,35 +180,30 @@ def print_table(study):
 
 
 def draw_gap():
-    """runs/results/gap.png: pass@1 less that of raw bytes, against model size and against compute."""
+    """runs/results/gap.png: pass@1 less that of raw bytes, against compute, for each size."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    sys.path.insert(0, str(HERE.parent))
-    from model import GPT, GPTConfig
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
-    for axes, study, title in zip(panels, ("compute", "budget"), ("parameters, without tables", "FLOPs, size micro")):
-        ticks = {}
-        for number, arm in enumerate(list(COMPARED)[1:]):
-            points = []
-            for name, flags in STUDIES[study][2].items():
-                base, runs = (runs_of(flags[a], None) for a in ("raw bytes", arm))
-                if not base or not runs:
-                    continue
+    for axes, arm in zip(panels, list(COMPARED)[1:]):
+        lines = {}
+        for name, flags in STUDIES["budget"][2].items():
+            base, runs = (runs_of(flags[a], None) for a in ("raw bytes", arm))
+            if base and runs:
                 (mean, half), (other, other_half) = (interval(values_of(some, "pass@1")) for some in (runs, base))
-                x = GPT(GPTConfig.named(name)).n_params(embeddings=False) if study == "compute" else base[0]["flops"]
-                ticks[x] = f"{name}: {x / 1e6:.1f}M" if study == "compute" else f"{x:.0e}"
-                points.append((x, mean - other, np.hypot(half, other_half)))
-            x, gap, error = zip(*sorted(points))
-            axes.errorbar(np.array(x) * 1.03 ** number, gap, error, label=arm, color=str(0.4 * number), capsize=3,
-                          linestyle=("-", "--")[number], marker="os"[number])
+                size, flops = name.removesuffix(" FLOPs").split(", ")
+                lines.setdefault(size, []).append((float(flops), mean - other, np.hypot(half, other_half)))
+        for number, (size, points) in enumerate(lines.items()):
+            x, gap, error = zip(*points)
+            axes.errorbar(np.array(x) * 1.03 ** number, gap, error, label=size, color=str(0.25 * number), capsize=3, linestyle=("--", "-", ":", "-.")[number],
+                          marker="os^v"[number])
         axes.axhline(0, color="black", linewidth=0.8)
-        axes.set(xscale="log", xlabel=title)
+        axes.set(xscale="log", xlabel="FLOPs of the training", title=arm)
         axes.minorticks_off()
-        axes.set_xticks(list(ticks), ticks.values())
+        axes.set_xticks([3e12, 5e12, 1e13, 2e13], ["3e12", "5e12", "1e13", "2e13"])
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("pass@1 less that of raw bytes\nat equal FLOPs, 95 % intervals")
-    panels[0].legend(frameon=False)
+    panels[0].legend(frameon=False, title="size")
     figure.savefig(HERE / "results" / "gap.png", dpi=120)
     print("wrote runs/results/gap.png")
 
