@@ -195,8 +195,8 @@ def draw_gap():
                 lines.setdefault(size, []).append((float(flops), mean - other, np.hypot(half, other_half)))
         for number, (size, points) in enumerate(lines.items()):
             x, gap, error = zip(*points)
-            axes.errorbar(np.array(x) * 1.03 ** number, gap, error, label=size, color=str(0.25 * number), capsize=3, linestyle=("--", "-", ":", "-.")[number],
-                          marker="os^v"[number])
+            axes.errorbar(np.array(x) * 1.03 ** number, gap, error, label=size, capsize=3, color=str(0.25 * number),
+                          linestyle=("--", "-", ":", "-.")[number], marker="os^v"[number])
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set(xscale="log", xlabel="FLOPs of the training", title=arm)
         axes.minorticks_off()
