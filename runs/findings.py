@@ -153,13 +153,13 @@ def runs_of(flags, task):
 
 
 def print_table(study):
-    """A line for each arm that has been run."""
+    """A line for each arm that has been run, in each group that compares some."""
     columns, task, groups = STUDIES[study]
     print(f"{'':21} seeds" + "".join(f"{name:>{9 if key == 'text_bytes' else 14}}" for key, name in columns.items()))
     for name, arms in groups.items():
         arms = {arm: runs_of(flags, task) for arm, flags in arms.items()}
         arms = {arm: runs for arm, runs in arms.items() if runs}
-        if not arms:
+        if len(arms) < 2:
             continue
         first = next(iter(arms.values()))
         print(name)
