@@ -42,8 +42,8 @@ def all_arms(flops, more=""):
     return same | {"raw, equal bytes": " ".join(f"--proxy=none {more} --budget={{{same['proxy: tokenizer']}}}".split())}
 
 
-def varied(changes, base=TOKENIZER):
-    return {arm: " ".join(f"{base} {flags} --flops=1e+13".split()) for arm, flags in changes.items()}
+def varied(changes, base=TOKENIZER, flops=1e13):
+    return {arm: " ".join(f"{base} {flags} --flops={flops:.0e}".split()) for arm, flags in changes.items()}
 
 
 REPORT = {"text_bytes": "text, MB", "bpb": "bits per byte", "pass@1": "pass@1", "pass@10": "pass@10", "facts_raw": "facts",
@@ -66,7 +66,9 @@ STUDIES = {
         "sample mask": varied({"on": "", "off": "--no-sample_mask"}),
         "what is ours": varied({"all of it": "", "not aligned": "--no-align", "no n-grams": "--ngram=0", "--paper": "--paper"}),
         "raw bytes": varied({"as in the tables": "", "lr 2e-3": "--lr=2e-3", "lr 8e-3": "--lr=8e-3",
-                             "--paper: no n-grams": "--paper"}, "--proxy=none")}),
+                             "--paper: no n-grams": "--paper"}, "--proxy=none"),
+        "raw bytes, nano, 6e+12 FLOPs": varied({"as in the tables": "", "lr 2e-3": "--lr=2e-3", "lr 8e-3": "--lr=8e-3"},
+                                               "--proxy=none --size=nano", 6e12)}),
     "pairs": (ORACLE, "translate", {"pairs": varied({
         "in the warm-up": "", "always": "--pairs=always", "always, no raw phase": "--pairs=always --raw_phase=0",
         "none": "--mode=sentinel", "none, no sentinels": "--mode=vanilla"})}),
