@@ -14,6 +14,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -967,7 +968,7 @@ def test_humaneval_solutions_pass_and_flipped_ones_fail():
 
 @pytest.mark.skipif(not HUMANEVAL_PLUS.exists(), reason="HumanEvalPlus.jsonl.gz is not beside the project")
 def test_humaneval_plus_solutions_pass_and_flipped_ones_fail():
-    problems = dict(list(evaluation.read_problems(HUMANEVAL_PLUS).items())[::2])  # half of them: all take half a minute
+    problems = evaluation.read_problems(HUMANEVAL_PLUS)
     right, wrong = scores(problems, evaluation.EvalOptions(n=1, k="1", timeout=2.0))
     assert right == 1.0 and wrong < 0.2
 
@@ -1519,13 +1520,13 @@ def test_training_learns_and_logs(run_train):
 
 def test_byte_heads_change_nothing_but_the_speed(run_train, tmp_path):
     """The model learns the same, bit for bit; it writes the same, with several bytes in some steps."""
-    flags = ["--steps=40", "--lr=6e-3", "--proxy=tokenizer", "--mix=0.5"]
+    flags = ["--steps=45", "--lr=5e-3", "--proxy=tokenizer", "--mix=0.5"]
     plain, _ = sample.load_model(run_train(*flags, out=tmp_path / "plain"))
     model, _ = sample.load_model(run_train(*flags, "--n_byte_heads=3", out=tmp_path / "heads"))
     weights = model.state_dict()
     assert len(weights) > len(plain.state_dict()) and all(w.equal(weights[name]) for name, w in plain.state_dict().items())
     prompts = [b"def f(x):", b"", b"def add(values):\n    " * 9, b"x"]  # the third fills the context
-    for max_new, stops in ((1, ()), (3, ()), (90, ()), (300, (b"\n    return", b"zz"))):
+    for max_new, stops in ((1, ()), (3, ()), (90, ()), (400, (b"\n    return", b"zz"))):
         settings = dict(stops=stops, max_new=max_new, temperature=0)
         if max_new < 100:  # together, as long as none fills the context
             both = [sample.complete(m, prompts[:2] + prompts[3:], **settings) for m in (plain, model)]
@@ -1807,22 +1808,25 @@ def test_from_one_process_to_two(run_train, twenty_steps, tmp_path, monkeypatch,
 def test_from_two_processes_to_one(twenty_steps, corpus_file, tmp_path, flag, end):
     """Two processes stopped by Ctrl-C save at the same step; when one is killed, the job ends with a line that says so."""
     out = tmp_path / "run"
-    job = torchrun(f"--data={corpus_file}", f"--out={out}", *TINY, *TWENTY, flag)
-    while not (out / "ckpt.pt").exists() and job.poll() is None:
-        time.sleep(0.01)
-    if end == "Ctrl-C":
-        os.killpg(job.pid, signal.SIGINT)
-    else:
-        os.kill(pid_of_rank(1, out), signal.SIGKILL)
-    printed, errors = job.communicate(timeout=60)
+    while True:
+        job = torchrun(f"--data={corpus_file}", f"--out={out}", *TINY, *TWENTY, flag)
+        while not (out / "ckpt.pt").exists() and job.poll() is None:
+            time.sleep(0.01)
+        if end == "Ctrl-C":
+            os.killpg(job.pid, signal.SIGINT)
+        else:
+            os.kill(pid_of_rank(1, out), signal.SIGKILL)
+        printed, errors = job.communicate(timeout=60)
+        if end == "Ctrl-C" or "Unable to shutdown process" not in errors:
+            break
+        shutil.rmtree(out)  # now and then a gloo collective misses that its peer is gone: once more
     step = sample.load_checkpoint(out)["step"]
     assert job.returncode and 5 <= step < 20
     if end == "Ctrl-C":
         assert f"interrupted at step {step}, saved" in printed
     else:
-        said = len(re.findall(rf"error: a process of this job ended at .*--resume={out}", errors))
-        hung = "Unable to shutdown process" in errors  # a gloo collective misses, one time in thirty, that its peer is gone
-        assert step % 5 == 0 and (said == 1 or hung), errors
+        said = re.findall(rf"^error: a process of this job ended at .*--resume={out}", errors, re.M)
+        assert step % 5 == 0 and len(said) == 1, errors
     train.train(parse(train.Options, [f"--resume={out}"]))
     assert same_log(read_log(out), twenty_steps)
 
