@@ -537,7 +537,8 @@ def stability(proxy, texts, rate, seed=0):
 
 def collisions(proxy, texts):
     """Of the distinct strings that are coded on their own (segments): the share that has its code in common with
-    another, and the share of such pairs with a common prefix of at least 0.8 of the longer string."""
+    another, and the shares of such pairs with a common prefix of at least 0.8 of the longer string, and that are the same
+    but for white space."""
     by_code = defaultdict(set)
     for text, cuts in zip(texts, proxy.cuts(texts)):
         for start, end in zip(cuts, cuts[1:]):
@@ -547,7 +548,9 @@ def collisions(proxy, texts):
     groups = [sorted(strings) for strings in by_code.values() if len(strings) > 1]
     pairs = [(a, b) for group in groups for i, a in enumerate(group) for b in group[i + 1:]]
     close = [len(os.path.commonprefix((a, b))) >= 0.8 * max(len(a), len(b)) for a, b in pairs]
-    return sum(map(len, groups)) / max(1, sum(map(len, by_code.values()))), sum(close) / max(1, len(close))
+    white = [b"".join(a.split()) == b"".join(b.split()) for a, b in pairs]
+    return (sum(map(len, groups)) / max(1, sum(map(len, by_code.values()))), sum(close) / max(1, len(pairs)),
+            sum(white) / max(1, len(pairs)))
 
 
 def seconds(work, *arguments):
@@ -598,9 +601,9 @@ def report(options, corpus, fitted):
           "after 1 % or 10 % of the bytes are deleted. -whole: without segmentation.")
     for proxy in chosen:
         if getattr(proxy, "fuzzy", False):
-            share, close = collisions(proxy, texts)
+            share, close, white = collisions(proxy, texts)
             print(f"{proxy.name}: {share:.1%} of the distinct segments share their code with another,\n"
-                  f"{close:.1%} of such pairs have a common prefix of at least 0.8.")
+                  f"{close:.1%} of such pairs have a common prefix of at least 0.8; {white:.1%} differ in white space alone.")
 
 
 def show(options, fitted):

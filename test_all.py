@@ -499,6 +499,20 @@ def test_fuzzy_codes_collide_in_tails_and_exact_ones_never(fitted, python_texts)
     assert proxies.collisions(fitted["neural"], python_texts)[0] == 0
 
 
+class FirstFour(proxies.Proxy):
+    """Codes segments of eleven bytes, by their first four."""
+    def cuts(self, texts):
+        return [range(0, len(text) + 1, 11) for text in texts]
+
+    def walk(self, text, out):
+        out.append(text[:4])
+
+
+def test_collisions_are_counted_by_pairs():
+    segments = [b"aaaaaaaaa  ", b"aaaaaaaaa b", b"aaaa aaaaa ", b"aaaa  aaaaa", b"bbbbbbbbbbb"]
+    assert proxies.collisions(FirstFour(), [b"".join(segments * 2)]) == (4 / 5, 1 / 6, 3 / 6)
+
+
 def test_segments_are_coded_on_their_own(fitted, python_texts):
     proxy, text = fitted["neural"], python_texts[2][:3000]
     (cuts,) = proxy.cuts([text])
