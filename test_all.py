@@ -1957,10 +1957,13 @@ def test_readme_counts_the_lines():
 
 
 def test_every_file_runs_from_the_shell():
-    for command, says in (("model.py", "1.5B"), ("train.py --help", "--proxy"), ("eval.py --help", "--samples"),
-                          ("sample.py --help", "--top_k"), ("mix.py --help", "--mode"), ("proxies.py --help", "--report")):
-        run = subprocess.run([sys.executable, *command.split()], cwd=HERE, capture_output=True, text=True)
-        assert run.returncode == 0 and says in run.stdout, run.stderr
+    says = {"model.py": "1.5B", "train.py --help": "--proxy", "eval.py --help": "--samples", "sample.py --help": "--top_k",
+            "mix.py --help": "--mode", "proxies.py --help": "--report"}
+    runs = [subprocess.Popen([sys.executable, *command.split()], cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for command in says]
+    for run, said in zip(runs, says.values()):
+        out, errors = run.communicate()
+        assert run.returncode == 0 and said in out, errors
 
 
 def test_readme_shows_what_was_measured(capsys):
