@@ -49,7 +49,7 @@ def varied(changes, base=TOKENIZER, flops=1e13):
 REPORT = {"text_bytes": "text, MB", "bpb": "bits per byte", "pass@1": "pass@1", "pass@10": "pass@10", "facts_raw": "facts",
           "facts_comp": "facts, comp"}
 ROBUST = {"greedy pass@1": "greedy pass@1"} | {f"robust {kind}": kind for kind in ("name", "format", "syntax", "docstring")} | {
-    f"bpb, {noise}% noise": f"bpb, {noise} % noise" for noise in (1, 5, 10)}
+    f"bpb, {noise}% noise": f"bpb at {noise} %" for noise in (1, 5, 10)}
 PASS = {"pass@1": "pass@1"}
 ORACLE = {"pass@1": "pass@1", "facts_comp": "facts, comp", "comp to raw, exact": "comp to raw", "raw to comp, exact": "raw to comp"}
 # study: (what its table shows, the task of eval.py that gives it besides train.py's own report, {group: {arm: flags}})
@@ -68,7 +68,8 @@ STUDIES = {
         "raw bytes": varied({"as in the tables": "", "lr 2e-3": "--lr=2e-3", "lr 8e-3": "--lr=8e-3",
                              "--paper: no n-grams": "--paper"}, "--proxy=none"),
         "raw bytes, nano, 6e+12 FLOPs": varied({"as in the tables": "", "lr 2e-3": "--lr=2e-3", "lr 8e-3": "--lr=8e-3"},
-                                               "--proxy=none --size=nano", 6e12)}),
+                                               "--proxy=none --size=nano", 6e12),
+        "nano, 6e+12 FLOPs, all with lr 8e-3": arms(6e12, "--size=nano --lr=8e-3", COMPARED)}),
     "pairs": (ORACLE, "translate", {"pairs": varied({
         "in the warm-up": "", "always": "--pairs=always", "always, no raw phase": "--pairs=always --raw_phase=0",
         "none": "--mode=sentinel", "none, no sentinels": "--mode=vanilla"})}),
