@@ -72,7 +72,9 @@ STUDIES = {
         "nano, 6e+12 FLOPs, all with lr 8e-3": arms(6e12, "--size=nano --lr=8e-3", COMPARED)}),
     "pairs": (ORACLE, "translate", {"pairs": varied({
         "in the warm-up": "", "always": "--pairs=always", "always, no raw phase": "--pairs=always --raw_phase=0",
-        "none": "--mode=sentinel", "none, no sentinels": "--mode=vanilla"})}),
+        "none": "--mode=sentinel", "none, no sentinels": "--mode=vanilla"}),
+        "always, no raw phase": {f"{flops:.0e} FLOPs": f"{TOKENIZER} --pairs=always --raw_phase=0 --flops={flops:.0e}"
+                                 for flops in (1e13, 4e13)}}),
     "robust": (ROBUST, "robust", {"micro, 1e+13 FLOPs": arms(1e13)}),
     "fresh": (PASS, f"pass --n=4 --k=1 --problems={FRESH.relative_to(HERE.parent)}", {
         f"micro, {flops:.0e} FLOPs": arms(flops, some=COMPARED) for flops in (1e13, 2e13)}),
