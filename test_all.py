@@ -958,10 +958,11 @@ def flipped(solution):
     return solution.replace(before, after, 1)
 
 
-def scores(problems, options=evaluation.EvalOptions(n=1, k="1")):
+def scores(problems, timeout=3.0):
     right = [{"task_id": i, "completion": p["canonical_solution"]} for i, p in problems.items()]
     wrong = [{"task_id": i, "completion": flipped(p["canonical_solution"])} for i, p in problems.items()]
-    return [evaluation.score_samples(problems, rows, options)["pass@1"] for rows in (right, wrong)]
+    passed = [row["passed"] for row in evaluation.score(problems, right + wrong, timeout)]  # a problem's side by side
+    return np.mean(passed[:len(right)]), np.mean(passed[len(right):])
 
 
 def write_problems(path, rows):
@@ -983,7 +984,7 @@ def test_humaneval_solutions_pass_and_flipped_ones_fail():
 @pytest.mark.skipif(not HUMANEVAL_PLUS.exists(), reason="HumanEvalPlus.jsonl.gz is not beside the project")
 def test_humaneval_plus_solutions_pass_and_flipped_ones_fail():
     problems = evaluation.read_problems(HUMANEVAL_PLUS)
-    right, wrong = scores(problems, evaluation.EvalOptions(n=1, k="1", timeout=2.0))
+    right, wrong = scores(problems, timeout=2.0)
     assert right == 1.0 and wrong < 0.2
 
 
@@ -1063,8 +1064,8 @@ def test_a_busy_machine_changes_no_verdict():
 def test_time_limits_come_from_the_canonical_solution():
     slow = {**PLUS, "canonical_solution": "    import time; time.sleep(0.5); return x + 1\n"}
     rows = [{"task_id": "t/0", "completion": f"    import time; time.sleep({seconds}); return x + 1\n"} for seconds in (1.4, 2.6)]
-    assert [row["result"] for row in evaluation.score({"t/0": slow}, rows)] == ["passed", "failed: timed out"]
-    assert [row["result"] for row in evaluation.score({"t/0": PLUS}, rows)] == ["failed: timed out"] * 2
+    problems, rows = {"t/0": slow, "t/1": PLUS}, rows + [{**row, "task_id": "t/1"} for row in rows]
+    assert [row["result"] for row in evaluation.score(problems, rows)] == ["passed", *["failed: timed out"] * 3]
 
 
 def test_the_canonical_solutions_run_once(tmp_path):
