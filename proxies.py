@@ -347,8 +347,8 @@ class Neural(Proxy):
         """Train the LM (or take `lm`), place the threshold so that `cut_rate` of the bytes start a segment, list the
         codebook, and keep of it what about KEEP_BYTES of the texts use. Returns self."""
         self.lm = lm or train_lm(texts)
-        entropies = np.concatenate(self.entropies(texts[:2000]))
-        self.threshold = float(np.quantile(entropies, 1 - cut_rate))
+        if self.segment:
+            self.threshold = float(np.quantile(np.concatenate(self.entropies(texts[:2000])), 1 - cut_rate))
         parents, last, codewords = self.list_codebook()
         sample = texts[::max(1, sum(map(len, texts)) // KEEP_BYTES)]
         used = np.concatenate(self.use(parents, last, codewords, np.arange(self.window)).encode_batch(sample))
