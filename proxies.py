@@ -23,6 +23,7 @@ the corpus uses become symbols; a string without one is spelled by others.
     python proxies.py 'some text'              the text cut into each proxy's symbols, in colour
     python proxies.py --report --data=stdlib   the proxy table: ratio, speed, exactness, stability
 """
+import copy
 import gzip
 import hashlib
 import heapq
@@ -299,6 +300,16 @@ def train_lm(texts, steps=400, batch_size=64, lr=4e-3, seed=1337):
     return lm.eval()
 
 
+@torch.inference_mode()
+def probabilities(lm, strings):
+    """The LM's p of the byte after each of `strings`, uint8 (N, d), at the start of a window: an array (N, 256)."""
+    result = []
+    for part in torch.from_numpy(strings.copy()).long().split(8192):
+        idx, tail = lm_inputs(torch.cat((part, part.new_zeros(len(part), 1)), 1))
+        result.append(torch.softmax(lm(idx, tail=tail)[:, -1, :256], -1))
+    return torch.cat(result).numpy()
+
+
 def split(n, p, own, fresh):
     """Edges of the 256 shares of intervals of n codewords (N,): int64 (N, 257), in codewords from each interval's lo.
 
@@ -354,31 +365,18 @@ class Neural(Proxy):
         used = np.concatenate(self.use(parents, last, codewords, np.arange(self.window)).encode_batch(sample))
         return self.use(parents, last, codewords, np.union1d(used, codewords[1:][parents[1:] == 0]))
 
-    @torch.inference_mode()
-    def probabilities(self, strings):
-        """p of the byte after each of `strings`, uint8 (N, d), at the start of a window: float64 (N, 256).
-
-        In float64, so that the codebook does not depend on how a machine orders its float32 sums.
-        """
-        result = []
-        for part in torch.from_numpy(strings.copy()).long().split(8192):
-            text = torch.cat((part, part.new_zeros(len(part), 1)), 1)
-            idx, tail = lm_inputs(text)
-            logits = self.lm.double()(idx, tail=tail)[:, -1, :256]
-            result.append(torch.softmax(logits, -1))
-        self.lm.float()
-        return torch.cat(result).numpy()
-
     def list_codebook(self):
         """All strings that a window can hold, a level of the trie at a time: parents, bytes and codewords of the nodes.
 
-        Node 0 is the empty string. A node with room for more than its own codeword is asked for its children.
+        Node 0 is the empty string. A node with room for more than its own codeword is asked for its children. In float64,
+        so that the codebook does not depend on how a machine orders its float32 sums.
         """
+        lm = copy.deepcopy(self.lm).double()
         parents, last, codewords = [[0]], [[0]], [[0]]
         strings, lo, n, ids, total = np.zeros((1, 0), np.uint8), np.array([0]), np.array([self.window]), [0], 1
         progress = tqdm(desc="codebook", total=self.window, leave=False)
         while len(ids) and strings.shape[1] < LONGEST:
-            edges = split(n, self.probabilities(strings), self.own, fresh=total == 1)
+            edges = split(n, probabilities(lm, strings), self.own, fresh=total == 1)
             node, byte = np.nonzero(edges[:, 1:] > edges[:, :-1])
             first, size = edges[node, byte], edges[node, byte + 1] - edges[node, byte]
             parents.append(np.asarray(ids)[node])
@@ -472,11 +470,11 @@ class Neural(Proxy):
     def encode_by_interval(self, text):
         """One segment's codewords by the definition: narrow the interval, byte by byte, asking the LM each time. Slow; the
         codebook is tested against it."""
-        out, window, lo, n = [], b"", 0, self.window
+        lm, out, window, lo, n = copy.deepcopy(self.lm).double(), [], b"", 0, self.window
         for byte in text:
             while True:
                 string = np.frombuffer(window, dtype=np.uint8)[None]
-                edges = split(np.array([n]), self.probabilities(string), self.own, fresh=not window)[0]
+                edges = split(np.array([n]), probabilities(lm, string), self.own, fresh=not window)[0]
                 size = int(edges[byte + 1] - edges[byte])
                 if size and n > 1 and len(window) < LONGEST:
                     break

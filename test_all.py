@@ -48,7 +48,8 @@ HUMANEVAL_PLUS = HERE.parent / "shared" / "data" / "HumanEvalPlus.jsonl.gz"
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # --fsdp in one process
 SMALL = dict(vocab_size=600, n_layer=2, n_embd=32, n_head=2, mlp_hidden=64, block_size=64)
 
-sys.path.insert(0, str(HERE / "data"))
+sys.path[:0] = [str(HERE / "data"), str(HERE / "runs")]
+import findings  # the README's tables
 import tinycode  # the generator
 
 
@@ -339,14 +340,16 @@ print(step(m.GPTConfig.named(size, vocab_size=4416), micro_batch) - before)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks glibc to give memory back")
-@pytest.mark.parametrize("size, micro_batch, again", [("micro", 8, True), ("small", 2, False)])
-def test_the_plan_is_what_a_step_takes(size, micro_batch, again):
-    command = [sys.executable, "-c", MEASURE, size, str(micro_batch)] + ["again"] * again
-    measured = subprocess.run(command, cwd=HERE, check=True, capture_output=True, text=True,
-                              env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}).stdout
-    options = model_file.SizeOptions(gpus=1, micro_batch=micro_batch, dtype="float32", activation_checkpointing=again)
-    planned = model_file.memory(GPTConfig.named(size, vocab_size=4416), options)
-    assert sum(planned.values()) == pytest.approx(int(measured), rel=0.15)
+def test_the_plan_is_what_a_step_takes():
+    cases = [("micro", 8, True), ("small", 2, False)]
+    runs = [subprocess.Popen([sys.executable, "-c", MEASURE, size, str(micro_batch)] + ["again"] * again, cwd=HERE, text=True,
+                             stdout=subprocess.PIPE, env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"})
+            for size, micro_batch, again in cases]
+    for (size, micro_batch, again), run in zip(cases, runs):
+        measured = int(run.communicate()[0])
+        options = model_file.SizeOptions(gpus=1, micro_batch=micro_batch, dtype="float32", activation_checkpointing=again)
+        planned = sum(model_file.memory(GPTConfig.named(size, vocab_size=4416), options).values())
+        assert planned == pytest.approx(measured, rel=0.15)
 
 
 def test_plan(capsys):
@@ -477,12 +480,13 @@ def test_each_codeword_stands_for_one_string(fitted):
 
 def test_symbols_are_the_codewords_that_the_corpus_uses(fitted, python_texts):
     proxy = fitted["neural"]
-    used = set(np.concatenate(proxy.encode_batch(python_texts)).tolist())
+    codes = proxy.encode_batch(python_texts)
+    used = set(np.concatenate(codes).tolist())
     assert all(symbol in used or len(string) == 1 for symbol, string in enumerate(proxy.strings))
     assert all(len(symbols) == 1 or b"".join(proxy.strings[s] for s in symbols) not in proxy.strings for symbols in proxy.symbols[1:])
     whole = with_all_codewords(proxy)
     assert 256 <= proxy.n_symbols < whole.n_symbols
-    assert [len(code) for code in proxy.encode_batch(python_texts)] == [len(code) for code in whole.encode_batch(python_texts)]
+    assert [len(code) for code in codes] == [len(code) for code in whole.encode_batch(python_texts)]
     other = bytes(range(32, 127)) * 3  # spelled where it has no symbol
     assert proxy.decode(proxy.encode(other)) == other and len(whole.encode(other)) <= len(proxy.encode(other)) <= len(other)
 
@@ -1823,7 +1827,8 @@ def test_from_one_process_to_two(run_train, twenty_steps, tmp_path, monkeypatch,
 def test_from_two_processes_to_one(twenty_steps, corpus_file, tmp_path, flag, end):
     """Two processes stopped by Ctrl-C save at the same step; when one is killed, the job ends with a line that says so."""
     out = tmp_path / "run"
-    while True:
+    for _ in range(3):  # now and then a gloo collective misses that its peer is gone, and torchrun ends the job: once more
+        shutil.rmtree(out, ignore_errors=True)
         job = torchrun(f"--data={corpus_file}", f"--out={out}", *TINY, *TWENTY, flag)
         while not (out / "ckpt.pt").exists() and job.poll() is None:
             time.sleep(0.01)
@@ -1834,7 +1839,6 @@ def test_from_two_processes_to_one(twenty_steps, corpus_file, tmp_path, flag, en
         printed, errors = job.communicate(timeout=60)
         if end == "Ctrl-C" or "Unable to shutdown process" not in errors:
             break
-        shutil.rmtree(out)  # now and then a gloo collective misses that its peer is gone: once more
     step = sample.load_checkpoint(out)["step"]
     assert job.returncode and 5 <= step < 20
     if end == "Ctrl-C":
@@ -1967,10 +1971,22 @@ def test_every_file_runs_from_the_shell():
         assert run.returncode == 0 and said in out, errors
 
 
+def test_a_table_stars_what_is_apart_and_leaves_out_what_has_nothing_to_compare(tmp_path, monkeypatch, capsys):
+    rows = [{"flags": flags, "task": None, "seed": seed, "pass@1": value} for flags, values in
+            (("--a", (0.1, 0.2, 0.3)), ("--b", (0.7, 0.8, 0.9)), ("--c", (0.2, 0.3, 0.4)), ("--d", (0.5,)))
+            for seed, value in enumerate(values, 1)]
+    monkeypatch.setattr(findings, "RESULTS", write_problems(tmp_path / "runs.jsonl", rows))
+    groups = {"four": {name: f"--{name}" for name in "abcd"}, "one": {"a": "--a", "not run": "--e"}}
+    monkeypatch.setitem(findings.STUDIES, "mixing", (findings.PASS, None, groups))
+    findings.print_table("mixing")
+    lines = capsys.readouterr().out.splitlines()
+    half = 4.303 * 0.1 / 3 ** 0.5  # Student's t, two degrees of freedom
+    assert lines[1:] == ["four", *(f"  {name:21}   3 {mean:.3f} ±{half:.3f}{star}" for name, mean, star in
+                                   (("a", 0.2, ""), ("b", 0.8, "*"), ("c", 0.3, ""))), f"  {'d':21}   1 0.500"]
+
+
 def test_readme_shows_what_was_measured(capsys):
     """Tables are pasted from what a command prints, and this holds them to it."""
-    sys.path.insert(0, str(HERE / "runs"))
-    import findings
     readme = (HERE / "README.md").read_text()
     shown = [path.read_text() for path in sorted((HERE / "runs" / "results").glob("proxies-*.txt"))]
     for study in re.findall(r"`python runs/findings.py (\w+)`", readme):
