@@ -3,7 +3,7 @@ The README's experiments in training: the paper's tables in miniature. Runs what
 
     python runs/findings.py compute              hours; interrupted, it goes on where it was
     python runs/findings.py compute --show       prints its table
-    python runs/findings.py gap                  draws runs/results/gap.png from the study budget
+    python runs/findings.py gap                  draws runs/results/gap.png from the studies compute and budget
 
 Every run is a line of runs/results/runs.jsonl: its flags, seed, results and CPU seconds; studies share runs. A number in a table
 is the mean over seeds and half the width of its 95 % interval (Student's t). A star marks an interval that is apart from
@@ -29,17 +29,22 @@ T95 = {1: np.nan, 2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t at 97.
 # Arms are flags of train.py. In braces: the number of bytes that the run with these flags, of the same seed, was shown raw.
 TOKENIZER = "--proxy=tokenizer"
 COMPARED = {"raw bytes": "--proxy=none", "proxy: tokenizer": TOKENIZER, "proxy: neural": "--proxy=neural"}
-MORE = {"proxy: gzip": "--proxy=gzip", "tokenizer model": f"{TOKENIZER} --mix=1.0"}
+ALL = COMPARED | {"proxy: gzip": "--proxy=gzip", "tokenizer model": f"{TOKENIZER} --mix=1.0"}
 
 
-def arms(flops, more="", some=COMPARED | MORE):
+def arms(flops, more="", some=COMPARED):
     return {arm: " ".join(f"{flags} {more} --flops={flops:.0e}".split()) for arm, flags in some.items()}
 
 
 def all_arms(flops, more=""):
     """At equal FLOPs, and raw bytes that read only what the tokenizer's arm read raw."""
-    same = arms(flops, more)
+    same = arms(flops, more, ALL)
     return same | {"raw, equal bytes": " ".join(f"--proxy=none {more} --budget={{{same['proxy: tokenizer']}}}".split())}
+
+
+def at(size, flops, make):
+    """A group of the arms that make gives."""
+    return {f"{size}, {flops:.0e} FLOPs": make(flops, f"--size={size}" * (size != "micro"))}  # micro is train.py's default
 
 
 def varied(changes, base=TOKENIZER, flops=1e13):
@@ -54,10 +59,9 @@ PASS = {"pass@1": "pass@1"}
 ORACLE = {"pass@1": "pass@1", "facts_comp": "facts, comp", "comp to raw, exact": "comp to raw", "raw to comp, exact": "raw to comp"}
 # study: (what its table shows, the task of eval.py that gives it besides train.py's own report, {group: {arm: flags}})
 STUDIES = {
-    "compute": (REPORT, None, {"micro, 1e+13 FLOPs": all_arms(1e13)}),
-    "budget": (REPORT, None, {f"{size}, {flops:.0e} FLOPs": arms(flops, f"--size={size}" * (size != "micro"), COMPARED)
-                              for size, flops in (("nano", 3e12), ("nano", 6e12), ("micro", 5e12), ("micro", 1e13),
-                                                  ("micro", 2e13), ("mini", 2e13), ("midi", 4e13))}),
+    "compute": (REPORT, None, at("nano", 6e12, all_arms) | at("micro", 1e13, all_arms) | at("mini", 2e13, all_arms)
+                | at("midi", 4e13, arms)),
+    "budget": (REPORT, None, at("nano", 3e12, arms) | at("micro", 5e12, arms) | at("micro", 2e13, arms)),
     "mixing": (REPORT, None, {
         "mixing rate r": varied({"0.9": "", "0.5": "--mix=0.5", "0.7": "--mix=0.7", "0.95": "--mix=0.95",
                                  "1, read as tokens": "--mix=1.0"}) | varied({"0, raw bytes": ""}, "--proxy=none"),
@@ -69,15 +73,15 @@ STUDIES = {
                              "--paper: no n-grams": "--paper"}, "--proxy=none"),
         "raw bytes, nano, 6e+12 FLOPs": varied({"as in the tables": "", "lr 2e-3": "--lr=2e-3", "lr 8e-3": "--lr=8e-3"},
                                                "--proxy=none --size=nano", 6e12),
-        "nano, 6e+12 FLOPs, all with lr 8e-3": arms(6e12, "--size=nano --lr=8e-3", COMPARED)}),
+        "nano, 6e+12 FLOPs, all with lr 8e-3": arms(6e12, "--size=nano --lr=8e-3")}),
     "pairs": (ORACLE, "translate", {"pairs": varied({
         "in the warm-up": "", "always": "--pairs=always", "always, no raw phase": "--pairs=always --raw_phase=0",
         "none": "--mode=sentinel", "none, no sentinels": "--mode=vanilla"}),
         "always, no raw phase": varied({"1e+13 FLOPs": "--pairs=always --raw_phase=0"})
         | varied({"4e+13 FLOPs": "--pairs=always --raw_phase=0"}, flops=4e13)}),
-    "robust": (ROBUST, "robust", {"micro, 1e+13 FLOPs": arms(1e13)}),
-    "fresh": (PASS, f"pass --n=4 --k=1 --problems={FRESH.relative_to(HERE.parent)}", {
-        f"micro, {flops:.0e} FLOPs": arms(flops, some=COMPARED) for flops in (1e13, 2e13)}),
+    "robust": (ROBUST, "robust", {"micro, 1e+13 FLOPs": arms(1e13, some=ALL)}),
+    "fresh": (PASS, f"pass --n=4 --k=1 --problems={FRESH.relative_to(HERE.parent)}",
+              at("micro", 1e13, arms) | at("micro", 2e13, arms)),
     "stdlib": (TEXT, None, {"stdlib, 1e+13 FLOPs": all_arms(1e13, "--data=stdlib")}),
 }
 
@@ -191,25 +195,25 @@ def draw_gap():
     from matplotlib import pyplot as plt
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
     for axes, arm in zip(panels, list(COMPARED)[1:]):
-        lines, ticks = {}, {}
-        for name, flags in STUDIES["budget"][2].items():
+        lines, ticks = {}, set()
+        for name, flags in (STUDIES["compute"][2] | STUDIES["budget"][2]).items():
             base, runs = (runs_of(flags[a], None) for a in ("raw bytes", arm))
             if base and runs:
                 (mean, half), (other, other_half) = (interval(values_of(some, "pass@1")) for some in (runs, base))
                 size, flops = name.removesuffix(" FLOPs").split(", ")
-                lines.setdefault(size, []).append((float(flops), mean - other, np.hypot(half, other_half)))
-                ticks[float(flops)] = flops.replace("+", "")
+                lines.setdefault(size, []).append((float(flops) / 1e12, mean - other, np.hypot(half, other_half)))
+                ticks.add(float(flops) / 1e12)
         for number, (size, points) in enumerate(lines.items()):
-            x, gap, error = zip(*points)
+            x, gap, error = zip(*sorted(points))
             axes.errorbar(np.array(x) * 1.03 ** number, gap, error, label=size, capsize=3, color=str(0.25 * number),
                           linestyle=("--", "-", ":", "-.")[number], marker="os^v"[number])
         axes.axhline(0, color="black", linewidth=0.8)
-        axes.set(xscale="log", xlabel="FLOPs of the training", title=arm)
+        axes.set(xscale="log", xlabel="compute of the training, 1e12 FLOPs", title=arm)
         axes.minorticks_off()
-        axes.set_xticks(list(ticks), ticks.values())
+        axes.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("pass@1 less that of raw bytes\nat equal FLOPs, 95 % intervals")
-    panels[0].legend(frameon=False, title="size")
+    panels[0].legend(frameon=False, title="size", loc="lower center")
     figure.savefig(HERE / "results" / "gap.png", dpi=120)
     print("wrote runs/results/gap.png")
 
