@@ -81,6 +81,13 @@ def write_file(path, data):
 # generation
 
 
+def tinycode_folder(data):
+    """Where the problems and facts are of a corpus that data/tinycode.py wrote: beside it. None for other corpora."""
+    folder = TINYCODE if data == "tinycode" else Path(data).parent
+    is_one = data == "tinycode" or Path(data).name == "corpus.jsonl" and (folder / "facts.jsonl").exists()
+    return folder if is_one else None
+
+
 def read_problems(path):
     """Problems by task_id; tinycode's where `path` is empty. Raises UserError for a file that is not in HumanEval's,
     HumanEval+'s or MBPP+'s format."""
@@ -1151,14 +1158,13 @@ def score_samples(problems, samples, options):
     return pass_rates(scored, options.ks())
 
 
-def measure(task, model, trained, options, keep, run):
+def measure(task, model, trained, options, keep, run, problems):
     """The results of one task: {name: number}, with name_95, a 95 % interval, beside shares of problems."""
     if task == "bpb":
         return measure_bpb(model, trained, options)
     write = writer(model, trained, options, run)
     if task == "facts":
-        return recall_facts(write, TINYCODE / "facts.jsonl")
-    problems = read_problems(options.problems)
+        return recall_facts(write, tinycode_folder(trained.data) / "facts.jsonl")
     if task == "pass":
         prompts = {i: problem["prompt"] for i, problem in problems.items()}
         done = complete_problems(write, prompts, options.n, options, options.temperature, keep)
@@ -1176,7 +1182,8 @@ def evaluate(model, checkpoint, options, tasks=None, run=None, results=None):
     """The results of the tasks for a model, a dict of numbers; results: the dict to fill. A `run`'s results and completions
     are kept in its folder, where the next call finds them."""
     trained = MixOptions(**{f: v for f, v in checkpoint["options"].items() if f in MixOptions.__dataclass_fields__})
-    tasks = tasks or [task for task in ("bpb", "pass", "facts") if trained.data == "tinycode" or task == "bpb"]
+    source = tinycode_folder(trained.data)
+    tasks = tasks or [task for task in ("bpb", "pass", "facts") if source or task == "bpb"]
     results, known, path = {} if results is None else results, {}, run and Path(run) / "results.json"
     options.check()
     if path and path.exists() and not options.again:
@@ -1187,13 +1194,15 @@ def evaluate(model, checkpoint, options, tasks=None, run=None, results=None):
         keep = Path(run) / "completions" / f"{stamp:x}"
         keep.parent.mkdir(exist_ok=True)
     for task in tasks:
-        if task == "facts" and trained.data != "tinycode":
+        if task == "facts" and not source:
             continue
         settings = {name: getattr(options, name) for name in TASKS[task]}
-        problems = read_problems(options.problems) if task in ("pass", "robust", "translate") else None
+        problems = None
+        if task in ("pass", "robust", "translate"):
+            problems = read_problems(options.problems or (source or TINYCODE) / "problems.jsonl")
         key = hashlib.sha256(json.dumps([task, settings, problems, stamp]).encode()).hexdigest()[:12]
         if key not in known or options.save and task == "pass":
-            measured = measure(task, model, trained, options, keep, run)
+            measured = measure(task, model, trained, options, keep, run, problems)
             known[key] = {"task": task, "settings": settings, "problems": options.problems, "results": measured}
             if stamp:
                 try:

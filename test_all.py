@@ -1196,9 +1196,8 @@ def test_a_tokenizer_model_reads_and_writes_through_its_tokens(kind, prepared, t
     model.script = script | {(COMP, PROXY0 + 9): [PROXY0 + spelled.index(b"x"), END_COMP]}
     said = [evaluation.write_view(model, [asked], PROXY0, END_COMP, spelled, begins=begins)[0] for begins in (None, [b"\n"])]
     assert spelled[said[0][0]] == b"x" and spelled[said[1][0]].startswith(b"\n")
-    path = write_problems(tmp_path / "p.jsonl", rows)
-    options.problems = str(path)
-    assert evaluation.measure("pass", model, trained, options, None, tmp_path)["pass@1"] == 1.0
+    problems = {row["task_id"]: row for row in rows}
+    assert evaluation.measure("pass", model, trained, options, None, tmp_path, problems)["pass@1"] == 1.0
     with pytest.raises(UserError, match="can't write through its proxy"):
         evaluation.writer(model, trained, options, tmp_path / "elsewhere")
 
@@ -1742,6 +1741,16 @@ def test_the_closing_report_is_there_for_eval(run_train, monkeypatch, capsys):
     monkeypatch.setattr(evaluation, "measure", None)
     evaluation.main(parse(evaluation.EvalOptions, [str(out), "--json"]))
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"bpb": reported}
+
+
+def test_what_tinycode_writes_elsewhere_has_its_own_problems_and_facts(run_train, tmp_path, monkeypatch):
+    subprocess.run([sys.executable, str(HERE / "data" / "tinycode.py"), "--functions=300", "--facts=4", "--problems=3",
+                    f"--out={tmp_path}/own"], check=True, stdout=subprocess.DEVNULL)
+    monkeypatch.setattr(evaluation, "TINYCODE", tmp_path / "nowhere")
+    out = run_train(f"--data={tmp_path}/own/corpus.jsonl", "--steps=2", "--proxy=none", "--report=all")
+    assert {"bpb", "pass@1", "facts_raw", "facts_comp"} <= json.loads((out / "report.json").read_text()).keys()
+    (kept,) = (out / "completions").iterdir()
+    assert Counter(json.loads(line)["task_id"] for line in kept.read_text().splitlines() if line) == {f"tinycode/{i}": 10 for i in range(3)}
 
 
 def test_ctrl_c_prints_what_is_done(run_train, tmp_path, monkeypatch, capsys):

@@ -23,7 +23,9 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "runs.jsonl"
 SEEDS = (1, 2, 3)
-FRESH = HERE.parent / "data" / "fresh" / "problems.jsonl"  # of another seed than those by which the recipe was chosen
+# what data/tinycode.py writes to data/<name>: problems of another seed than those by which the recipe was chosen; other facts
+CORPORA = {"fresh": "--seed=1000 --problems=500 --functions=1 --facts=10",
+           "facts-100": "--facts=100", "facts-2000": "--facts=2000"}
 T95 = {1: np.nan, 2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t at 97.5 %, by the number of seeds
 
 # Arms are flags of train.py. In braces: the number of bytes that the run with these flags, of the same seed, was shown raw.
@@ -80,8 +82,10 @@ STUDIES = {
         "always, no raw phase": varied({"1e+13 FLOPs": "--pairs=always --raw_phase=0"})
         | varied({"4e+13 FLOPs": "--pairs=always --raw_phase=0"}, flops=4e13)}),
     "robust": (ROBUST, "robust", {"micro, 1e+13 FLOPs": arms(1e13, some=ALL)}),
-    "fresh": (PASS, f"pass --n=4 --k=1 --problems={FRESH.relative_to(HERE.parent)}",
+    "fresh": (PASS, "pass --n=4 --k=1 --problems=data/fresh/problems.jsonl",
               at("micro", 1e13, arms) | at("micro", 2e13, arms)),
+    "facts": (REPORT, None, {f"nano, 6e+12 FLOPs, {n:,} facts": arms(6e12, f"--size=nano{corpus}") for n, corpus in (
+        (100, " --data=data/facts-100/corpus.jsonl"), (1000, ""), (2000, " --data=data/facts-2000/corpus.jsonl"))}),
     "stdlib": (TEXT, None, {"stdlib, 1e+13 FLOPs": all_arms(1e13, "--data=stdlib")}),
 }
 
@@ -138,8 +142,9 @@ def complete(study):
               for flags in arms.values()]
     over = {key: threading.Event() for key in dict.fromkeys(wanted) if key not in results()}
     RESULTS.parent.mkdir(exist_ok=True)
-    if not FRESH.exists():
-        run("data/tinycode.py", "--seed=1000", "--problems=500", "--functions=1", "--facts=10", f"--out={FRESH.parent}")
+    for name, flags in CORPORA.items():
+        if f"data/{name}/" in str(STUDIES[study]) and not (HERE.parent / "data" / name / "corpus.jsonl").exists():
+            run("data/tinycode.py", *flags.split(), f"--out=data/{name}")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(lambda key: add_run(*key, over), over))
 
