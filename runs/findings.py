@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -63,7 +64,8 @@ ORACLE = {"pass@1": "pass@1", "facts_comp": "facts, comp", "comp to raw, exact":
 STUDIES = {
     "compute": (REPORT, None, at("nano", 6e12, all_arms) | at("micro", 1e13, all_arms) | at("mini", 2e13, all_arms)
                 | at("midi", 4e13, arms)),
-    "budget": (REPORT, None, at("nano", 3e12, arms) | at("micro", 5e12, arms) | at("micro", 2e13, arms)),
+    "budget": (REPORT, None, at("nano", 3e12, arms) | at("micro", 5e12, arms) | at("micro", 2e13, arms)
+               | at("mini", 4e13, arms)),
     "mixing": (REPORT, None, {
         "mixing rate r": varied({"0.9": "", "0.5": "--mix=0.5", "0.7": "--mix=0.7", "0.95": "--mix=0.95",
                                  "1, read as tokens": "--mix=1.0"}) | varied({"0, raw bytes": ""}, "--proxy=none"),
@@ -193,32 +195,49 @@ def print_table(study):
             print(line.rstrip())
 
 
+def gaps(arm):
+    """{size: {FLOPs: (pass@1 of the arm less that of raw bytes, half the width of its 95 % interval)}}"""
+    found = defaultdict(dict)
+    for name, flags in (STUDIES["compute"][2] | STUDIES["budget"][2]).items():
+        size, flops = name.removesuffix(" FLOPs").split(", ")
+        base, runs = (values_of(runs_of(flags[some], None), "pass@1") for some in ("raw bytes", arm))
+        if len(base) > 1 and len(runs) > 1:
+            (mean, half), (other, other_half) = interval(runs), interval(base)
+            found[size][float(flops)] = mean - other, np.hypot(half, other_half)
+    return found
+
+
 def draw_gap():
-    """runs/results/gap.png: pass@1 less that of raw bytes, against compute, for each size."""
+    """runs/results/gap.png: pass@1 less that of raw bytes, against compute for each size, and against size for budgets that
+    give every size about as many symbols."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
-    for axes, arm in zip(panels, list(COMPARED)[1:]):
-        lines, ticks = {}, set()
-        for name, flags in (STUDIES["compute"][2] | STUDIES["budget"][2]).items():
-            base, runs = (runs_of(flags[a], None) for a in ("raw bytes", arm))
-            if base and runs:
-                (mean, half), (other, other_half) = (interval(values_of(some, "pass@1")) for some in (runs, base))
-                size, flops = name.removesuffix(" FLOPs").split(", ")
-                lines.setdefault(size, []).append((float(flops) / 1e12, mean - other, np.hypot(half, other_half)))
-                ticks.add(float(flops) / 1e12)
-        for number, (size, points) in enumerate(lines.items()):
-            x, gap, error = zip(*sorted(points))
-            axes.errorbar(np.array(x) * 1.03 ** number, gap, error, label=size, capsize=3, color=str(0.25 * number),
-                          linestyle=("--", "-", ":", "-.")[number], marker="os^v"[number])
-        axes.axhline(0, color="black", linewidth=0.8)
-        axes.set(xscale="log", xlabel="compute of the training, 1e12 FLOPs", title=arm)
-        axes.minorticks_off()
-        axes.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("pass@1 less that of raw bytes\nat equal FLOPs, 95 % intervals")
-    panels[0].legend(frameon=False, title="size", loc="lower center")
+    figure, panels = plt.subplots(2, 2, figsize=(9, 6.6), sharey=True, layout="constrained")
+    same_symbols = {"about 1 million": {"nano": 3e12, "micro": 1e13, "mini": 2e13, "midi": 4e13},
+                    "about 2 million": {"nano": 6e12, "micro": 2e13, "mini": 4e13}}
+    for (above, below), arm in zip(panels.T, list(COMPARED)[1:]):
+        found, at = gaps(arm), list(same_symbols["about 1 million"])
+        lines = {size: sorted((flops / 1e12, *gap) for flops, gap in points.items()) for size, points in found.items()}
+        of_size = {label: [(at.index(size), *found[size][flops]) for size, flops in budgets.items() if flops in found[size]]
+                   for label, budgets in same_symbols.items()}
+        for axes, lines in ((above, lines), (below, of_size)):
+            for number, (label, points) in enumerate(lines.items()):
+                x, gap, error = zip(*points)
+                x = np.array(x) * 1.03 ** number if axes is above else np.array(x) + 0.08 * number  # side by side
+                axes.errorbar(x, gap, error, label=label, capsize=3, color=str(0.2 * number),
+                              linestyle=("--", "-", ":", "-.")[number], marker="os^v"[number])
+            axes.axhline(0, color="black", linewidth=0.8)
+            axes.spines[["top", "right"]].set_visible(False)
+        ticks = sorted({flops / 1e12 for points in found.values() for flops in points})
+        above.set(xscale="log", xlabel="compute of the training, 1e12 FLOPs", title=arm)
+        above.minorticks_off()
+        above.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        below.set_xticks(range(len(at)), at)
+        below.set(xlabel="size", xlim=(-0.4, len(at) - 0.6))
+    for axes, title in zip(panels[:, 0], ("size", "symbols of the training")):
+        axes.set_ylabel("pass@1 less that of raw bytes\nat equal FLOPs, 95 % intervals")
+        axes.legend(frameon=False, title=title)
     figure.savefig(HERE / "results" / "gap.png", dpi=120)
     print("wrote runs/results/gap.png")
 
