@@ -5,7 +5,8 @@ The README's experiments in training: the paper's tables in miniature. Runs what
     python runs/findings.py compute --show       prints its table
     python runs/findings.py gap                  draws runs/results/gap.png from the studies compute and budget
 
-Every run is a line of runs/results/runs.jsonl: its flags, seed, results and CPU seconds; studies share runs. A number in a table
+Every run is a line of runs/results/runs.jsonl: its flags, seed, results and CPU seconds; studies share runs. All are made in
+float32, but for those that say "dtype": "bfloat16", which a CPU with units for it made by default. A number in a table
 is the mean over seeds and half the width of its 95 % interval (Student's t). A star marks an interval that is apart from
 that of the first line in its group.
 """
@@ -122,7 +123,7 @@ def add_run(flags, task, seed, over):
                 given = flags.replace(f"{{{needed}}}", str(results()[needed, None, seed]["raw_bytes"]))
         seconds = 0.0
         if task is None or not (folder / "ckpt.pt").exists():
-            _, seconds = run("train.py", *given.split(), f"--seed={seed}", f"--out={folder}")
+            _, seconds = run("train.py", *given.split(), f"--seed={seed}", f"--out={folder}", "--dtype=float32")
             row = json.loads((folder / "report.json").read_text())
         if task:
             view = "comp" if "--mix=1.0" in flags else "raw"
