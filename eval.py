@@ -83,9 +83,11 @@ def write_file(path, data):
 
 def tinycode_folder(data):
     """Where the problems and facts are of a corpus that data/tinycode.py wrote: beside it. None for other corpora."""
-    folder = TINYCODE if data == "tinycode" else Path(data).parent
-    is_one = data == "tinycode" or Path(data).name == "corpus.jsonl" and (folder / "facts.jsonl").exists()
-    return folder if is_one else None
+    if data == "tinycode":
+        return TINYCODE
+    path = Path(data)
+    whole = all((path.parent / name).exists() for name in ("problems.jsonl", "facts.jsonl"))
+    return path.parent if path.name == "corpus.jsonl" and whole else None
 
 
 def read_problems(path):
@@ -1199,7 +1201,7 @@ def evaluate(model, checkpoint, options, tasks=None, run=None, results=None):
         settings = {name: getattr(options, name) for name in TASKS[task]}
         problems = None
         if task in ("pass", "robust", "translate"):
-            problems = read_problems(options.problems or (source or TINYCODE) / "problems.jsonl")
+            problems = read_problems(options.problems or source and source / "problems.jsonl")
         key = hashlib.sha256(json.dumps([task, settings, problems, stamp]).encode()).hexdigest()[:12]
         if key not in known or options.save and task == "pass":
             measured = measure(task, model, trained, options, keep, run, problems)

@@ -1629,6 +1629,14 @@ def test_paper_recipe_is_plain_and_the_default_of_large_sizes(corpus_file):
         assert (options.ngram, options.raw_phase, options.align) == expected
 
 
+@pytest.mark.parametrize("units, dtype", [(True, "bfloat16"), (False, "float32")])
+def test_a_cpu_computes_in_what_it_has_units_for(run_train, monkeypatch, units, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": units})
+    out = run_train("--steps=2", "--proxy=none", "--dtype=auto", "--device=cpu")
+    checkpoint = sample.load_checkpoint(out)
+    assert checkpoint["options"]["dtype"] == dtype and checkpoint["model"]["head.weight"].dtype == torch.float32
+
+
 def test_learning_rate():
     for decay, end in (("cosine", 0.1), ("linear", 0.0)):
         options = train.Options(lr=1.0, decay=decay, lr_warmup=0.1)
@@ -1751,7 +1759,10 @@ def test_what_tinycode_writes_elsewhere_has_its_own_problems_and_facts(run_train
     out = run_train(f"--data={tmp_path}/own/corpus.jsonl", "--steps=2", "--proxy=none", "--report=all")
     assert {"bpb", "pass@1", "facts_raw", "facts_comp"} <= json.loads((out / "report.json").read_text()).keys()
     (kept,) = (out / "completions").iterdir()
-    assert Counter(json.loads(line)["task_id"] for line in kept.read_text().splitlines() if line) == {f"tinycode/{i}": 10 for i in range(3)}
+    written = Counter(json.loads(line)["task_id"] for line in kept.read_text().splitlines() if line)
+    assert written == {f"tinycode/{i}": 10 for i in range(3)}
+    (tmp_path / "own" / "problems.jsonl").unlink()
+    assert evaluation.tinycode_folder(f"{tmp_path}/own/corpus.jsonl") is None
 
 
 def test_ctrl_c_prints_what_is_done(run_train, tmp_path, monkeypatch, capsys):

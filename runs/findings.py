@@ -26,8 +26,8 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "runs.jsonl"
 SEEDS = (1, 2, 3)
 # what data/tinycode.py writes to data/<name>: problems of another seed than those by which the recipe was chosen; other facts
-CORPORA = {"fresh": "--seed=1000 --problems=500 --functions=1 --facts=10",
-           "facts-100": "--facts=100", "facts-2000": "--facts=2000"}
+CORPORA = {"fresh": "--seed=1000 --problems=500 --functions=1 --facts=10"} | {
+    f"facts-{n}": f"--facts={n}" for n in (100, 2000)}  # tinycode itself has 1,000
 T95 = {1: np.nan, 2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t at 97.5 %, by the number of seeds
 
 # Arms are flags of train.py. In braces: the number of bytes that the run with these flags, of the same seed, was shown raw.
@@ -87,8 +87,8 @@ STUDIES = {
     "robust": (ROBUST, "robust", {"micro, 1e+13 FLOPs": arms(1e13, some=ALL)}),
     "fresh": (PASS, "pass --n=4 --k=1 --problems=data/fresh/problems.jsonl",
               at("micro", 1e13, arms) | at("micro", 2e13, arms)),
-    "facts": (REPORT, None, {f"nano, 6e+12 FLOPs, {n:,} facts": arms(6e12, f"--size=nano{corpus}") for n, corpus in (
-        (100, " --data=data/facts-100/corpus.jsonl"), (1000, ""), (2000, " --data=data/facts-2000/corpus.jsonl"))}),
+    "facts": (REPORT, None, {f"nano, 6e+12 FLOPs, {n:,} facts": arms(
+        6e12, "--size=nano" + f" --data=data/facts-{n}/corpus.jsonl" * (n != 1000)) for n in (100, 1000, 2000)}),
     "stdlib": (TEXT, None, {"stdlib, 1e+13 FLOPs": all_arms(1e13, "--data=stdlib")}),
 }
 
@@ -209,20 +209,23 @@ def gaps(arm):
 
 
 def draw_gap():
-    """runs/results/gap.png: pass@1 less that of raw bytes, against compute for each size, and against size for budgets that
-    give every size about as many symbols."""
+    """runs/results/gap.png, printed too: pass@1 less that of raw bytes, against compute for each size, and against size for
+    budgets that give every size about as many symbols."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    sizes = ["nano", "micro", "mini", "midi"]
+    same_symbols = {"about 1 million": (3e12, 1e13, 2e13, 4e13), "about 2 million": (6e12, 2e13, 4e13)}  # FLOPs of each size
     figure, panels = plt.subplots(2, 2, figsize=(9, 6.6), sharey=True, layout="constrained")
-    same_symbols = {"about 1 million": {"nano": 3e12, "micro": 1e13, "mini": 2e13, "midi": 4e13},
-                    "about 2 million": {"nano": 6e12, "micro": 2e13, "mini": 4e13}}
     for (above, below), arm in zip(panels.T, list(COMPARED)[1:]):
-        found, at = gaps(arm), list(same_symbols["about 1 million"])
-        lines = {size: sorted((flops / 1e12, *gap) for flops, gap in points.items()) for size, points in found.items()}
-        of_size = {label: [(at.index(size), *found[size][flops]) for size, flops in budgets.items() if flops in found[size]]
-                   for label, budgets in same_symbols.items()}
-        for axes, lines in ((above, lines), (below, of_size)):
+        found = gaps(arm)
+        for size, points in found.items():
+            for flops, (gap, error) in sorted(points.items()):
+                print(f"{arm:17} {size:6} {flops:.0e} FLOPs {gap:6.3f} ±{error:.3f}")
+        against_compute = {size: [(flops / 1e12, *points[flops]) for flops in sorted(points)] for size, points in found.items()}
+        against_size = {label: [(x, *found[size][flops]) for x, (size, flops) in enumerate(zip(sizes, budgets))
+                                if flops in found[size]] for label, budgets in same_symbols.items()}
+        for axes, lines in ((above, against_compute), (below, against_size)):
             for number, (label, points) in enumerate(lines.items()):
                 x, gap, error = zip(*points)
                 x = np.array(x) * 1.03 ** number if axes is above else np.array(x) + 0.08 * number  # side by side
@@ -234,8 +237,8 @@ def draw_gap():
         above.set(xscale="log", xlabel="compute of the training, 1e12 FLOPs", title=arm)
         above.minorticks_off()
         above.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        below.set_xticks(range(len(at)), at)
-        below.set(xlabel="size", xlim=(-0.4, len(at) - 0.6))
+        below.set_xticks(range(len(sizes)), sizes)
+        below.set(xlabel="size", xlim=(-0.4, len(sizes) - 0.6))
     for axes, title in zip(panels[:, 0], ("size", "symbols of the training")):
         axes.set_ylabel("pass@1 less that of raw bytes\nat equal FLOPs, 95 % intervals")
         axes.legend(frameon=False, title=title, loc="upper left")
