@@ -81,15 +81,6 @@ def write_file(path, data):
 # generation
 
 
-def tinycode_folder(data):
-    """Where the problems and facts are of a corpus that data/tinycode.py wrote: beside it. None for other corpora."""
-    if data == "tinycode":
-        return TINYCODE
-    path = Path(data)
-    whole = all((path.parent / name).exists() for name in ("problems.jsonl", "facts.jsonl"))
-    return path.parent if path.name == "corpus.jsonl" and whole else None
-
-
 def read_problems(path):
     """Problems by task_id; tinycode's where `path` is empty. Raises UserError for a file that is not in HumanEval's,
     HumanEval+'s or MBPP+'s format."""
@@ -434,6 +425,9 @@ class Failed(Exception):
     """A completion is wrong; the text says how."""
 
 
+PROC, PYTHON_FOR_ALL = None, False  # `judge` sets them: /proc as it was, open; and whether any user can read Python's files
+
+
 class Box:
     """A completion's function, in its process. `spent`: the seconds it has taken so far, without those in which it waited
     for a core: a verdict must not depend on how busy the machine is."""
@@ -705,7 +699,7 @@ JUDGE = "\n".join([
     "import bisect, builtins, collections, collections.abc, contextlib, copy, ctypes, decimal, fractions, functools, gc",
     "import heapq, itertools, json, math, numbers, operator, os, random, re, resource, select, signal, socket, string",
     "import struct, sys, time, typing",
-    f"LIBC, PROC, SCRATCH = ctypes.CDLL(None, use_errno=True), None, '{SCRATCH}'",
+    f"LIBC, SCRATCH, PROC, PYTHON_FOR_ALL = ctypes.CDLL(None, use_errno=True), '{SCRATCH}', {PROC}, {PYTHON_FOR_ALL}",
     f"NOT_NONE, SLOWER, SECOND = {NOT_NONE}, {SLOWER}, {SECOND}",
     *map(inspect.getsource, (pack, unpack, libc, isolate, empty_scratch, drop_privileges, serve, confine, Failed, Box, restore,
                              accepts, run_inputs, surroundings, run_check, judge)),
@@ -1160,8 +1154,18 @@ def score_samples(problems, samples, options):
     return pass_rates(scored, options.ks())
 
 
+def tinycode_folder(data):
+    """Where the problems and facts are of a corpus that data/tinycode.py wrote: beside it. None for other corpora."""
+    if data == "tinycode":
+        return TINYCODE
+    path = Path(data)
+    whole = all((path.parent / name).exists() for name in ("problems.jsonl", "facts.jsonl"))
+    return path.parent if path.name == "corpus.jsonl" and whole else None
+
+
 def measure(task, model, trained, options, keep, run, problems):
-    """The results of one task: {name: number}, with name_95, a 95 % interval, beside shares of problems."""
+    """The results of one task: {name: number}, with name_95, a 95 % interval, beside shares of problems. problems: by task_id,
+    for the tasks that have some."""
     if task == "bpb":
         return measure_bpb(model, trained, options)
     write = writer(model, trained, options, run)

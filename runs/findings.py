@@ -47,7 +47,7 @@ def all_arms(flops, more=""):
 
 
 def at(size, flops, make):
-    """A group of the arms that make gives."""
+    """{the group's name: its arms}; make is `arms` or `all_arms`."""
     return {f"{size}, {flops:.0e} FLOPs": make(flops, f"--size={size}" * (size != "micro"))}  # micro is train.py's default
 
 
