@@ -6,9 +6,8 @@ The README's experiments in training: the paper's tables in miniature. Runs what
     python runs/findings.py gap                  draws runs/results/gap.png from the studies compute and budget
 
 Every run is a line of runs/results/runs.jsonl: its flags, seed, results and CPU seconds; studies share runs. All are made in
-float32, but for those that say "dtype": "bfloat16", which a CPU with units for it made by default. A number in a table
-is the mean over seeds and half the width of its 95 % interval (Student's t). A star marks an interval that is apart from
-that of the first line in its group.
+float32, whatever the machine's default. A number in a table is the mean over seeds and half the width of its 95 %
+interval (Student's t). A star marks an interval that is apart from that of the first line in its group.
 """
 import argparse
 import json
@@ -25,13 +24,19 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "runs.jsonl"
 SEEDS = (1, 2, 3)
-# what data/tinycode.py writes to data/<name>: problems of another seed than those by which the recipe was chosen; other facts
-CORPORA = {"fresh": "--seed=1000 --problems=500 --functions=1 --facts=10"} | {
-    f"facts-{n}": f"--facts={n}" for n in (100, 2000)}  # tinycode itself has 1,000
+# What data/tinycode.py writes to data/<name>; tinycode itself has 20,000 functions and 1,000 facts. "fresh" has problems of
+# another seed than those by which the recipe was chosen.
+CORPORA = {
+    "fresh": "--seed=1000 --problems=500 --functions=1 --facts=10",
+    "facts-100": "--facts=100",
+    "facts-2000": "--facts=2000",
+    "few": "--facts=100 --functions=2000",
+}
 T95 = {1: np.nan, 2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t at 97.5 %, by the number of seeds
 
 # Arms are flags of train.py. In braces: the number of bytes that the run with these flags, of the same seed, was shown raw.
 TOKENIZER = "--proxy=tokenizer"
+FACTS_100 = "--proxy=neural --size=nano --data=data/facts-100/corpus.jsonl"
 COMPARED = {"raw bytes": "--proxy=none", "proxy: tokenizer": TOKENIZER, "proxy: neural": "--proxy=neural"}
 ALL = COMPARED | {"proxy: gzip": "--proxy=gzip", "tokenizer model": f"{TOKENIZER} --mix=1.0"}
 
@@ -88,7 +93,10 @@ STUDIES = {
     "fresh": (PASS, "pass --n=4 --k=1 --problems=data/fresh/problems.jsonl",
               at("micro", 1e13, arms) | at("micro", 2e13, arms)),
     "facts": (REPORT, None, {f"nano, 6e+12 FLOPs, {n:,} facts": arms(
-        6e12, "--size=nano" + f" --data=data/facts-{n}/corpus.jsonl" * (n != 1000)) for n in (100, 1000, 2000)}),
+        6e12, "--size=nano" + f" --data=data/facts-{n}/corpus.jsonl" * (n != 1000)) for n in (100, 1000, 2000)} | {
+        "nano, 6e+12 FLOPs, 100 facts, neural": varied({
+            "as above": "", "not aligned": "--no-align", "pairs always": "--pairs=always"}, FACTS_100, 6e12) | varied({
+            "2,000 functions": ""}, FACTS_100.replace("facts-100", "few"), 6e12)}),
     "stdlib": (TEXT, None, {"stdlib, 1e+13 FLOPs": all_arms(1e13, "--data=stdlib")}),
 }
 
