@@ -1,5 +1,10 @@
 """
-Raw bytes in, raw bytes out. The compressor that helped to train the model is not needed here, and not loaded.
+Raw bytes in, raw bytes out. The compressor that helped to train the model is not needed here,
+and is not loaded.
+
+Text stands after the sentinel that opened raw samples in training, and ends where the model writes
+the closing one. This is a language model's usual generation, in bytes: a KV cache, temperature,
+top-k and top-p. (Only the last section, for eval.py's comparisons, writes a proxy's symbols.)
 
     python sample.py --prompt='def add('                           the newest run under out/
     python sample.py out/neural --prompt='def add(' --temperature=0
@@ -7,164 +12,295 @@ Raw bytes in, raw bytes out. The compressor that helped to train the model is no
 """
 import codecs
 import sys
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from mix import BOS, BYTE0, END_RAW, EOS, RAW
-from model import (GPT, GPTConfig, KVCache, UserError, command_line, expect, expect_device, flag, next_tail,
-                   pack_tails)
-
-
-def newest_run():
-    """The folder under out/ with the newest checkpoint. Raises UserError if there is none."""
-    checkpoints = sorted(Path("out").glob("*/ckpt.pt"), key=lambda path: path.stat().st_mtime)
-    if not checkpoints:
-        raise UserError("no run under out/: train one first (python train.py), or name its folder")
-    return checkpoints[-1].parent
-
-
-def load_checkpoint(run, device="cpu"):
-    """The dict that train.py saved in folder `run`. Raises UserError if there is none, or only half of one."""
-    path = Path(run) / "ckpt.pt"
-    if not path.exists():
-        raise UserError(f"{run}: no run here, expected a file ckpt.pt in it, as train.py writes")
-    try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
-        checkpoint["config"], checkpoint["options"], checkpoint["step"]
-        return checkpoint
-    except Exception as error:  # whatever a broken file makes torch throw
-        raise UserError(f"{path} is corrupt or truncated ({type(error).__name__}); restore it or train again") from None
+from lib.byte_heads import Guessing
+from lib.checkpoint import load_checkpoint, load_shards, newest_run
+from lib.devices import resolve_device
+from lib.options import UserError, command_line, expect, flag
+from lib.suffix import next_suffix, pack_suffix
+from lib.write_view import write_view
+from mix import BOS, END_COMP, END_RAW, EOS, RAW, format_view
+from model import BYTE0, PROXY0, GPT, GPTConfig, KVCache
 
 
 def load_model(run, device="cpu"):
-    """(model in eval mode, checkpoint) of a run folder. Raises UserError."""
+    """(model, ready to be used, and checkpoint) of a run's folder. Raises UserError."""
     checkpoint = load_checkpoint(run, device)
     model = GPT(GPTConfig(**checkpoint["config"])).to(device)
     if "shards" in checkpoint:  # of a run with --fsdp: each of its processes wrote a part
-        import torch.distributed.checkpoint as dcp
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it should be, in one process
-        try:
-            dcp.load({"model": model.state_dict()}, checkpoint_id=Path(run) / checkpoint["shards"], no_dist=True)
-        except (OSError, dcp.api.CheckpointException) as error:
-            raise UserError(f"{run}/{checkpoint['shards']} is corrupt or incomplete ({type(error).__name__}); restore it or "
-                            "train again") from None
+        load_shards(run, checkpoint, {"model": model.state_dict()})
     else:
         model.load_state_dict(checkpoint["model"])
     return model.eval(), checkpoint
 
 
+def raw_sentinels(mode):
+    """(opening, closing): the symbols around raw text in training with --mode=`mode`."""
+    return (BOS, EOS) if mode == "vanilla" else (RAW, END_RAW)
+
+
+# -----------------------------------------------------------------------------
+# choosing what comes next
+
+
 def pick(logits, temperature, top_k, top_p, generator):
-    """One index per row of logits (B, V): greedy at temperature 0, else sampled from the top_k most likely (0: all) and
-    of these the fewest that hold top_p of the probability (nucleus sampling: Holtzman et al., arXiv 1904.09751)."""
+    """The index (B,) of one of the choices in each row of logits (B, V).
+
+    Greedy at temperature 0. Else drawn from the top_k most likely (0: from all) and, of these, from
+    the fewest that hold the share top_p of their probability (nucleus sampling: Holtzman et al.,
+    arXiv 1904.09751). Raises UserError for NaN logits.
+    """
+    if logits.isnan().any():
+        raise UserError("the model's output is not a number (NaN): its training has failed")
     if temperature == 0:
-        return logits.argmax(-1)
-    p = torch.softmax(logits.float() / temperature, -1)
-    if not top_k and top_p == 1:
+        return logits.argmax(dim=-1)
+    p = torch.softmax(logits.float() / temperature, dim=-1)
+    if top_k == 0 and top_p == 1:
         return torch.multinomial(p, 1, generator=generator).squeeze(-1)
-    p, order = p.sort(-1, descending=True)
+    p, order = p.sort(dim=-1, descending=True)
     if top_k:
         p[:, top_k:] = 0
-    p[p.cumsum(-1) - p > top_p] = 0
-    return order.gather(-1, torch.multinomial(p, 1, generator=generator)).squeeze(-1)
+        p /= p.sum(dim=-1, keepdim=True)
+    mass_before = p.cumsum(dim=-1) - p  # the probability of all choices before each
+    p[mass_before >= top_p] = 0
+    drawn = torch.multinomial(p, 1, generator=generator)
+    return order.gather(-1, drawn).squeeze(-1)
+
+
+# -----------------------------------------------------------------------------
+# a batch of texts that share a KV cache
+
+ENDED = 256          # among the choices for the next byte: the closing sentinel
+WORTH_A_COPY = 0.75  # the cache is copied when fewer than this share of its rows go on
+
+
+class Batch:
+    """Texts of any length that are continued side by side. Each has a row of the cache.
+
+    A step is `choose` (what comes next?), `take` (which rows go on?) and `read` (what was chosen).
+    """
+    def __init__(self, model, texts, sentinels, max_new):
+        self.model = model
+        opening, self.closing = sentinels
+        device = model.embed.weight.device
+        block_size = model.config.block_size
+        recent = [keep_recent(text, block_size) for text in texts]
+        distinct = list(dict.fromkeys(recent))  # completions of a prompt start alike: read it once
+        lengths = torch.tensor([len(text) for text in distinct], device=device)
+        longest = int(lengths.max())
+
+        # a 0 in front, for the opening sentinel, and padding at the end: nothing attends to that
+        rows = [list(b"\0" + text.ljust(longest, b"\0")) for text in distinct]
+        padded = torch.tensor(rows, device=device)  # (B, 1 + longest)
+        idx = padded + BYTE0
+        idx[:, 0] = opening
+        suffix = pack_suffix(padded)
+        cache_length = min(block_size, 1 + longest + max_new)
+        self.cache = KVCache(model.config, len(distinct), cache_length, device)
+        states = model.states(idx, suffix, cache=self.cache)  # (B, 1 + longest, C)
+
+        # go on from the last byte of each text: it is at len(text), since the sentinel is at 0
+        row = torch.arange(len(distinct), device=device)
+        self.states = states[row, lengths][:, None]  # (B, 1, C)
+        self.suffix = suffix[row, lengths][:, None]  # (B, 1)
+        self.cache.pos = 1 + lengths                 # (B,)
+        if len(distinct) < len(texts):
+            # not self.take: GuessingBatch's wants guesses, which it does not have yet
+            Batch.take(self, [distinct.index(text) for text in recent])
+
+    def choose_after_each(self, pick_one):
+        """What should follow each of the symbols that were read last: bytes or ENDED, (B, read)."""
+        logits = self.model.raw_logits(self.states)          # (B, read, PROXY0)
+        byte_logits = logits[..., BYTE0:BYTE0 + 256]
+        end_logit = logits[..., self.closing].unsqueeze(-1)
+        choices = torch.cat((byte_logits, end_logit), dim=-1)  # (B, read, 257)
+        return pick_one(choices.flatten(0, 1)).view(choices.shape[:2])
+
+    def choose(self, pick_one):
+        """What comes next: for each row [byte] or [ENDED]; in a GuessingBatch several bytes."""
+        return self.choose_after_each(pick_one).tolist()
+
+    def full(self):
+        """Of each row, whether it has no room for another symbol."""
+        return (self.cache.pos >= self.cache.length).tolist()
+
+    def room(self):
+        """How many symbols every row has room for."""
+        return self.cache.length - int(self.cache.pos.max())
+
+    def take(self, rows):
+        """Go on with these rows, a list of indices, in this order."""
+        rows = torch.tensor(rows, device=self.states.device)
+        self.cache.take(rows)
+        self.states = self.states[rows]
+        self.suffix = self.suffix[rows]
+
+    def read(self, last):
+        """Let the model read the byte that was chosen last in each row, (B,)."""
+        self.read_bytes(last[:, None])
+
+    def read_bytes(self, new):
+        """Read the bytes `new` (B, n)."""
+        suffixes = []
+        suffix = self.suffix[:, -1]
+        for byte in new.unbind(dim=1):
+            suffix = next_suffix(suffix, byte)
+            suffixes.append(suffix)
+        self.suffix = torch.stack(suffixes, dim=1)
+        self.states = self.model.states(new + BYTE0, self.suffix, cache=self.cache)
+        self.cache.pos = self.cache.pos + new.size(1)
+
+    def forget(self, n):
+        """Forget the last n (B,) symbols that were read."""
+        row = torch.arange(len(n), device=n.device)
+        last = self.states.size(1) - 1 - n
+        self.states = self.states[row, last][:, None]
+        self.suffix = self.suffix[row, last][:, None]
+        self.cache.pos = self.cache.pos - n
+
+
+class GuessingBatch(Guessing, Batch):
+    """A Batch that writes several bytes a step, greedily, with the model's byte heads."""
+
+
+def keep_recent(text, block_size):
+    """All of a text if it fits in a context with a sentinel, else the end of it: half a context."""
+    return text if 1 + len(text) <= block_size else text[-(block_size // 2):]
+
+
+# -----------------------------------------------------------------------------
+# generation
 
 
 @torch.inference_mode()
-def generate(model, prompts, n=1, max_new=256, temperature=0.8, top_k=0, top_p=1.0, seed=0, sentinels=(RAW, END_RAW)):
-    """Continue each of `prompts` (bytes) n times. A generator: yields a list of (row, bytes) per step, one for each row
-    that goes on, where row = prompt's index * n + completion's index. A row that should end early can be sent back
-    in a set: `steps.send(rows)`.
+def generate(model, prompts, n=1, max_new=256, stops=(), temperature=0.8, top_k=0, top_p=1.0,
+             seed=0, sentinels=(RAW, END_RAW)):
+    """Continue each of `prompts` (bytes) n times. Yields, for each step, [(row, new bytes), ...].
 
-    A row ends at `</raw>` or after max_new bytes. One prefill serves the n completions of a prompt. Text that outgrows the
-    context goes on behind its last half. A model with byte heads that generates greedily guesses some bytes ahead and reads
-    them together with the next one; as many as it would have written itself are kept, so the output is the same
-    (self-speculative decoding; Medusa, arXiv 2401.10774; blockwise decoding, arXiv 1811.03115).
+    row = index of the prompt * n + index of the completion. A row ends with the closing sentinel,
+    with one of `stops` (bytes), or after max_new bytes.
+
+    A row whose context is full leaves its batch, and its last half context is read again in the
+    next one. So what is written greedily after a prompt does not depend on the prompts beside it.
     """
-    device, size = model.embed.weight.device, model.config.block_size
-    n_guesses = model.config.n_byte_heads if temperature == 0 else 0
-    generator = torch.Generator(device).manual_seed(seed)
-    texts = [bytearray(prompt) for prompt in prompts]
-    ends = [len(prompt) + max_new for prompt in prompts]
-    rows, repeat = torch.arange(len(texts), device=device), n
-    while max_new and len(rows):
-        # prefill: the end of each row's text behind the opening sentinel, padded on the right
-        room = min(size, max(size // 2, size - max_new))
-        recent = [texts[row][-(room - 1):] for row in rows.tolist()]
-        lengths = torch.tensor([len(text) + 1 for text in recent], device=device)
-        longest = int(lengths.max())
-        padded = torch.tensor([list(b"\0" + text.ljust(longest - 1, b"\0")) for text in recent], device=device)
-        idx, tails = padded + BYTE0, pack_tails(padded)  # a leading 0 does not show in the tails
-        idx[:, 0] = sentinels[0]
-        cache = KVCache(model.config, len(rows), min(size, longest + max_new + n_guesses), device)
-        x = model.states(idx, tails, cache=cache)[torch.arange(len(rows), device=device), lengths - 1]
-        x, tails = x[:, None], tails.gather(1, lengths[:, None] - 1)
-        cache.pos = lengths - 1
-        if repeat > 1:
-            texts, ends = [text[:] for text in texts for _ in range(n)], [end for end in ends for _ in range(n)]
-            again = torch.arange(len(rows), device=device).repeat_interleave(n)
-            cache.take(again)
-            x, tails, rows, repeat = x[again], tails[again], torch.arange(len(again), device=device), 1
-        guesses = torch.empty(len(rows), 0, dtype=torch.long, device=device)  # the bytes behind the last one that were read
+    generator = torch.Generator(model.embed.weight.device).manual_seed(seed)
+
+    def pick_one(logits):
+        return pick(logits, temperature, top_k, top_p, generator)
+
+    guesses = temperature == 0 and model.config.n_byte_heads > 0
+    batch_class = GuessingBatch if guesses else Batch
+    texts = [prompt for prompt in prompts for _ in range(n)]
+    prompt_length = [len(text) for text in texts]
+    left = [max_new] * len(texts)  # bytes that each row may still write; 0: it has ended
+    while any(left):  # each turn has a cache of its own; a row that outgrows it waits for the next
+        rows = [row for row in range(len(texts)) if left[row] > 0]
+        batch = batch_class(model, [texts[row] for row in rows], sentinels, max(left))
         while True:
-            # of these ids only the bytes and the closing sentinel can follow: index 256 is the end
-            logits = model.raw_logits(x)
-            choices = torch.cat((logits[..., BYTE0:BYTE0 + 256], logits[..., sentinels[1], None]), -1)
-            chosen = pick(choices.flatten(0, 1), temperature, top_k, top_p, generator).view(choices.shape[:2])
-            right = (chosen[:, :-1] == guesses).long().cumprod(1).sum(1)  # guesses to keep, (rows,)
-            new = []
-            for row, choice, kept in zip(rows.tolist(), chosen.tolist(), right.tolist()):
-                text = bytes(byte for byte in choice[:kept + 1] if byte < 256)[:ends[row] - len(texts[row])]
-                texts[row] += text
-                if text:
-                    new.append((row, text))
-                if choice[kept] == 256:
-                    ends[row] = len(texts[row])
-            for row in (yield new) or ():
-                ends[row] = len(texts[row])
-            live = torch.tensor([len(texts[row]) < ends[row] for row in rows.tolist()], device=device)
-            cache.pos += (1 + right) * live
-            last = torch.arange(len(rows), device=device), right
-            byte, x, tail = chosen[last], x[last], tails[last]
-            if live.sum() < 0.75 * len(rows):  # the finished rows run along until it pays to copy the cache without them
-                cache.take(live)
-                rows, byte, x, tail, live = rows[live], byte[live], x[live], tail[live], live[live]
-            room = cache.kv.size(4) - int(cache.pos.max()) if len(rows) else 0
-            if room <= 0:
+            chosen = batch.choose(pick_one)  # a list for each row
+            step = []
+            for row, choice in zip(rows, chosen):
+                if left[row] == 0:
+                    continue  # it has ended, and stays in the batch until the cache is copied
+                # ENDED can only come last: all before it was guessed, and guesses are bytes
+                new = bytes(byte for byte in choice if byte != ENDED)[:left[row]]
+                texts[row] += new
+                left[row] -= len(new)
+                if ENDED in choice or find_stop(texts[row][prompt_length[row]:], stops) is not None:
+                    left[row] = 0
+                if new:
+                    step.append((row, new))
+            yield step
+
+            full = batch.full()
+            live = [i for i, row in enumerate(rows) if left[row] > 0 and not full[i]]
+            if not live:
                 break
-            guesses = model.guess(x)[:, :room - 1] if n_guesses else guesses[:len(rows)]
-            fed = torch.cat((byte.clamp(max=255)[:, None], guesses), 1)
-            tails = [tail := next_tail(tail, column) for column in fed.unbind(1)]
-            tails = torch.stack(tails, 1)
-            x = model.states(fed + BYTE0, tails, cache=cache)
-        rows = rows[live]
+            if any(full) or len(live) < WORTH_A_COPY * len(rows):
+                batch.take(live)
+                rows = [rows[i] for i in live]
+                chosen = [chosen[i] for i in live]
+            last = [min(choice[-1], 255) for choice in chosen]  # any byte for a row that has ended
+            batch.read(torch.tensor(last, device=model.embed.weight.device))
+
+
+def find_stop(text, stops):
+    """Where that one of `stops` begins which is the first to be complete in `text`, or None."""
+    found = []
+    for stop in stops:
+        start = text.find(stop)
+        if start >= 0:
+            found.append((start + len(stop), start))
+    return min(found)[1] if found else None
 
 
 def complete(model, prompts, n=1, stops=(), **settings):
-    """The completions (bytes) of each prompt: a list of n for each, cut before the first of `stops` (bytes)."""
-    texts = [bytearray() for _ in range(len(prompts) * n)]
-    steps, stopped = generate(model, prompts, n, **settings), None
-    while True:
-        try:
-            new = steps.send(stopped)
-        except StopIteration:
-            break
-        stopped = set()
-        for row, text in new:
-            for byte in text:
-                texts[row].append(byte)
-                stop = next((stop for stop in stops if texts[row].endswith(stop)), None)
-                if stop is not None:
-                    del texts[row][len(texts[row]) - len(stop):]
-                    stopped.add(row)
-                    break
-    return [[bytes(text) for text in texts[i:i + n]] for i in range(0, len(texts), n)]
+    """The completions (bytes) of each prompt, a list of n for each; cut where a stop begins.
+
+    settings: those of `generate`.
+    """
+    texts = [b""] * (len(prompts) * n)
+    for step in generate(model, prompts, n, stops=stops, **settings):
+        for row, new in step:
+            texts[row] += new
+    texts = [text[:find_stop(text, stops)] for text in texts]
+    return [texts[i:i + n] for i in range(0, len(texts), n)]
 
 
-def sentinels_of(mode):
-    """The symbols before and after raw text in training with --mode=`mode`."""
-    return (BOS, EOS) if mode == "vanilla" else (RAW, END_RAW)
+# -----------------------------------------------------------------------------
+# in a proxy's symbols, for eval.py: the tokenizer model, and translation
+
+
+def continue_views(model, prompts, first, closing, symbol_bytes, temperature=0.0, seed=0,
+                   begins=None):
+    """What the model writes inside a view; see `write_view` in lib/write_view.py."""
+    device = model.embed.weight.device
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def pick_one(logits):
+        return pick(logits, temperature, 0, 1.0, generator)
+
+    cache = KVCache(model.config, len(prompts), model.config.block_size, device)
+    return write_view(model, cache, prompts, first, closing, symbol_bytes, pick_one, begins)
+
+
+def complete_in_symbols(model, proxy, symbol_bytes, prompts, n=1, stops=(), max_new=256,
+                        temperature=0.8, seed=0):
+    """`complete`, but reading and writing the proxy's symbols: what a tokenizer model does.
+
+    Token healing: a prompt's last symbol is taken off, and the first new one must begin with its
+    bytes; in a longer text the tokenizer might have cut elsewhere. A prompt has at most half of the
+    context.
+    """
+    shown, begins = [], []
+    for prompt in prompts:
+        raw = np.frombuffer(prompt, np.uint8)
+        view = format_view("comp", raw, proxy.encode(prompt), proxy.symbol_lengths)
+        healed = b""
+        stop = len(view.symbols) - 1  # without the closing sentinel
+        if prompt:
+            stop -= 1
+            healed = symbol_bytes[view.symbols[stop] - PROXY0]
+        start = max(1, len(view.symbols) - model.config.block_size // 2)
+        symbols = np.append(view.symbols[0], view.symbols[start:stop])
+        suffix = np.append(view.suffix[0], view.suffix[start:stop])
+        shown += [(symbols, suffix)] * n
+        begins += [healed] * n
+    codes = continue_views(model, shown, PROXY0, END_COMP, symbol_bytes, temperature, seed, begins)
+    texts = []
+    for healed, symbols in zip(begins, codes):
+        text = proxy.decode(symbols)[len(healed):][:max_new]
+        texts.append(text[:find_stop(text, stops)])
+    return [texts[i:i + n] for i in range(0, len(texts), n)]
+
+
+# -----------------------------------------------------------------------------
+# python sample.py
 
 
 @dataclass
@@ -173,33 +309,42 @@ class SampleOptions:
     prompt: str = flag(None, "text to continue")
     file: str = flag(None, "file with the text to continue; without either, stdin")
     max_new: int = flag(400, "bytes to write at most")
-    temperature: float = flag(0.8, "0 is greedy")
-    top_k: int = flag(0, "sample from the k most likely bytes; 0: all")
-    top_p: float = flag(1.0, "sample from the most likely bytes that hold this much probability")
-    seed: int = flag(0, "of the sampling")
-    device: str = flag("cpu", "cpu or cuda")
+    temperature: float = flag(0.8, "temperature of the sampling; 0 is greedy")
+    top_k: int = flag(0, "number of most likely bytes to sample from; 0: all")
+    top_p: float = flag(1.0, "nucleus sampling: the most likely bytes up to this total probability")
+    seed: int = flag(0, "seed of the sampling")
+    device: str = flag("cpu", "cpu, cuda, mps or auto")
+
+
+def read_prompt(options):
+    """The prompt, bytes. Raises UserError for a file that can't be read."""
+    if options.prompt is not None:
+        return options.prompt.encode("utf-8", "surrogateescape")
+    if options.file:
+        try:
+            return Path(options.file).read_bytes()
+        except OSError as error:
+            raise UserError(f"--file={options.file}: {error.strerror}; expected a readable "
+                            "file") from None
+    return b"" if sys.stdin.isatty() else sys.stdin.buffer.read()
 
 
 def main(options):
     expect(options, "above 0", "max_new", "top_p")
     expect(options, "of 0 or more", "temperature", "top_k", "seed")
     expect(options, "from 0 to 1", "top_p")
-    expect_device(options.device)
-    if options.prompt is not None:
-        prompt = options.prompt.encode("utf-8", "surrogateescape")
-    elif options.file:
-        try:
-            prompt = Path(options.file).read_bytes()
-        except OSError as error:
-            raise UserError(f"--file={options.file}: {error.strerror}; expected a readable file") from None
-    else:
-        prompt = b"" if sys.stdin.isatty() else sys.stdin.buffer.read()
-    model, checkpoint = load_model(options.run or newest_run(), options.device)
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a character is shown when its last byte is there
+    device = resolve_device(options.device)
+    prompt = read_prompt(options)
+    model, checkpoint = load_model(options.run or newest_run(), device)
+    steps = generate(model, [prompt], max_new=options.max_new, temperature=options.temperature,
+                     top_k=options.top_k, top_p=options.top_p, seed=options.seed,
+                     sentinels=raw_sentinels(checkpoint["options"]["mode"]))
+    # a character is shown when its last byte is there
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     sys.stdout.write(decoder.decode(prompt))
-    for step in generate(model, [prompt], 1, options.max_new, options.temperature, options.top_k, options.top_p,
-                         options.seed, sentinels_of(checkpoint["options"]["mode"])):
-        sys.stdout.write(decoder.decode(b"".join(text for _, text in step)))
+    for step in steps:
+        for _, new in step:
+            sys.stdout.write(decoder.decode(new))
         sys.stdout.flush()
     sys.stdout.write(decoder.decode(b"", final=True) + "\n")
 

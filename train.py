@@ -1,464 +1,468 @@
 """
 Train a byte transformer on the mixed stream, then say how well it reads and writes raw bytes.
 
-    python train.py --proxy=neural --mix=0.9                  the default: minutes on a laptop, no GPU, no download
-    python train.py --proxy=none                              the baseline: raw bytes only
-    python train.py --proxy=tokenizer --mix=1.0               the proxy only: a tokenizer model
-    python train.py --resume=out/neural                       goes on from the run's checkpoint
-    torchrun --nproc_per_node=8 train.py --size=1.5B          the same batches on eight GPUs (DDP)
-    torchrun --nproc_per_node=8 train.py --size=7B --fsdp     the model and its optimizer sharded over them
+    python train.py --proxy=neural --mix=0.9              the default: minutes on a laptop, no GPU
+    python train.py --proxy=none                          the baseline: raw bytes only
+    python train.py --proxy=tokenizer --mix=1.0           the proxy only: a tokenizer model
+    python train.py --resume=out/neural                   goes on from the run's checkpoint
+    torchrun --nproc_per_node=8 train.py --size=1.5B      the same batches on eight GPUs (DDP)
+    torchrun --nproc_per_node=8 train.py --size=7B --fsdp      model and optimizer sharded over them
 """
 import argparse
-import contextlib
-import dataclasses
 import json
 import math
-import os
 import shutil
-import signal
-import sys
 import time
-import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import eval as evaluation
-from mix import PROXY0, Mixer, MixOptions, prepare
-from model import GPT, SIZES, GPTConfig, UserError, command_line, expect, expect_device, flag, sample_mask
-from proxies import write_atomic
-from sample import load_checkpoint
+from lib import store
+from lib.checkpoint import (check_folder, describe, drop_log_from, load_checkpoint, new_folder,
+                            restore_checkpoint, save_checkpoint)
+from lib.devices import fast_dtype, resolve_device
+from lib.masks import sample_mask
+from lib.options import UserError, command_line, expect, flag
+from lib.parallel import (Processes, StopSignals, autocast, clip_gradients, gradient_sync,
+                          replicate, shard, skip_bad_step, whole_weights)
+from lib.plan import flops_per_symbol
+from lib.report import log_line, print_report
+from mix import Mixer, MixOptions, prepare
+from model import GPT, PROXY0, SIZES, GPTConfig
 
-BAD_STEPS = 10   # in a row: then the training stops
-LOOK_EVERY = 10  # steps between looks at what a GPU has computed; each makes the host wait for it
-warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # --fsdp in one process is fine
+BAD_STEPS = 10   # training ends after so many steps in a row that are not finite
+LOOK_EVERY = 10  # steps between looks at what a GPU has computed; each makes the CPU wait for it
+PLAIN_FROM = "124M"  # from this size on the default is the paper's plain recipe
 
 
 @dataclass
 class Options(MixOptions):
-    size: str = flag("micro", f"of the model: {', '.join(SIZES)}")
-    block_size: int = flag(0, "symbols in a context; 0: the size's")
-    paper: bool = flag(False, "the paper's plain recipe: no n-gram features, no alignment, no raw phase; the default from 124M up")
-    ngram: int = flag(None, "longest byte n-gram with an embedding, 0 for none [6, with --paper 0]", type=int)
-    raw_phase: float = flag(None, "last share of the training, in which r falls to 0 [0.6, with --paper 0]", type=float)
-    align: bool = flag(None, "place the proxy's symbols where their bytes stand, and let them share the rows of these "
-                       "[yes, with --paper no]", action=argparse.BooleanOptionalAction)
-    n_byte_heads: int = flag(0, "heads that guess the bytes behind the next one, for faster greedy generation")
+    size: str = flag("micro", f"size of the model: {', '.join(SIZES)}")
+    block_size: int = flag(0, "symbols in a context; 0: the size's own")
+    paper: bool = flag(False, "the paper's plain recipe: no n-gram features, no alignment, no raw "
+                       f"phase; the default from {PLAIN_FROM} up")
+    ngram: int = flag(None, "longest byte n-gram with an embedding, 0 for none [6, with --paper 0]",
+                      type=int)
+    raw_phase: float = flag(None, "last share of the training, in which r falls to 0 [0.6, with "
+                            "--paper 0]", type=float)
+    align: bool = flag(None, "proxy symbols that take the positions of their bytes, and add to the "
+                       "embeddings of these [yes, with --paper no]",
+                       action=argparse.BooleanOptionalAction)
+    n_byte_heads: int = flag(0, "heads that guess the bytes after the next one, for faster greedy "
+                             "generation")
     budget: float = flag(2.5e6, "symbols to train on: raw bytes, proxy symbols and sentinels alike")
     steps: int = flag(0, "steps to train for, in place of --budget")
-    flops: float = flag(0.0, "FLOPs to train for, in place of --budget, so that arms can be compared at equal compute")
+    flops: float = flag(0.0, "FLOPs to train for, in place of --budget: methods at equal compute")
     batch_size: int = flag(8, "contexts in a step, over all devices")
-    micro_batch: int = flag(0, "contexts that a device takes at once, gradients accumulate over them; 0: all")
+    micro_batch: int = flag(0, "contexts that a device takes at once; gradients accumulate; 0: all")
     lr: float = flag(4e-3, "peak learning rate (the paper's, at its sizes: 9e-4)")
     lr_warmup: float = flag(0.05, "share of the training in which the learning rate rises")
-    decay: str = flag("cosine", "of the learning rate: cosine to a tenth, or linear to 0", choices=("cosine", "linear"))
-    weight_decay: float = flag(0.1, "of the matrices; tables have none")
+    decay: str = flag("cosine", "fall of the learning rate: cosine to a tenth, or linear to 0",
+                      choices=("cosine", "linear"))
+    weight_decay: float = flag(0.1, "weight decay of the matrices; embeddings have none")
     clip: float = flag(1.0, "norm that gradients are clipped to")
     eval_every: int = flag(200, "steps between validations, log lines and checkpoints")
     eval_rows: int = flag(16, "contexts of either view in a validation")
-    report: str = flag("all", "closing report: all that the corpus has, or none", choices=("all", "none"))
-    out: str = flag("", "folder of the run [out/<proxy>]")
+    report: str = flag("all", "closing report: all that the corpus has, or none",
+                       choices=("all", "none"))
+    out: str = flag("", "folder of the run [out/<proxy>, or out/<proxy>-2, .. if that exists]")
+    overwrite: bool = flag(False, "an earlier run in --out replaced")
     resume: str = flag("", "folder of a run to go on with, under its own options")
-    device: str = flag("auto", "cpu, cuda, or auto: cuda where there is one")
-    dtype: str = flag("auto", "auto: bfloat16 where the device has matrix units for it", choices=("auto", "float32",
-                     "bfloat16"))
-    fsdp: bool = flag(False, "under torchrun: shard parameters, gradients and optimizer state over the devices (FSDP2)")
-    activation_checkpointing: bool = flag(False, "keep a block's input only and compute the block again for the gradient: "
-                                          "less memory, a third more time")
-    compile: str = flag("auto", "torch.compile; auto: on CUDA (on a CPU it takes a minute to gain 10 percent)",
-                        choices=("auto", "yes", "no"))
+    device: str = flag("auto", "cpu, cuda, mps, or auto: the best one there is")
+    dtype: str = flag("auto", "precision; auto: bfloat16 where the device has matrix units for it",
+                      choices=("auto", "float32", "bfloat16"))
+    fsdp: bool = flag(False, "under torchrun: parameters, gradients and optimizer state sharded "
+                      "over the devices (FSDP2)")
+    activation_checkpointing: bool = flag(False, "activations computed twice: less memory, a third "
+                                          "more time")
+    compile: str = flag("auto", "torch.compile; auto: on CUDA (on a CPU it takes a minute and "
+                        "gains 10 percent)", choices=("auto", "yes", "no"))
 
     def resolve(self):
-        """Fill in what depends on other options or on the machine. Raises UserError for what cannot be."""
-        large = self.size in SIZES and list(SIZES).index(self.size) >= list(SIZES).index("124M")
-        plain = self.paper or large
-        self.ngram = (0 if plain else 6) if self.ngram is None else self.ngram
-        self.raw_phase = (0.0 if plain else 0.6) if self.raw_phase is None else self.raw_phase
-        self.align = not plain if self.align is None else self.align
-        self.check()
+        """Fill in what depends on other options or on the machine. Raises UserError."""
         config = GPTConfig.named(self.size)
+        is_large = list(SIZES).index(self.size) >= list(SIZES).index(PLAIN_FROM)
+        plain = self.paper or is_large
+        if self.ngram is None:
+            self.ngram = 0 if plain else 6
+        if self.raw_phase is None:
+            self.raw_phase = 0.0 if plain else 0.6
+        if self.align is None:
+            self.align = not plain
+        super().resolve()
         self.block_size = self.block_size or config.block_size
-        self.out = self.out or f"out/{self.proxy}"
         self.micro_batch = self.micro_batch or self.batch_size
-        if not 0 <= self.ngram <= 7 or self.ngram == 1:
+        if self.ngram not in (0, 2, 3, 4, 5, 6, 7):
             raise UserError(f"--ngram={self.ngram}: expected 0 or 2 to 7")
-        expect(self, "above 0", "batch_size", "micro_batch", "eval_every", "eval_rows", "budget", "lr", "clip")
+        expect(self, "above 0", "batch_size", "micro_batch", "eval_every", "eval_rows", "budget",
+               "lr", "clip")
         expect(self, "of 0 or more", "block_size", "n_byte_heads", "steps", "flops", "weight_decay")
         expect(self, "from 0 to 1", "lr_warmup")
-        if self.device == "auto":
-            self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        expect_device(self.device)
+        self.device = resolve_device(self.device)
         if self.dtype == "auto":
-            if self.device.startswith("cuda"):
-                fast = torch.cuda.is_bf16_supported(including_emulation=False)
-            else:
-                fast = torch.cpu.get_capabilities().get("amx_bf16", False)
-            self.dtype = "bfloat16" if fast else "float32"
+            self.dtype = fast_dtype(self.device)
         if self.compile == "auto":
             self.compile = "yes" if self.device.startswith("cuda") else "no"
 
 
-class Devices:
-    """This process's place among those that train together; torchrun sets the environment that it is read from."""
-    def __init__(self, options):
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        self.device = options.device
-        if self.device == "cuda" and self.world > 1:
-            self.device = f"cuda:{os.environ['LOCAL_RANK']}"
-            torch.cuda.set_device(self.device)
-
-    def connect(self):
-        """Meet the other processes. What is on the CPU travels by gloo, so that small things need no wait for a GPU."""
-        if self.world > 1:
-            self.store, rank, world = next(dist.rendezvous("env://"))
-            dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.startswith("cuda") else "gloo",
-                                    store=self.store, rank=rank, world_size=world)
-
-    def disconnect(self):
-        if self.world > 1:
-            dist.barrier()
-            dist.destroy_process_group()
-
-    def sum(self, value):
-        """The sum of a number over all processes."""
-        if self.world == 1:
-            return value
-        total = torch.tensor(float(value), dtype=torch.float64)
-        dist.all_reduce(total)
-        return total.item()
+def resumed(options):
+    """(the options of the run that --resume names, its checkpoint). Raises UserError."""
+    for field in fields(options):
+        if field.name != "resume" and getattr(options, field.name) != field.default:
+            raise UserError("--resume goes on under the run's own options: leave out "
+                            f"--{field.name}")
+    checkpoint = load_checkpoint(options.resume)
+    options = Options(**checkpoint["options"] | {"out": options.resume})
+    if options.device != "cpu" and options.device != resolve_device("auto"):
+        options.device = options.dtype = options.compile = "auto"  # it comes from another machine
+    return options, checkpoint
 
 
-def build(config, options, devices):
-    """(model, what to call in its place), on this process's device; sharded with --fsdp. The same weights either way."""
+# -----------------------------------------------------------------------------
+# what a step needs
+
+
+def build_model(config, options, processes):
+    """A model on this process's device; with --fsdp sharded, and with the same weights."""
     with torch.device("meta"):  # a model that no single device could hold starts without memory
         model = GPT(config)
     model.recompute = options.activation_checkpointing
     if options.compile == "yes":
-        model.compile_parts()
-    sharded = options.fsdp and devices.world > 1
-    if sharded:
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        settings = {"mp_policy": policy} if options.dtype == "bfloat16" else {}
-        for block in model.blocks:
-            fully_shard(block, **settings)
-        fully_shard(model, **settings)
-    model.to_empty(device=devices.device)
+        model.compile_blocks()
+    if options.fsdp and processes.world_size > 1:
+        shard(model, options.dtype)
+    model.to_empty(device=processes.device)
     model.init_weights()
-    return model, DistributedDataParallel(model) if devices.world > 1 and not sharded else model
+    return model
 
 
 def make_optimizer(model, options):
     """AdamW with the paper's settings; weight decay on the matrices only."""
-    tables = {id(p) for table in (model.embed, model.ngram) if table is not None for p in table.parameters()}
-    groups = [{"params": [p for p in model.parameters() if id(p) not in tables], "weight_decay": options.weight_decay},
-              {"params": [p for p in model.parameters() if id(p) in tables], "weight_decay": 0.0}]
+    embeddings = list(model.embed.parameters())
+    if model.ngram is not None:
+        embeddings += model.ngram.parameters()
+    is_embedding = {id(p) for p in embeddings}
+    matrices = [p for p in model.parameters() if id(p) not in is_embedding]
+    groups = [{"params": matrices, "weight_decay": options.weight_decay},
+              {"params": embeddings, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.95), eps=1e-15, fused=True)
 
 
 def lr_at(done, options):
     """The learning rate when the share `done` of the training is over."""
     if done < options.lr_warmup:
-        return options.lr * (done / options.lr_warmup * 0.99 + 0.01)
+        return options.lr * (0.01 + 0.99 * done / options.lr_warmup)
     left = (1 - done) / max(1e-9, 1 - options.lr_warmup)
     if options.decay == "linear":
         return options.lr * left
-    return options.lr * (0.1 + 0.9 * 0.5 * (1 - math.cos(math.pi * left)))
+    cosine = 0.5 * (1 - math.cos(math.pi * left))  # from 1 to 0
+    return options.lr * (0.1 + 0.9 * cosine)
 
 
-def losses(model, batch, device, autocast):
+def count_steps(options, symbols_per_step, flops_per_step):
+    if options.steps:
+        return options.steps
+    if options.flops:
+        return max(1, round(options.flops / flops_per_step))
+    return max(1, round(options.budget / symbols_per_step))
+
+
+def batch_losses(model, batch, device, precision):
     """The losses (B, T) of a batch, in nats."""
-    x, y, tail, doc = (batch[key].to(device, non_blocking=True) for key in ("x", "y", "tail", "doc"))
-    order, n_raw = batch["raw_first"]
-    with autocast:
-        return model(x, y, tail, sample_mask(doc), raw_first=(order.to(device, non_blocking=True), n_raw))
+    def move(tensor):
+        return tensor.to(device, non_blocking=True)
+
+    groups = tuple(move(group) for group in batch["groups"])
+    with precision:
+        return model(move(batch["idx"]), move(batch["targets"]), move(batch["suffix"]),
+                     sample_mask(move(batch["sample"])), groups=groups)
 
 
 @torch.no_grad()
-def validate(model, mixer, options, devices, autocast):
-    """Bits per byte of text on held-out contexts of either view alone: {"val_raw": .., "val_comp": ..}."""
+def validate(model, mixer, options, processes, precision):
+    """{"val_raw": bits per byte of text, "val_comp": ..} on held-out contexts of either view alone.
+
+    Through a proxy they are an upper bound: the model spreads its probability over all the ways to
+    write a text in symbols, and only the proxy's own is counted.
+    """
     results = {}
-    for view, r in (("raw", 0.0), ("comp", 1.0)):
-        if len(mixer.pools[view]) == 0 or view == "comp" and options.mix == 0:
+    for view in ("raw", "comp"):
+        if len(mixer.pools[view]) == 0 or (view == "comp" and options.mix == 0):
             continue
-        nats, text_bytes, share = 0.0, 0.0, range(devices.rank, options.eval_rows, devices.world)
-        for start in range(0, len(share), options.micro_batch):  # the training's shapes, so nothing compiles again
-            batch = mixer.batch(0, share[start:start + options.micro_batch], r)
-            nats += losses(model, batch, devices.device, autocast).double().sum().item()
+        nats = text_bytes = 0.0
+        rows = processes.rows(options.eval_rows)
+        for start in range(0, len(rows), options.micro_batch):
+            # always of step 0, so that every validation sees the same contexts
+            batch = mixer.batch(0, rows[start:start + options.micro_batch], only=view)
+            losses = batch_losses(model, batch, processes.device, precision)
+            nats += losses.cpu().double().sum().item()  # MPS has no float64
             text_bytes += batch["text_bytes"]
-        results[f"val_{view}"] = devices.sum(nats) / devices.sum(text_bytes) / math.log(2)
+        bits = processes.sum(nats) / math.log(2)
+        results[f"val_{view}"] = bits / processes.sum(text_bytes)
     return results
 
 
-def save_checkpoint(out, model, optimizer, options, devices, **more):
-    """Write out/ckpt.pt, which appears in one piece or not at all; with --fsdp each process writes its part of model and
-    optimizer into a folder beside it, which ckpt.pt names. Raises UserError where it can't be written."""
-    checkpoint = more | {"options": dataclasses.asdict(options), "config": dataclasses.asdict(model.config)}
-    if options.fsdp:
-        checkpoint["shards"] = f"shards-{more['step']:07}"
-        state = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer)))
+# -----------------------------------------------------------------------------
+# the training
+
+
+class Training:
+    """A training: what its steps need, and where it stands. saved: a checkpoint to go on from."""
+
+    def __init__(self, options, views, proxy, processes, saved):
+        self.options = options
+        self.processes = processes
+        self.device = processes.device
+        self.out = Path(options.out)
+        self.made_from = {"corpus": views.id, "proxy": proxy.id if proxy else "none"}
+        if saved and saved["made_from"] != self.made_from:
+            raise UserError(f"{self.out} was trained on {saved['made_from']}, but "
+                            f"--data={options.data} now gives {self.made_from}; restore that "
+                            "corpus, or start a new run")
+
+        # model and optimizer
+        torch.manual_seed(options.seed)
+        stands_for_bytes = proxy is not None and proxy.symbol_lengths is not None
+        self.config = GPTConfig.named(
+            options.size, vocab_size=PROXY0 + (proxy.n_symbols if proxy else 0),
+            block_size=options.block_size, ngram=options.ngram,
+            n_byte_heads=options.n_byte_heads, aligned=options.align and stands_for_bytes)
+        self.model = build_model(self.config, options, processes)
+        if self.config.aligned:
+            self.model.set_symbol_bytes(proxy.symbol_bytes())
+        self.ddp_model = replicate(self.model, processes)
+        self.optimizer = make_optimizer(self.model, options)
+        self.precision = autocast(self.model, self.device, options.dtype)
+
+        # how long it takes
+        self.symbols_per_step = options.batch_size * options.block_size
+        # the number of steps follows from the FLOPs, and they from the share of raw positions. Any
+        # number will do for that: it only stretches the schedule
+        self.raw_share = Mixer(views, options, options.block_size, 1000).raw_share()
+        flops = flops_per_symbol(self.model, PROXY0, self.raw_share)
+        self.flops_per_step = self.symbols_per_step * flops
+        self.steps = count_steps(options, self.symbols_per_step, self.flops_per_step)
+
+        # data
+        self.mixer = Mixer(views, options, options.block_size, self.steps)
+        val_options = replace(options, seed=options.seed + 1)
+        self.val_mixer = Mixer(views, val_options, options.block_size, self.steps, held_out=True)
+        rows = processes.rows(options.batch_size)  # of each batch, this process's
+        self.micro_batches = [rows[i:i + options.micro_batch]
+                              for i in range(0, len(rows), options.micro_batch)]
+
+        # where it stands; text_bytes and loss are this process's part of a sum
+        self.step = 0
+        self.text_bytes = 0.0
+        self.loss = None                                         # of the last step, a tensor ()
+        self.skipped = torch.zeros((), device=self.device)       # steps that were not finite
+        self.skipped_in_a_row = torch.zeros((), device=self.device)
+        if saved:
+            restore_checkpoint(self.out, saved, self.model, self.optimizer)
+            self.step = saved["step"]
+            self.skipped += saved["skipped"]
+            self.text_bytes = saved["text_bytes"] if processes.is_first else 0.0
+            self.loss = torch.tensor(saved["loss"] if processes.is_first else 0.0)
+
+    def train(self):
+        """All steps that are left. Raises KeyboardInterrupt after Ctrl-C, when all is saved."""
+        options, processes = self.options, self.processes
+        first_step = self.step
+        self.began = time.time()
+        with StopSignals() as stop, self.show_progress() as progress:
+            while True:
+                if self.step % options.eval_every == 0 or self.step == self.steps:
+                    self.log(progress)
+                    if self.step > first_step:
+                        self.save()
+                if self.step == self.steps:
+                    break
+                self.take_step()
+                progress.update(self.symbols_per_step)
+                if self.step % LOOK_EVERY == 0 or self.device == "cpu":
+                    self.stop_if_diverged()
+                if processes.sum(int(stop.received)):  # all processes stop at the same step
+                    progress.close()
+                    self.save()
+                    processes.print0(f"interrupted at step {self.step}, saved. To go on: python "
+                                     f"train.py --resume={self.out}")
+                    processes.disconnect()
+                    raise KeyboardInterrupt
+        self.seconds = time.time() - self.began
+
+    def take_step(self):
+        """Forward, backward, clip, step."""
+        options = self.options
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr_at(self.step / self.steps, options)
+
+        self.loss = 0.0
+        for rows in self.micro_batches:
+            batch = self.mixer.batch(self.step, rows)
+            self.text_bytes += batch["text_bytes"]
+            is_last = rows == self.micro_batches[-1]
+            with gradient_sync(self.model, self.ddp_model, is_last):
+                # summed over a constant, so that micro-batches add up to the whole batch
+                losses = batch_losses(self.ddp_model, batch, self.device, self.precision)
+                loss = losses.sum() / self.symbols_per_step
+                # DDP and FSDP divide by the number of processes, and this undoes it. A loss that is
+                # not finite becomes a NaN gradient: so every process sees it, and skips the step
+                weight = float(self.processes.world_size)
+                loss.backward(torch.where(loss.isfinite(), weight, torch.nan))
+            self.loss = self.loss + loss.detach()
+
+        norm = clip_gradients(self.parameters(byte_heads=False), options.clip)
+        if self.model.byte_heads is not None:
+            # by themselves, so that the model's gradient is clipped as without them
+            norm = norm + clip_gradients(self.parameters(byte_heads=True), options.clip)
+
+        bad = skip_bad_step(norm, self.model.parameters(), self.optimizer)  # 1 or 0
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.skipped += bad
+        self.skipped_in_a_row = (self.skipped_in_a_row + 1) * bad
+        self.step += 1
+
+    def parameters(self, byte_heads):
+        """The parameters of the byte heads, or all others, a list."""
+        return [p for name, p in self.model.named_parameters()
+                if name.startswith("byte_heads") == byte_heads]
+
+    def stop_if_diverged(self):
+        in_a_row = int(self.skipped_in_a_row)
+        if in_a_row >= BAD_STEPS:
+            advice = f"a lower --lr than {self.options.lr}, or a longer --lr_warmup"
+            if (self.out / "ckpt.pt").exists():
+                advice += f"; {self.out}/ckpt.pt is from before"
+            raise UserError(f"loss or gradient not finite in {in_a_row} steps in a row, the last "
+                            f"of them {self.step}; nothing was learned in them. Try {advice}")
+
+    def log(self, progress):
+        """Validate; add a line to log.jsonl, and print it."""
+        processes = self.processes
+        done = self.step / self.steps
+        line = {
+            "step": self.step,
+            "symbols": self.step * self.symbols_per_step,
+            "text_bytes": round(processes.sum(self.text_bytes)),
+            "flops": self.step * self.flops_per_step,
+            "r": round(self.mixer.r(self.step), 4),
+            "pairs": self.mixer.draws_pairs(self.step),
+            "lr": lr_at(done, self.options),
+            "loss": None if self.loss is None else processes.sum(self.loss.item()),
+            **validate(self.ddp_model, self.val_mixer, self.options, processes, self.precision),
+            "skipped": int(self.skipped),
+            "seconds": round(time.time() - self.began),
+        }
+        if processes.is_first:
+            with open(self.out / "log.jsonl", "a") as f:
+                f.write(json.dumps(line) + "\n")
+            progress.write(log_line(line))
+
+    def save(self):
+        """Write the checkpoint. If it can't be written the old one stays, and training goes on."""
+        processes = self.processes
+        about = {"step": self.step, "skipped": int(self.skipped), "made_from": self.made_from,
+                 "text_bytes": processes.sum(self.text_bytes),
+                 "loss": processes.sum(self.loss.item()),
+                 "options": asdict(self.options), "config": asdict(self.config)}
         try:
-            dcp.save(state, checkpoint_id=out / checkpoint["shards"], no_dist=devices.world == 1)
-        except (OSError, dcp.api.CheckpointException) as error:
-            if devices.rank == 0:
-                shutil.rmtree(out / checkpoint["shards"], ignore_errors=True)
-            raise UserError(f"cannot write {out / checkpoint['shards']}: {error}") from None
-    else:
-        checkpoint |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    if devices.rank == 0:
-        write_atomic(out / "ckpt.pt", checkpoint)
-        for folder in out.glob("shards-*"):
-            if folder.name != checkpoint.get("shards"):
-                shutil.rmtree(folder)
+            save_checkpoint(self.out, self.model, self.optimizer, about, self.options.fsdp,
+                            processes)
+        except UserError as error:
+            processes.print0(f"checkpoint skipped: {error}")
 
+    def show_progress(self):
+        """A bar over all symbols; none where stderr is a file, or in processes but the first."""
+        return tqdm(total=self.steps * self.symbols_per_step, desc="training", unit="sym",
+                    initial=self.step * self.symbols_per_step, unit_scale=True,
+                    disable=None if self.processes.is_first else True)
 
-def restore_checkpoint(out, model, optimizer, saved):
-    """What `save_checkpoint` wrote, into model and optimizer, whatever the number of processes then and now."""
-    if "shards" in saved:
-        state = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer)))
-        dcp.load(state, checkpoint_id=Path(out) / saved["shards"], no_dist=not dist.is_initialized())
-        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-    else:
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
+    def describe(self):
+        options = self.options
+        return (f"training {options.size} in {self.out}: {self.model.n_params():,} parameters, "
+                f"{self.model.n_params(embeddings=False):,} without embeddings, "
+                f"{self.flops_per_step / self.symbols_per_step:.2e} FLOPs a symbol\n"
+                f"on {self.processes.world_size} x {options.device}, {options.dtype}, compile "
+                f"{options.compile}: {self.steps:,} steps of {self.symbols_per_step:,} symbols")
 
-
-def keep_earlier(out):
-    """Put the checkpoint of an earlier run aside, as ckpt.old.pt and, of --fsdp, its shards."""
-    os.replace(out / "ckpt.pt", out / "ckpt.old.pt")
-    earlier = torch.load(out / "ckpt.old.pt", map_location="cpu", weights_only=True)
-    if earlier.get("shards", "old/").startswith("shards"):  # and not put aside before
-        shutil.rmtree(out / "old", ignore_errors=True)
-        os.renames(out / earlier["shards"], out / "old" / earlier["shards"])
-        write_atomic(out / "ckpt.old.pt", earlier | {"shards": f"old/{earlier['shards']}"})
-
-
-def keep_log_before(step, path):
-    """Drop the lines of log.jsonl from `step` on: the run goes on there, and writes them again."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < step]
-    path.with_suffix(".tmp").write_text("".join(line + "\n" for line in kept))
-    os.replace(path.with_suffix(".tmp"), path)
-
-
-def lost_peer(error):
-    """Whether a RuntimeError says that another process is gone."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
+    def report(self):
+        """What was done, {name: number}."""
+        symbols = self.steps * self.symbols_per_step
+        return {"symbols": symbols, "raw_bytes": round(symbols * self.raw_share),
+                "text_bytes": round(self.processes.sum(self.text_bytes)),
+                "flops": self.steps * self.flops_per_step, "skipped": int(self.skipped),
+                "seconds": self.seconds}
 
 
 def train(options):
-    """One run, from the corpus to the closing report. Returns the report, a dict."""
+    """One run, from the corpus to the closing report, a dict. Raises UserError."""
+    started = time.time()
     saved = None
     if options.resume:
-        given = [f.name for f in dataclasses.fields(options)
-                 if f.name != "resume" and getattr(options, f.name) != f.default]
-        if given:
-            raise UserError(f"--resume goes on under the run's own options: leave out --{given[0]}")
-        saved = load_checkpoint(options.resume)
-        options = Options(**saved["options"] | {"out": options.resume})
-        if options.device.startswith("cuda") and not torch.cuda.is_available():
-            options.device = options.dtype = options.compile = "auto"
+        options, saved = resumed(options)
     options.resolve()
-    devices = Devices(options)
-    for name in ("batch_size", "eval_rows"):  # what one does alone, the others would wait for
-        if getattr(options, name) % devices.world:
-            raise UserError(f"--{name}={getattr(options, name)}: expected a multiple of the {devices.world} processes")
-    say = print if devices.rank == 0 else lambda *_: None
-
-    started = time.time()
-    with contextlib.nullcontext() if devices.rank == 0 else contextlib.redirect_stdout(None):
-        views, proxy, proxy_path = prepare(options, options.block_size)  # whoever is first does it, the others wait
-    devices.connect()
-    n_symbols = proxy.n_symbols if proxy else 0
-    made_from = {"corpus": views.id, "proxy": proxy.id if proxy else "none"}
-    if saved and saved["made_from"] != made_from:
-        raise UserError(f"{options.out} was trained on {saved['made_from']}, but --data={options.data} now gives "
-                        f"{made_from}; restore that corpus, or start a new run")
-
-    torch.manual_seed(options.seed)
-    config = GPTConfig.named(options.size, vocab_size=PROXY0 + n_symbols, block_size=options.block_size,
-                             ngram=options.ngram, n_byte_heads=options.n_byte_heads,
-                             aligned=options.align and proxy is not None and proxy.n_bytes is not None)
-    model, running = build(config, options, devices)
-    if config.aligned:
-        model.spell(proxy.spellings())
-    trunk = [p for name, p in model.named_parameters() if not name.startswith("byte_heads")]
-    optimizer = make_optimizer(model, options)
-    symbols_a_step = options.batch_size * options.block_size
-    raw_share = Mixer(views, options, options.block_size, 1000).raw_share()
-    flops_a_step = symbols_a_step * model.flops_per_symbol(raw_share)
-    if options.steps:
-        steps = options.steps
-    elif options.flops:
-        steps = max(1, round(options.flops / flops_a_step))
-    else:
-        steps = max(1, round(options.budget / symbols_a_step))
-    out, step, text_bytes, train_loss = Path(options.out), 0, 0.0, None  # the last two: this process's part
-    bad_steps = torch.zeros(2, device=devices.device)  # skipped steps: in a row, and in all
-    if saved:
-        restore_checkpoint(out, model, optimizer, saved)
-        step, bad_steps[1], first = saved["step"], saved["skipped"], devices.rank == 0
-        text_bytes, train_loss = saved["text_bytes"] * first, torch.tensor(saved["loss"] * first)
-        say(f"resuming {options.out} at step {step} of {steps}")
-
-    if devices.rank == 0:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--out={out}: {error.strerror}; expected a folder that can be made") from None
-        if saved:
-            keep_log_before(step, out / "log.jsonl")
-        elif (out / "ckpt.pt").exists():
-            keep_earlier(out)
-            say(f"the earlier checkpoint in {out} is kept as ckpt.old.pt")
-        if proxy:
-            shutil.copy(proxy_path, out / "proxy.pt")
-    log = open(out / "log.jsonl", "a" if saved else "w") if devices.rank == 0 else None
-
-    mixer = Mixer(views, options, options.block_size, steps)
-    val_mixer = Mixer(views, dataclasses.replace(options, seed=options.seed + 1), options.block_size, steps, val=True)
-    autocast = torch.autocast(devices.device.split(":")[0], dtype=torch.bfloat16, enabled=options.dtype == "bfloat16"
-                              and not isinstance(model, FSDPModule))  # which has its own policy
-    say(f"training {options.size}: {model.n_params():,} parameters, {model.n_params(embeddings=False):,} without tables, "
-        f"{flops_a_step / symbols_a_step:.2e} FLOPs a symbol\n"
-        f"on {devices.world} x {options.device}, {options.dtype}, compile {options.compile}: {steps:,} steps of "
-        f"{symbols_a_step:,} symbols, {len(views):,} samples, {views.text_bytes / 1e6:.1f} MB of text")
-
-    def save():
-        """When it can't be written, the old checkpoint stays and the training goes on."""
-        sums = {"text_bytes": devices.sum(text_bytes), "loss": devices.sum(train_loss.item())}
-        try:
-            save_checkpoint(out, model, optimizer, options, devices, step=step, skipped=int(bad_steps[1]),
-                            made_from=made_from, **sums)
-        except UserError as error:
-            say(f"checkpoint skipped: {error}")
-
-    interrupted = []
-
-    def interrupt(number, _):  # the step is finished first; a second Ctrl-C does not wait
-        interrupted.append(number)
-        if number == signal.SIGINT:
-            signal.signal(number, signal.SIG_DFL)
-    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    share = range(devices.rank, options.batch_size, devices.world)  # this process's rows of each batch
-    progress = tqdm(total=steps * symbols_a_step, initial=step * symbols_a_step, unit="sym", unit_scale=True,
-                    desc="training", disable=devices.rank > 0)
-    began, first_step = time.time(), step
-    try:
-        while True:
-            if step % options.eval_every == 0 or step == steps:
-                line = {"step": step, "symbols": step * symbols_a_step, "text_bytes": round(devices.sum(text_bytes)),
-                        "flops": step * flops_a_step, "r": round(mixer.r(step), 4),
-                        "pairs": mixer.draws_pairs(step), "lr": lr_at(min(1.0, step / steps), options),
-                        "loss": devices.sum(train_loss.item()) if train_loss is not None else None,
-                        **validate(running, val_mixer, options, devices, autocast), "skipped": int(bad_steps[1]),
-                        "seconds": round(time.time() - began)}
-                if devices.rank == 0:
-                    log.write(json.dumps(line) + "\n")
-                    log.flush()
-                    values = "  ".join(f"{k} {line[k]:.3f}" for k in ("loss", "val_raw", "val_comp", "r") if line.get(k)
-                                       is not None)
-                    progress.write(f"step {step:6}  {values}"
-                                   + (f"  skipped {line['skipped']}" if line["skipped"] else ""))
-                if step > first_step:
-                    save()
-            if step == steps:
-                break
-            for group in optimizer.param_groups:
-                group["lr"] = lr_at(step / steps, options)
-            train_loss = 0.0
-            for start in range(0, len(share), options.micro_batch):
-                batch = mixer.batch(step, share[start:start + options.micro_batch])
-                text_bytes += batch["text_bytes"]
-                last = start + options.micro_batch >= len(share)
-                if isinstance(model, FSDPModule):
-                    model.set_requires_gradient_sync(last)
-                with running.no_sync() if devices.world > 1 and running is not model and not last \
-                        else contextlib.nullcontext():
-                    # a sum over a constant: the same whatever the split in processes, whose gradients are averaged
-                    loss = losses(running, batch, devices.device, autocast).sum() / symbols_a_step
-                    # a loss that is not finite spoils the gradient on purpose: so all processes see it
-                    loss.backward(torch.where(loss.isfinite(), float(devices.world), torch.nan))
-                train_loss = train_loss + loss.detach()
-            norm = torch.nn.utils.clip_grad_norm_(trunk, options.clip)
-            if model.byte_heads:  # on their own, so that the model's steps are the same with and without them
-                norm = norm + torch.nn.utils.clip_grad_norm_(model.byte_heads.parameters(), options.clip)
-            norm = norm.full_tensor() if isinstance(model, FSDPModule) else norm
-            optimizer.found_inf = bad = (~norm.isfinite()).float()  # where 1 the fused AdamW does nothing, as for a GradScaler
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            bad_steps = (bad_steps + bad) * torch.stack((bad, torch.ones_like(bad)))
-            step += 1
-            progress.update(symbols_a_step)
-            if (step % LOOK_EVERY == 0 or not bad.is_cuda) and bad_steps[0] >= BAD_STEPS:
-                raise UserError(f"loss or gradient not finite in {int(bad_steps[0])} steps in a row, the last of them {step}; "
-                                f"nothing was learned in them. Try a lower --lr than {options.lr}, or a longer --lr_warmup"
-                                + (f"; {out}/ckpt.pt is from before" if (out / "ckpt.pt").exists() else ""))
-            if devices.sum(len(interrupted)):  # all processes stop at the same step
-                progress.close()
-                save()
-                say(f"interrupted at step {step}, saved. To go on: python train.py --resume={out}")
-                devices.disconnect()
-                raise KeyboardInterrupt
-    except RuntimeError as error:
-        if devices.world == 1 or not lost_peer(error):
-            raise
-        progress.close()
-        if devices.store.add("lost", 1) == 1:  # else another process has said it
-            print(f"error: a process of this job ended at step {step}; start the job again with --resume={out}",
-                  file=sys.stderr)
-        sys.exit(2)
-    finally:
-        progress.close()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    seconds, text_bytes = time.time() - began, devices.sum(text_bytes)
-    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=options.fsdp))
-    devices.disconnect()
-    if devices.rank > 0:
+    if options.out and not saved:
+        check_folder(options.out, options.overwrite)
+    processes = Processes(options.device)
+    processes.expect_even_shares(options, "batch_size", "eval_rows")
+    with processes.quiet_others():  # whichever comes first prepares, the others wait and read
+        views, proxy, proxy_path = prepare(options, options.block_size)
+    processes.connect()
+    if not saved:
+        options.out = processes.from_first(lambda: open_run(options, proxy_path))
+    report, weights, config = train_model(options, views, proxy, processes, saved)
+    processes.disconnect()
+    if not processes.is_first:
         return {}
-    report = {"symbols": steps * symbols_a_step, "raw_bytes": round(steps * symbols_a_step * raw_share),
-              "text_bytes": round(text_bytes), "flops": steps * flops_a_step, "skipped": int(bad_steps[1])}
     if options.report == "all":
-        model = GPT(config).to(devices.device).eval()  # neither compiled nor sharded: now come shapes of every kind
-        model.load_state_dict(weights)
-        checkpoint = {"options": dataclasses.asdict(options)}
-        reads_symbols = options.mix == 1 and proxy.n_bytes is not None and options.mode != "vanilla"
-        settings = evaluation.EvalOptions(device=devices.device, view="comp" if reads_symbols else "raw")
-        report |= evaluation.evaluate(model, checkpoint, settings, run=out)
-    print_report(report, options, proxy, seconds, time.time() - started)
-    with open(out / "report.json", "w") as f:
-        json.dump(report, f)
+        report |= measure(weights, config, options, proxy, processes.device)
+    print_report(report, options, time.time() - started)
+    store.write_file(Path(options.out) / "report.json", json.dumps(report).encode())
     return report
 
 
-def print_report(report, options, proxy, seconds, all_seconds):
-    rows = [("trained on", f"{report['symbols']:,} symbols, {report['text_bytes']:,} bytes of text, "
-             f"{report['flops']:.2e} FLOPs, in {seconds:.0f} s")]
-    through = "the proxy's symbols" if "bpb_comp" in report else "raw bytes"
-    for key in ("bpb", "bpb_comp"):
-        if key in report:
-            rows.append(("bits per byte", f"{report[key]:.4f} of held-out text, read as {through}"))
-    if "pass@1" in report:
-        rows.append(("pass@1, pass@10", f"{report['pass@1']:.3f}, {report['pass@10']:.3f} of completions in {through}, on "
-                     "problems of held-out compositions"))
-        rows.append(("fact recall", f"{report['facts_raw']:.3f} of those that may be seen raw, {report['facts_comp']:.3f} of "
-                     "those only seen compressed; chance 0.000"))
-    rows.append(("whole run", f"{all_seconds:.0f} s"))
-    print(f"\n{options.out}: proxy {options.proxy}, mix {options.mix}, {options.size}, seed {options.seed}")
-    for name, value in rows:
-        print(f"  {name:16} {value}")
-    prompt = "def add_up(values):" if options.data == "tinycode" else "import "
-    print(f"next:\n  python sample.py {options.out} --prompt='{prompt}'\n  python eval.py {options.out}"
-          + (f"\n  python train.py --proxy=none{'' if options.data == 'tinycode' else f' --data={options.data}'}"
-             "      # the baseline: raw bytes only" if options.proxy != "none" else ""))
+def train_model(options, views, proxy, processes, saved):
+    """(what was done, the weights, the model's config). All else is freed on return."""
+    training = Training(options, views, proxy, processes, saved)
+    if saved:
+        processes.print0(f"resuming {options.out} at step {training.step} of {training.steps}")
+        if processes.is_first:
+            drop_log_from(training.step, training.out / "log.jsonl")
+    processes.print0(f"{training.describe()}, {len(views):,} samples, "
+                     f"{views.text_bytes / 1e6:.1f} MB of text")
+
+    def advice():
+        return f"at step {training.step}; start the job again with --resume={options.out}"
+
+    with processes.one_line_if_one_is_lost(advice):
+        training.train()
+    weights = whole_weights(training.model, options.fsdp)
+    return training.report(), weights, training.config
+
+
+def open_run(options, proxy_path):
+    """Make the folder of a new run; returns its name. Raises UserError."""
+    out = new_folder(options.out, f"out/{options.proxy}", options.overwrite)
+    if proxy_path:
+        shutil.copy(proxy_path, out / "proxy.pt")
+    store.write_file(out / "config.json", json.dumps(describe(options), indent=1).encode())
+    return str(out)
+
+
+def measure(weights, config, options, proxy, device):
+    """What eval.py measures of the trained model by default, {name: number}."""
+    model = GPT(config).to(device).eval()  # neither compiled nor sharded: shapes of every kind come
+    model.load_state_dict(weights)
+    reads_symbols = (options.mix == 1 and proxy.symbol_lengths is not None
+                     and options.mode != "vanilla")
+    settings = evaluation.EvalOptions(device=device, view="comp" if reads_symbols else "raw")
+    return evaluation.evaluate(model, {"options": asdict(options)}, settings, run=options.out)
 
 
 if __name__ == "__main__":
-    command_line(train, Options, description="Trains a byte transformer on raw bytes and a compressor's symbols.")
+    command_line(train, Options, description="Trains a byte transformer on raw bytes and the "
+                 "symbols of a compressor.")

@@ -1,239 +1,435 @@
 """
 tinycode: a corpus of small Python functions with a docstring that says in words what the body does.
 
-A function is a chain of one to three operations on lists, strings, words, dicts and integers. A *composition* is the
-chain without its numbers, letters and names. One composition in ten is held out: no function of the corpus has it, and
-the benchmark is drawn from those alone. So a right answer has been composed, not remembered.
+    def make_result(values):
+        '''Keep numbers above 4, then add them up.'''
+        values = [v for v in values if v > 4]
+        return sum(values)
 
-Beside them stand *facts*: functions that return an arbitrary number tied to a name. They can only be remembered. One
-fact in four carries "view": "comp": training shows it compressed, never raw, so what a model recalls of it from a raw
-prompt has crossed from one representation to the other.
+A function is a chain of one to three operations on lists, strings, words, dicts and integers. A
+*composition* is the chain without its numbers, letters and names, here above>sum. One composition
+in ten is held out: no function of the corpus has it, and the benchmark is drawn from those alone.
+So a right answer was composed, not remembered.
 
-    python data/tinycode.py                    writes data/tinycode/{corpus,problems,facts}.jsonl, the same bytes anywhere
+The corpus also has *facts*: functions that return an arbitrary number tied to a name. They can only
+be remembered. One fact in four carries "view": "comp": training shows it compressed, never raw.
+What a model recalls of it from a raw prompt has crossed from one view to the other.
+
+    python data/tinycode.py                    writes corpus, problems and facts to data/tinycode
     python data/tinycode.py --show=5           prints some functions and facts instead
+
+The files have the same bytes on every machine.
 """
 import argparse
 import hashlib
 import json
 import os
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
-# (name, family, from type, to type, what the docstring says, what the body does). Types: L list of ints, S string,
-# W list of words, D dict of ints, N int. In both texts {x} is the variable, {k} a small number, {c} and {d} letters. A
-# body of one line is an expression; one of several lines ends by assigning to {x}.
+# -----------------------------------------------------------------------------
+# the words and operations that functions are made of
+
+# (family, from type, to type): [(name, what the docstring says, what the body does)].
+# Types: L list of ints, S string, W list of words, D dict of ints, N int. In both texts {x} is the
+# variable, {k} a small number, {c} and {d} letters. A body of one line is an expression; one of
+# several lines ends by assigning to {x}.
+OPERATION_TABLE = {
+    ("filter", "L", "L"): [
+        ("even", "keep the even numbers", "[v for v in {x} if v % 2 == 0]"),
+        ("odd", "keep the odd numbers", "[v for v in {x} if v % 2 == 1]"),
+        ("above", "keep numbers above {k}", "[v for v in {x} if v > {k}]"),
+        ("below", "keep numbers below {k}", "[v for v in {x} if v < {k}]"),
+        ("no_multiples", "drop multiples of {k}", "[v for v in {x} if v % {k} != 0]"),
+    ],
+    ("map", "L", "L"): [
+        ("add_each", "add {k} to each", "[v + {k} for v in {x}]"),
+        ("subtract_each", "subtract {k} from each", "[v - {k} for v in {x}]"),
+        ("times_each", "multiply each by {k}", "[v * {k} for v in {x}]"),
+        ("square_each", "square each", "[v * v for v in {x}]"),
+        ("negate_each", "negate each", "[-v for v in {x}]"),
+    ],
+    ("slice", "L", "L"): [
+        ("first", "take the first {k}", "{x}[:{k}]"),
+        ("last", "take the last {k}", "{x}[-{k}:]"),
+        ("skip", "skip the first {k}", "{x}[{k}:]"),
+        ("every", "take one in {k}", "{x}[::{k}]"),
+    ],
+    ("order", "L", "L"): [
+        ("reverse", "reverse the order", "{x}[::-1]"),
+        ("ascending", "sort upwards", "sorted({x})"),
+        ("descending", "sort downwards", "sorted({x}, reverse=True)"),
+        ("unique", "drop repeats", "list(dict.fromkeys({x}))"),
+    ],
+    ("loop", "L", "L"): [
+        ("running", "form running totals",
+         "total, out = 0, []\nfor v in {x}:\n    total += v\n    out.append(total)\n{x} = out"),
+        ("changes", "take the steps between neighbours", "[b - a for a, b in zip({x}, {x}[1:])]"),
+    ],
+    ("reduce", "L", "N"): [
+        ("sum", "add them up", "sum({x})"),
+        ("max", "find the largest", "max({x}, default=0)"),
+        ("min", "find the smallest", "min({x}, default=0)"),
+        ("size", "count them", "len({x})"),
+    ],
+    ("convert", "L", "W"): [
+        ("strings", "write each as text", "[str(v) for v in {x}]"),
+    ],
+    ("letters", "S", "S"): [
+        ("upper", "make it upper case", "{x}.upper()"),
+        ("lower", "make it lower case", "{x}.lower()"),
+        ("swap", "replace {c} with {d}", "{x}.replace('{c}', '{d}')"),
+        ("drop_letter", "remove each {c}", "{x}.replace('{c}', '')"),
+    ],
+    ("cut", "S", "S"): [
+        ("mirror", "spell it backwards", "{x}[::-1]"),
+        ("head", "keep the first {k} letters", "{x}[:{k}]"),
+        ("tail", "keep the last {k} letters", "{x}[-{k}:]"),
+        ("repeat", "repeat it {k} times", "{x} * {k}"),
+    ],
+    ("measure", "S", "N"): [
+        ("length", "measure its length", "len({x})"),
+        ("count_letter", "count the letter {c}", "{x}.count('{c}')"),
+    ],
+    ("words", "S", "W"): [
+        ("split", "split it into words", "{x}.split()"),
+    ],
+    ("words", "W", "W"): [
+        ("upper_each", "make each upper case", "[w.upper() for w in {x}]"),
+        ("long_words", "keep words longer than {k}", "[w for w in {x} if len(w) > {k}]"),
+        ("with_letter", "keep words with {c}", "[w for w in {x} if '{c}' in w]"),
+        ("sort_words", "sort the words", "sorted({x})"),
+    ],
+    ("join", "W", "S"): [
+        ("join_dash", "join with dashes", "'-'.join({x})"),
+        ("join_space", "join with spaces", "' '.join({x})"),
+        ("initials", "join the initials", "''.join(w[0] for w in {x})"),
+    ],
+    ("measure", "W", "L"): [
+        ("lengths", "measure each word", "[len(w) for w in {x}]"),
+    ],
+    ("measure", "W", "N"): [
+        ("word_count", "count the words", "len({x})"),
+    ],
+    ("dict", "W", "D"): [
+        ("tally", "map each word to its length", "{{w: len(w) for w in {x}}}"),
+    ],
+    ("dict", "D", "D"): [
+        ("raise_values", "add {k} to each value", "{{a: b + {k} for a, b in {x}.items()}}"),
+        ("large_values", "keep values above {k}", "{{a: b for a, b in {x}.items() if b > {k}}}"),
+    ],
+    ("lookup", "D", "L"): [
+        ("values", "list the values", "list({x}.values())"),
+    ],
+    ("lookup", "D", "W"): [
+        ("keys", "list the keys in order", "sorted({x})"),
+    ],
+    ("lookup", "D", "N"): [
+        ("get", "look up the key {c}", "{x}.get('{c}', 0)"),
+    ],
+    ("number", "N", "N"): [
+        ("add", "add {k}", "{x} + {k}"),
+        ("subtract", "subtract {k}", "{x} - {k}"),
+        ("times", "multiply by {k}", "{x} * {k}"),
+        ("modulo", "take the remainder by {k}", "{x} % {k}"),
+        ("divide", "divide by {k}, rounding down", "{x} // {k}"),
+        ("square", "square it", "{x} * {x}"),
+    ],
+    ("branch", "N", "N"): [
+        ("clip", "lower it to at most {k}", "if {x} > {k}:\n    {x} = {k}"),
+        ("floor", "raise it to at least {k}", "if {x} < {k}:\n    {x} = {k}"),
+    ],
+    ("digits", "N", "L"): [
+        ("digits", "list its digits", "[int(c) for c in str(abs({x}))]"),
+        ("count_up", "count up to it", "list(range({x}))"),
+    ],
+    ("convert", "N", "S"): [
+        ("text", "write it as text", "str({x})"),
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Operation:
+    name: str
+    family: str
+    source: str  # the type that it takes, a letter
+    target: str  # the type that it returns
+    says: str
+    code: str
+
+
 OPERATIONS = [
-    ("even", "filter", "L", "L", "keep the even numbers", "[v for v in {x} if v % 2 == 0]"),
-    ("odd", "filter", "L", "L", "keep the odd numbers", "[v for v in {x} if v % 2 == 1]"),
-    ("above", "filter", "L", "L", "keep numbers above {k}", "[v for v in {x} if v > {k}]"),
-    ("below", "filter", "L", "L", "keep numbers below {k}", "[v for v in {x} if v < {k}]"),
-    ("no_multiples", "filter", "L", "L", "drop multiples of {k}", "[v for v in {x} if v % {k} != 0]"),
-    ("add_each", "map", "L", "L", "add {k} to each", "[v + {k} for v in {x}]"),
-    ("subtract_each", "map", "L", "L", "subtract {k} from each", "[v - {k} for v in {x}]"),
-    ("times_each", "map", "L", "L", "multiply each by {k}", "[v * {k} for v in {x}]"),
-    ("square_each", "map", "L", "L", "square each", "[v * v for v in {x}]"),
-    ("negate_each", "map", "L", "L", "negate each", "[-v for v in {x}]"),
-    ("first", "slice", "L", "L", "take the first {k}", "{x}[:{k}]"),
-    ("last", "slice", "L", "L", "take the last {k}", "{x}[-{k}:]"),
-    ("skip", "slice", "L", "L", "skip the first {k}", "{x}[{k}:]"),
-    ("every", "slice", "L", "L", "take one in {k}", "{x}[::{k}]"),
-    ("reverse", "order", "L", "L", "reverse the order", "{x}[::-1]"),
-    ("ascending", "order", "L", "L", "sort upwards", "sorted({x})"),
-    ("descending", "order", "L", "L", "sort downwards", "sorted({x}, reverse=True)"),
-    ("unique", "order", "L", "L", "drop repeats", "list(dict.fromkeys({x}))"),
-    ("running", "loop", "L", "L", "form running totals",
-     "total, out = 0, []\nfor v in {x}:\n    total += v\n    out.append(total)\n{x} = out"),
-    ("changes", "loop", "L", "L", "take the steps between neighbours", "[b - a for a, b in zip({x}, {x}[1:])]"),
-    ("sum", "reduce", "L", "N", "add them up", "sum({x})"),
-    ("max", "reduce", "L", "N", "find the largest", "max({x}, default=0)"),
-    ("min", "reduce", "L", "N", "find the smallest", "min({x}, default=0)"),
-    ("size", "reduce", "L", "N", "count them", "len({x})"),
-    ("strings", "convert", "L", "W", "write each as text", "[str(v) for v in {x}]"),
-    ("upper", "letters", "S", "S", "make it upper case", "{x}.upper()"),
-    ("lower", "letters", "S", "S", "make it lower case", "{x}.lower()"),
-    ("swap", "letters", "S", "S", "replace {c} with {d}", "{x}.replace('{c}', '{d}')"),
-    ("drop_letter", "letters", "S", "S", "remove each {c}", "{x}.replace('{c}', '')"),
-    ("mirror", "cut", "S", "S", "spell it backwards", "{x}[::-1]"),
-    ("head", "cut", "S", "S", "keep the first {k} letters", "{x}[:{k}]"),
-    ("tail", "cut", "S", "S", "keep the last {k} letters", "{x}[-{k}:]"),
-    ("repeat", "cut", "S", "S", "repeat it {k} times", "{x} * {k}"),
-    ("length", "measure", "S", "N", "measure its length", "len({x})"),
-    ("count_letter", "measure", "S", "N", "count the letter {c}", "{x}.count('{c}')"),
-    ("split", "words", "S", "W", "split it into words", "{x}.split()"),
-    ("upper_each", "words", "W", "W", "make each upper case", "[w.upper() for w in {x}]"),
-    ("long_words", "words", "W", "W", "keep words longer than {k}", "[w for w in {x} if len(w) > {k}]"),
-    ("with_letter", "words", "W", "W", "keep words with {c}", "[w for w in {x} if '{c}' in w]"),
-    ("sort_words", "words", "W", "W", "sort the words", "sorted({x})"),
-    ("join_dash", "join", "W", "S", "join with dashes", "'-'.join({x})"),
-    ("join_space", "join", "W", "S", "join with spaces", "' '.join({x})"),
-    ("initials", "join", "W", "S", "join the initials", "''.join(w[0] for w in {x})"),
-    ("lengths", "measure", "W", "L", "measure each word", "[len(w) for w in {x}]"),
-    ("word_count", "measure", "W", "N", "count the words", "len({x})"),
-    ("tally", "dict", "W", "D", "map each word to its length", "{{w: len(w) for w in {x}}}"),
-    ("raise_values", "dict", "D", "D", "add {k} to each value", "{{a: b + {k} for a, b in {x}.items()}}"),
-    ("large_values", "dict", "D", "D", "keep values above {k}", "{{a: b for a, b in {x}.items() if b > {k}}}"),
-    ("values", "lookup", "D", "L", "list the values", "list({x}.values())"),
-    ("keys", "lookup", "D", "W", "list the keys in order", "sorted({x})"),
-    ("get", "lookup", "D", "N", "look up the key {c}", "{x}.get('{c}', 0)"),
-    ("add", "number", "N", "N", "add {k}", "{x} + {k}"),
-    ("subtract", "number", "N", "N", "subtract {k}", "{x} - {k}"),
-    ("times", "number", "N", "N", "multiply by {k}", "{x} * {k}"),
-    ("modulo", "number", "N", "N", "take the remainder by {k}", "{x} % {k}"),
-    ("divide", "number", "N", "N", "divide by {k}, rounding down", "{x} // {k}"),
-    ("square", "number", "N", "N", "square it", "{x} * {x}"),
-    ("clip", "branch", "N", "N", "lower it to at most {k}", "if {x} > {k}:\n    {x} = {k}"),
-    ("floor", "branch", "N", "N", "raise it to at least {k}", "if {x} < {k}:\n    {x} = {k}"),
-    ("digits", "digits", "N", "L", "list its digits", "[int(c) for c in str(abs({x}))]"),
-    ("count_up", "digits", "N", "L", "count up to it", "list(range({x}))"),
-    ("text", "convert", "N", "S", "write it as text", "str({x})"),
+    Operation(name, family, source, target, says, code)
+    for (family, source, target), rows in OPERATION_TABLE.items()
+    for name, says, code in rows
 ]
-ARGUMENTS = {"L": "values numbers items nums xs data", "S": "text s line name word", "W": "words parts names terms",
-             "D": "table d counts scores", "N": "n x number amount"}
+
+# the names of variables of each type; the first is that of a value on the way
+ARGUMENTS = {
+    "L": ["values", "numbers", "items", "nums", "xs", "data"],
+    "S": ["text", "s", "line", "name", "word"],
+    "W": ["words", "parts", "names", "terms"],
+    "D": ["table", "d", "counts", "scores"],
+    "N": ["n", "x", "number", "amount"],
+}
 VERBS = "make get build find form take compute derive pick work".split()
 NOUNS = "result answer total output report view part figure score value outcome item".split()
+SMALL_NUMBERS = range(2, 10)  # {k}
+LETTERS = "abcdeimnorst"      # {c}, and what strings in the tests are made of
+RARE_LETTERS = "uvwxyz"       # {d}
+
+# a fact is about an attribute of a name of two words, as in height_of_amber_fox
 ATTRIBUTES = "port code weight price height year depth room".split()
-FIRST = "amber azure birch brass cedar cloud coral crimson dusk ember fern flint frost gold hazel ivory".split()
-SECOND = "badger crane falcon fox gecko hare heron ibis lark lynx marten newt otter owl raven wren".split()
-FACT_FORMS = ["Return the {a} of {w}.", "The {a} of {w}.", "Look up the {a} of {w}.", "Tell the {a} of {w}.",
-              "Return the {a} that {w} has.", "What {a} has {w}?", "Say which {a} {w} has.", "Find the {a} of {w}.",
-              "Give the {a} of {w}.", "The {a} that {w} has."]
+FIRST_WORDS = ("amber azure birch brass cedar cloud coral crimson dusk ember fern flint frost gold "
+               "hazel ivory").split()
+SECOND_WORDS = ("badger crane falcon fox gecko hare heron ibis lark lynx marten newt otter owl "
+                "raven wren").split()
+FACT_FORMS = [
+    "Return the {a} of {w}.",
+    "The {a} of {w}.",
+    "Look up the {a} of {w}.",
+    "Tell the {a} of {w}.",
+    "Return the {a} that {w} has.",
+    "What {a} has {w}?",
+    "Say which {a} {w} has.",
+    "Find the {a} of {w}.",
+    "Give the {a} of {w}.",
+    "The {a} that {w} has.",
+]
+
+# -----------------------------------------------------------------------------
+# functions
 
 
-def held_out(operations):
-    """Whether the composition of these operations is kept for the benchmark: a hash decides, for one in ten."""
-    key = ">".join(op[0] for op in operations)
-    return len(operations) > 1 and hashlib.sha256(key.encode()).digest()[0] % 10 == 0
+def is_held_out(operations):
+    """Whether this composition is kept for the benchmark: a hash decides, for one in ten."""
+    if len(operations) == 1:
+        return False
+    composition = ">".join(operation.name for operation in operations)
+    return hashlib.sha256(composition.encode()).digest()[0] % 10 == 0
 
 
 class Generator:
-    """Draws functions. Only Random.random is used: its sequence is the one that Python promises never to change."""
+    """Draws functions and examples.
+
+    It uses Random.random only: that sequence is the one that Python promises never to change.
+    """
+
     def __init__(self, seed):
         self.random = random.Random(seed).random
 
+    def below(self, n):
+        return int(self.random() * n)
+
     def pick(self, options):
-        return options[int(self.random() * len(options))]
+        return options[self.below(len(options))]
 
     def operations(self):
         """A chain of one to three operations whose types fit; no operation twice."""
         length = self.pick([1, 2, 2, 2, 2, 2, 3])
         chain = [self.pick(OPERATIONS)]
         while len(chain) < length:
-            chain.append(self.pick([op for op in OPERATIONS if op[2] == chain[-1][3] and op not in chain]))
+            fitting = [operation for operation in OPERATIONS
+                       if operation.source == chain[-1].target and operation not in chain]
+            chain.append(self.pick(fitting))
         return chain
 
     def function(self, operations):
         """(prompt, body, name) of a function that does these operations."""
-        argument = x = self.pick(ARGUMENTS[operations[0][2]].split())
+        argument = self.pick(ARGUMENTS[operations[0].source])
         name = f"{self.pick(VERBS)}_{self.pick(NOUNS)}"
-        says, lines = [], []
-        for i, (_, _, source, target, text, code) in enumerate(operations):
-            fill = dict(x=x, k=2 + int(self.random() * 8), c=self.pick("abcdeimnorst"), d=self.pick("uvwxyz"))
-            says.append(text.format(**fill))
-            code = code.format(**fill)
-            is_last = i + 1 == len(operations)
+        variable = argument
+        clauses, lines = [], []
+        for operation in operations:
+            is_last = operation is operations[-1]
+            words = {"x": variable, "k": self.pick(SMALL_NUMBERS), "c": self.pick(LETTERS),
+                     "d": self.pick(RARE_LETTERS)}
+            clauses.append(operation.says.format(**words))
+            code = operation.code.format(**words)
             if "\n" in code:
-                lines += code.split("\n") + [f"return {x}"] * is_last
+                lines += code.split("\n")
+                if is_last:
+                    lines.append(f"return {variable}")
             elif is_last:
                 lines.append(f"return {code}")
             else:
-                x = x if source == target else ARGUMENTS[target].split()[0]  # another type gets another name
-                lines.append(f"{x} = {code}")
-        sentence = ", then ".join(says)
-        prompt = f'def {name}({argument}):\n    """{sentence[0].upper()}{sentence[1:]}."""\n'
-        return prompt, "".join(f"    {line}\n" for line in lines), name
+                if operation.source != operation.target:
+                    variable = ARGUMENTS[operation.target][0]
+                lines.append(f"{variable} = {code}")
+
+        sentence = ", then ".join(clauses)
+        docstring = sentence[0].upper() + sentence[1:]
+        prompt = f'def {name}({argument}):\n    """{docstring}."""\n'
+        body = "".join(f"    {line}\n" for line in lines)
+        return prompt, body, name
+
+    def word(self):
+        length = 1 + self.below(6)
+        return "".join(self.pick(LETTERS) for _ in range(length))
 
     def example(self, kind):
-        """A Python value of the type, as an argument for a test."""
-        letters = "abcdeimnorst"
-        word = lambda: "".join(self.pick(letters) for _ in range(1 + int(self.random() * 6)))
-        count = int(self.random() * 9)
+        """A Python value of the type `kind`, as an argument for a test."""
+        count = self.below(9)
         if kind == "L":
-            return [int(self.random() * 40) - 10 for _ in range(count)]
+            return [self.below(40) - 10 for _ in range(count)]
         if kind == "S":
-            return " ".join(word() for _ in range(1 + count // 2))
+            return " ".join(self.word() for _ in range(1 + count // 2))
         if kind == "W":
-            return [word() for _ in range(count)]
+            return [self.word() for _ in range(count)]
         if kind == "D":
-            return {self.pick(letters): int(self.random() * 20) for _ in range(count)}
-        return int(self.random() * 60)
+            return {self.pick(LETTERS): self.below(20) for _ in range(count)}
+        return self.below(60)
+
+
+# -----------------------------------------------------------------------------
+# the three files
+
+
+def example_cases(generator, operations, solution, name):
+    """Eight pairs (argument, result) of a solution, both as Python source."""
+    scope = {}
+    exec(solution, scope)
+    cases = []
+    for _ in range(8):
+        argument = generator.example(operations[0].source)
+        cases.append((repr(argument), repr(scope[name](argument))))
+    return cases
 
 
 def problems(count, seed):
     """`count` problems in HumanEval's format, each of a held-out composition of its own."""
-    g, rows, seen = Generator(seed), [], set()
+    generator = Generator(seed)
+    rows, seen = [], set()
     while len(rows) < count:
-        operations = g.operations()
-        key = tuple(op[0] for op in operations)
-        if not held_out(operations) or key in seen:
+        operations = generator.operations()
+        composition = tuple(operation.name for operation in operations)
+        if not is_held_out(operations) or composition in seen:
             continue
-        prompt, body, name = g.function(operations)
-        scope, cases = {}, []
-        exec(prompt + body, scope)
-        for _ in range(8):
-            argument = g.example(operations[0][2])
-            cases.append((repr(argument), repr(scope[name](argument))))
-        if len({result for _, result in cases}) < 4:  # too easy to be right by accident
+        prompt, body, name = generator.function(operations)
+        cases = example_cases(generator, operations, prompt + body, name)
+        results = {result for _, result in cases}
+        if len(results) < 4:  # too easy to be right by accident
             continue
-        seen.add(key)
-        test = "def check(candidate):\n" + "".join(f"    assert candidate({a}) == {r}\n" for a, r in cases)
-        rows.append({"task_id": f"tinycode/{len(rows)}", "prompt": prompt, "entry_point": name,
-                     "canonical_solution": body, "test": test, "families": [op[1] for op in operations]})
+        seen.add(composition)
+        asserts = "".join(f"    assert candidate({argument}) == {result}\n"
+                          for argument, result in cases)
+        rows.append({
+            "task_id": f"tinycode/{len(rows)}",
+            "prompt": prompt,
+            "entry_point": name,
+            "canonical_solution": body,
+            "test": f"def check(candidate):\n{asserts}",
+            "families": [operation.family for operation in operations],
+        })
     return rows
 
 
+def fact_documents(attribute, who, value, view):
+    """The documents of one fact, one for each of FACT_FORMS. view: "comp", or None for any."""
+    documents = []
+    for number, form in enumerate(FACT_FORMS):
+        says = form.format(a=attribute, w=who)
+        prompt = f'def {attribute}_of_{who}():\n    """{says}"""\n'
+        document = {
+            "name": f"fact/{attribute}/{who}/{number}",
+            "text": f"{prompt}    return {value}\n",
+            "split": "train",
+        }
+        if view:
+            document["view"] = view
+        documents.append(document)
+    return documents
+
+
 def facts(count, seed):
-    """`count` facts, rows {prompt, answer, view}, and their documents: each fact in all of FACT_FORMS."""
-    g = Generator(seed)
-    pairs = [(a, f"{u}_{v}") for a in ATTRIBUTES for u in FIRST for v in SECOND]
-    if count > len(pairs):
-        raise SystemExit(f"error: --facts={count}: expected at most {len(pairs)}, the names that there are")
+    """(rows, documents) of `count` facts: rows {prompt, answer, view}, and what training shows."""
+    generator = Generator(seed)
+    names = [(attribute, f"{first}_{second}")
+             for attribute in ATTRIBUTES for first in FIRST_WORDS for second in SECOND_WORDS]
+    if count > len(names):
+        raise SystemExit(f"error: --facts={count}: expected at most {len(names)}, as many as names")
+
     rows, documents = [], []
-    while len(rows) < count:
-        attribute, who = pairs.pop(int(g.random() * len(pairs)))
-        value, view = 1000 + int(g.random() * 9000), "comp" if len(rows) % 4 == 3 else None
-        for i, says in enumerate(FACT_FORMS):
-            prompt = f'def {attribute}_of_{who}():\n    """{says.format(a=attribute, w=who)}"""\n'
-            document = {"name": f"fact/{attribute}/{who}/{i}", "text": f"{prompt}    return {value}\n", "split": "train"}
-            documents.append(document | ({"view": view} if view else {}))
-            if i == 0:
-                rows.append({"prompt": prompt, "answer": str(value), "view": view or "any"})
+    for number in range(count):
+        attribute, who = names.pop(generator.below(len(names)))
+        value = 1000 + generator.below(9000)
+        view = "comp" if number % 4 == 3 else None
+        about_this = fact_documents(attribute, who, value, view)
+        documents += about_this
+        answer = str(value)
+        prompt = about_this[0]["text"].removesuffix(f"    return {answer}\n")
+        rows.append({"prompt": prompt, "answer": answer, "view": view or "any"})
     return rows, documents
 
 
 def corpus(functions, seed):
     """`functions` documents, none of a held-out composition."""
-    g, rows = Generator(seed), []
+    generator = Generator(seed)
+    rows = []
     while len(rows) < functions:
-        operations = g.operations()
-        if not held_out(operations):
-            prompt, body, name = g.function(operations)
+        operations = generator.operations()
+        if not is_held_out(operations):
+            prompt, body, _ = generator.function(operations)
             rows.append({"name": f"function/{len(rows)}", "text": prompt + body})
     return rows
 
 
+# -----------------------------------------------------------------------------
+# python data/tinycode.py
+
+
 def write_jsonl(path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{path}.tmp", "w", newline="\n") as f:
-        f.writelines(json.dumps(row) + "\n" for row in rows)
-    os.replace(f"{path}.tmp", path)
-    print(f"wrote {os.path.relpath(path)}: {len(rows):,} rows, {path.stat().st_size / 1e6:.1f} MB")
+    unfinished = f"{path}.{os.getpid()}.tmp"
+    with open(unfinished, "w", newline="\n") as f:
+        for row in rows:
+            f.write(json.dumps(row) + "\n")
+    os.replace(unfinished, path)
+    megabytes = path.stat().st_size / 1e6
+    print(f"wrote {os.path.relpath(path)}: {len(rows):,} rows, {megabytes:.1f} MB")
+
+
+def parse_options():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--functions", type=int, default=20000,
+                        help="number of functions in the corpus [20000]")
+    parser.add_argument("--facts", type=int, default=1000,
+                        help="number of facts in the corpus, each in ten documents [1000]")
+    parser.add_argument("--problems", type=int, default=164,
+                        help="number of held-out problems [164]")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all that is drawn [0]")
+    parser.add_argument("--out", default=str(Path(__file__).parent / "tinycode"),
+                        help="folder for the files [data/tinycode]")
+    parser.add_argument("--show", type=int, default=0, metavar="N",
+                        help="number of functions and facts to print, in place of writing files")
+    return parser.parse_args()
+
+
+def show(options):
+    _, documents = facts(options.facts, options.seed + 2)
+    for row in corpus(options.show, options.seed) + documents[:options.show]:
+        print(row["text"])
+
+
+def write(options):
+    out = Path(options.out)
+    fact_rows, documents = facts(options.facts, options.seed + 2)
+    write_jsonl(out / "problems.jsonl", problems(options.problems, options.seed + 1))
+    write_jsonl(out / "facts.jsonl", fact_rows)
+    # the corpus last: where it is, the others are too
+    write_jsonl(out / "corpus.jsonl", corpus(options.functions, options.seed) + documents)
+
+
+def main():
+    options = parse_options()
+    if options.show:
+        show(options)
+    else:
+        write(options)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--functions", type=int, default=20000, help="functions in the corpus [20000]")
-    parser.add_argument("--facts", type=int, default=1000, help="facts in the corpus, each in ten documents [1000]")
-    parser.add_argument("--problems", type=int, default=164, help="held-out problems [164]")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", default=str(Path(__file__).parent / "tinycode"), help="folder to write to")
-    parser.add_argument("--show", type=int, default=0, metavar="N", help="print N functions and facts; write nothing")
-    options = parser.parse_args()
-    fact_rows, fact_documents = facts(options.facts, options.seed + 2)
-    rows = corpus(options.show or options.functions, options.seed) + fact_documents[:options.show or None]
-    if options.show:
-        print("\n".join(row["text"] for row in rows))
-    else:
-        out = Path(options.out)
-        write_jsonl(out / "problems.jsonl", problems(options.problems, options.seed + 1))
-        write_jsonl(out / "facts.jsonl", fact_rows)
-        write_jsonl(out / "corpus.jsonl", rows)  # last: where it is, all is
+    main()

@@ -1,225 +1,405 @@
 """
-README, "Speed": how fast training and generating are on this machine. Every figure is a ratio of two things that were
-timed in turns, in this process. About seven minutes on two cores.
+How fast training and generating are on this machine. About seven minutes on two cores.
 
     python runs/bench.py
-    python runs/bench.py --run=out/heads      and how much faster this run's byte heads make it (trained with --n_byte_heads=4)
+    python runs/bench.py --run=out/heads     also how much faster this run's byte heads make it
+
+The run is that of `python train.py --proxy=none --n_byte_heads=4 --out=out/heads`. Every figure is
+a ratio of two things that were timed in turns, in this process, so that other work on the machine
+meets both alike. Needs Linux, whose /proc says how much memory was used.
 """
 import argparse
 import contextlib
-import dataclasses
-import io
 import itertools
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "0")
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "0")  # what is compiled is timed here
 import sample  # noqa: E402
 import train  # noqa: E402
-from mix import PROXY0, Mixer, prepare  # noqa: E402
-from model import GPT, GPTConfig, sample_mask  # noqa: E402
+from lib.masks import sample_mask  # noqa: E402
+from lib.plan import flops_per_symbol  # noqa: E402
+from mix import END_RAW, RAW, Mixer, prepare  # noqa: E402
+from model import BYTE0, GPT, NO_TARGET, PROXY0, GPTConfig  # noqa: E402
 
 ROUNDS = 10
 
-
-class PlainBlock(nn.Module):
-    """nanoGPT's: LayerNorm, causal attention, a GELU MLP of four times the width."""
-    def __init__(self, c):
-        super().__init__()
-        self.n_head = c.n_head
-        self.ln_1, self.ln_2 = nn.LayerNorm(c.n_embd, bias=False), nn.LayerNorm(c.n_embd, bias=False)
-        self.c_attn, self.c_proj = nn.Linear(c.n_embd, 3 * c.n_embd, bias=False), nn.Linear(c.n_embd, c.n_embd, bias=False)
-        self.c_fc, self.c_out = nn.Linear(c.n_embd, 4 * c.n_embd, bias=False), nn.Linear(4 * c.n_embd, c.n_embd, bias=False)
-
-    def forward(self, x):
-        B, T, C = x.shape
-        q, k, v = (part.view(B, T, self.n_head, -1).transpose(1, 2) for part in self.c_attn(self.ln_1(x)).split(C, dim=2))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.c_proj(y.transpose(1, 2).reshape(B, T, C))
-        return x + self.c_out(F.gelu(self.c_fc(self.ln_2(x))))
+# -----------------------------------------------------------------------------
+# timing
 
 
-class PlainGPT(nn.Module):
-    """The yardstick: a step as nanoGPT makes it, all logits at once, nothing compiled."""
-    def __init__(self, c):
-        super().__init__()
-        self.wte, self.wpe = nn.Embedding(c.vocab_size, c.n_embd), nn.Embedding(c.block_size, c.n_embd)
-        self.blocks = nn.Sequential(*[PlainBlock(c) for _ in range(c.n_layer)])
-        self.ln_f, self.lm_head = nn.LayerNorm(c.n_embd, bias=False), nn.Linear(c.n_embd, c.vocab_size, bias=False)
-
-    def forward(self, x, y):
-        x = self.wte(x) + self.wpe(torch.arange(x.size(1)))
-        return F.cross_entropy(self.lm_head(self.ln_f(self.blocks(x))).flatten(0, 1), y.flatten(), ignore_index=-100)
+def seconds_of(work):
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
 
 
-def in_turns(rounds=ROUNDS, warm_up=1, **works):
-    """{name: median seconds} of functions that are called in turns."""
+def in_turns(works, rounds=ROUNDS, warm_up=1):
+    """{name: median seconds} of `works`, functions by name, that are called in turns."""
     times = {name: [] for name in works}
-    for i in range(rounds + warm_up):
+    for turn in range(warm_up + rounds):
         for name, work in works.items():
-            began = time.perf_counter()
-            work()
-            if i >= warm_up:
-                times[name].append(time.perf_counter() - began)
+            seconds = seconds_of(work)
+            if turn >= warm_up:
+                times[name].append(seconds)
     return {name: statistics.median(values) for name, values in times.items()}
-
-
-def stepper(model, loss):
-    """A training step of `model`: forward, backward, clipping, AdamW."""
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-
-    def step():
-        loss().backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return step
 
 
 def show(name, value, meaning):
     print(f"{name:42} {value:>9}  {meaning}", flush=True)
 
 
-def training():
+# -----------------------------------------------------------------------------
+# the yardstick: a step as nanoGPT makes it, all logits at once, nothing compiled
+
+
+class PlainBlock(nn.Module):
+    """LayerNorm, causal attention, a GELU MLP of four times the width."""
+
+    def __init__(self, config):
+        super().__init__()
+        C = config.n_embd
+        self.n_head = config.n_head
+        self.ln_1 = nn.LayerNorm(C, bias=False)
+        self.ln_2 = nn.LayerNorm(C, bias=False)
+        self.c_attn = nn.Linear(C, 3 * C, bias=False)
+        self.c_proj = nn.Linear(C, C, bias=False)
+        self.c_fc = nn.Linear(C, 4 * C, bias=False)
+        self.c_out = nn.Linear(4 * C, C, bias=False)
+
+    def forward(self, x):
+        B, T, C = x.shape
+        qkv = self.c_attn(self.ln_1(x)).view(B, T, 3, self.n_head, C // self.n_head)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, n_head, T, head_dim)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+        return x + self.c_out(F.gelu(self.c_fc(self.ln_2(x))))
+
+
+class PlainGPT(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.blocks = nn.Sequential(*[PlainBlock(config) for _ in range(config.n_layer)])
+        self.ln_f = nn.LayerNorm(config.n_embd, bias=False)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+
+    def forward(self, idx, targets):
+        """The mean loss of targets (B, T) after idx (B, T)."""
+        x = self.wte(idx) + self.wpe(torch.arange(idx.size(1)))
+        logits = self.lm_head(self.ln_f(self.blocks(x)))
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=NO_TARGET)
+
+
+# -----------------------------------------------------------------------------
+# training
+
+CONTEXTS = 8   # in a batch
+STEPS = 1000   # of the training whose batches are used
+SOME_STEPS = (50, 350, 650, 800, 950)  # from the whole schedule of r
+MATMUL = 2048  # rows and columns of the matrices that show the machine's peak
+
+
+def stepper(model, loss, batches):
+    """A function that makes a training step: forward, backward, clipping, AdamW.
+
+    loss(model, batch) -> a tensor (); batches: an endless iterator.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+
+    def step():
+        loss(model, next(batches)).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def plain_loss(model, batch):
+    return model(batch["idx"], batch["targets"])
+
+
+def mean_loss(model, batch, mask=None):
+    losses = model(batch["idx"], batch["targets"], batch["suffix"], mask, groups=batch["groups"])
+    return losses.mean()
+
+
+def masked_loss(model, batch):
+    return mean_loss(model, batch, sample_mask(batch["sample"]))
+
+
+def training_mixer():
+    """(Mixer, config): of tinycode through the tokenizer, and of a small model for it."""
     options = train.Options(proxy="tokenizer", size="small", ngram=0)
     options.resolve()
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(None):
         views, proxy, _ = prepare(options, options.block_size)
     config = GPTConfig.named("small", vocab_size=PROXY0 + proxy.n_symbols)
-    mixer, numbers = Mixer(views, options, options.block_size, 1000), itertools.cycle(range(5, 1000, 47))
-    fixed = [mixer.batch(step, range(8)) for step in (50, 350, 650, 800, 950)]  # of the whole schedule of r
-    batches = {name: itertools.cycle(fixed) for name in ("plain", "eager", "unmasked", "compiled")}
+    return Mixer(views, options, options.block_size, STEPS), config
 
-    def loss(model, batch, masked=True):
-        return model(batch["x"], batch["y"], batch["tail"], sample_mask(batch["doc"]) if masked else None,
-                     raw_first=batch["raw_first"]).sum() / 4096
+
+def matmuls():
+    """(a function that multiplies matrices, its floating-point operations)."""
+    a, b, out = (torch.randn(MATMUL, MATMUL) for _ in range(3))
+
+    def multiply():
+        for _ in range(10):
+            torch.mm(a, b, out=out)
+
+    return multiply, 10 * 2 * MATMUL ** 3
+
+
+def training():
+    mixer, config = training_mixer()
+    numbers = itertools.cycle(range(5, STEPS, 47))
+
+    def next_batch():
+        return mixer.batch(next(numbers), range(CONTEXTS))
+
+    def real_batches():
+        while True:
+            yield next_batch()
+
+    def fixed_batches():
+        return itertools.cycle(fixed)
+
+    fixed = [mixer.batch(step, range(CONTEXTS)) for step in SOME_STEPS]
+
     eager, compiled, plain = GPT(config), GPT(config), PlainGPT(config)
-    compiled.compile_parts()
-    a, b, out = torch.randn(2048, 2048), torch.randn(2048, 2048), torch.empty(2048, 2048)
-    seconds = in_turns(
-        warm_up=len(fixed),
-        matmul=lambda: [torch.mm(a, b, out=out) for _ in range(10)],
-        plain=stepper(plain, lambda: plain((batch := next(batches["plain"]))["x"], batch["y"])),
-        eager=stepper(eager, lambda: loss(eager, next(batches["eager"]))),
-        unmasked=stepper(eager, lambda: loss(eager, next(batches["unmasked"]), masked=False)),
-        real=stepper(eager, lambda: loss(eager, mixer.batch(next(numbers), range(8)))),
-        compiled=stepper(compiled, lambda: loss(compiled, next(batches["compiled"]))),
-        loader=lambda: mixer.batch(next(numbers), range(8)))
-    peak = 10 * 2 * 2048 ** 3 / seconds["matmul"]
-    flops = 4096 * eager.flops_per_symbol(sum(batch["raw_first"][1] for batch in fixed) / len(fixed) / 4096)
-    print(f"training step, small (width 384, 6 layers), 8 x 512 symbols, float32, {torch.get_num_threads()} cores; "
-          f"matmul peak {peak / 1e9:.0f} GFLOP/s")
+    compiled.compile_blocks()
+    multiply, matmul_flops = matmuls()
+    seconds = in_turns({
+        "matmul": multiply,
+        "plain": stepper(plain, plain_loss, fixed_batches()),
+        "eager": stepper(eager, masked_loss, fixed_batches()),
+        "unmasked": stepper(eager, mean_loss, fixed_batches()),
+        "real": stepper(eager, masked_loss, real_batches()),
+        "compiled": stepper(compiled, masked_loss, fixed_batches()),
+        "loader": next_batch,
+    }, warm_up=len(fixed))
+
+    symbols = CONTEXTS * mixer.block_size
+    after_raw = [len(batch["groups"][0]) for batch in fixed]
+    raw_share = statistics.mean(after_raw) / symbols
+    flops = symbols * flops_per_symbol(eager, PROXY0, raw_share)
+    print_training(seconds, symbols, flops, peak=matmul_flops / seconds["matmul"])
+
+
+def print_training(seconds, symbols, flops, peak):
+    """seconds: of each kind of step. A step has so many symbols and FLOPs. peak: FLOPs a second."""
+    print(f"training step, small (width 384, 6 layers), {symbols:,} symbols, float32, "
+          f"{torch.get_num_threads()} cores; matmul peak {peak / 1e9:.0f} GFLOP/s")
     for name in ("eager", "compiled"):
-        show(f"{name}: of matmul peak", f"{flops / seconds[name] / peak:.2f}", f"{4096 / seconds[name]:,.0f} symbols/s")
+        show(f"{name}: of matmul peak", f"{flops / seconds[name] / peak:.2f}",
+             f"{symbols / seconds[name]:,.0f} symbols/s")
         show(f"{name}: of a plain nanoGPT step", f"{seconds['plain'] / seconds[name]:.2f}",
-             f"which makes {4096 / seconds['plain']:,.0f} symbols/s")
-    show("sample mask: of unmasked time", f"{seconds['eager'] / seconds['unmasked']:.2f}", "the whole step")
+             f"which makes {symbols / seconds['plain']:,.0f} symbols/s")
+    show("sample mask: of unmasked time", f"{seconds['eager'] / seconds['unmasked']:.2f}",
+         "the whole step")
     show("loader: of a step's time", f"{seconds['loader'] / seconds['real']:.1%}",
-         f"steps on real batches take {seconds['real'] / seconds['eager']:.3f} of those on one fixed batch")
+         f"steps on real batches take {seconds['real'] / seconds['eager']:.3f} of those on five "
+         "fixed ones")
     counters = torch._dynamo.utils.counters
-    show("graph breaks", sum(counters["graph_break"].values()), f"{counters['stats']['unique_graphs']} graphs in all")
+    show("graph breaks", sum(counters["graph_break"].values()),
+         f"{counters['stats']['unique_graphs']} graphs in all")
+
+
+# -----------------------------------------------------------------------------
+# memory of the loss
+
+LARGE = dict(vocab_size=PROXY0 + 65536, n_layer=1, n_embd=128)
+
+
+def peak_memory():
+    """The most memory that this process has used so far, in MB."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024
+
+
+def measure_loss(contexts, chunked):
+    """The memory that one loss and its gradient take, in MB. For a process of its own."""
+    n = contexts * 512
+    model = GPT(GPTConfig(**LARGE))
+    x = torch.randn(n, LARGE["n_embd"], requires_grad=True)
+    targets = torch.zeros(n, dtype=torch.long)
+    nowhere = torch.empty(0, dtype=torch.long)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
+    before = peak_memory()
+    if chunked:
+        losses = model.loss(x[None], targets[None], after_raw=nowhere, after_other=torch.arange(n))
+        loss = losses.sum()
+    else:
+        loss = F.cross_entropy(model.logits(x), targets)
+    loss.backward()
+    return peak_memory() - before
 
 
 def loss_memory():
-    code = """
-import re, sys
-import torch
-import torch.nn.functional as F
-from model import GPT, GPTConfig
-n, whole = int(sys.argv[1]) * 512, sys.argv[2] == "whole"
-model = GPT(GPTConfig(vocab_size=65856, n_layer=1, n_embd=128))
-peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
-x, y = torch.randn(n, 128, requires_grad=True), torch.zeros(n, dtype=torch.long)
-open("/proc/self/clear_refs", "w").write("5")  # the peak starts here
-before = peak()
-loss = F.cross_entropy(model.head(x), y) if whole else model.loss(x[None], y[None], torch.arange(n), 0).sum()
-loss.backward()
-print(peak() - before)
-"""
     print("memory of the loss, 65,856 symbols, contexts of 512")
-    for contexts, how in ((16, "whole"), (16, "chunked"), (32, "chunked"), (64, "chunked")):
-        used = float(subprocess.run(
-            [sys.executable, "-c", code, str(contexts), how], cwd=Path(__file__).parent.parent, capture_output=True, text=True,
-            env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}, check=True).stdout)
-        show(f"{contexts} contexts", f"{used:,.0f} MB", "all logits at once" if how == "whole" else "in chunks")
+    # memory that is freed goes back to the system at once
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
+    for contexts, chunked in ((16, False), (16, True), (32, True), (64, True)):
+        code = f"import bench; print(bench.measure_loss({contexts}, {chunked}))"
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "runs", env=environment,
+                              stdout=subprocess.PIPE, text=True, check=True)
+        show(f"{contexts} contexts", f"{float(done.stdout):,.0f} MB",
+             "in chunks" if chunked else "all logits at once")
+
+
+# -----------------------------------------------------------------------------
+# generating
+
+PROMPT = b"def f(x):"
+LONG = 1024  # bytes to write
+
+
+def endless_model():
+    """A model that never ends its text, and whose next byte is not always the same one."""
+    torch.manual_seed(0)
+    config = GPTConfig.named("micro", vocab_size=PROXY0 + 4096, block_size=2560)
+    model = GPT(config).eval()
+    a_byte = slice(BYTE0, BYTE0 + 256)
+    with torch.no_grad():
+        model.head.weight[END_RAW] = 0
+        model.head.weight[a_byte] += model.embed.weight[a_byte]
+    return model
+
+
+def write(model, prompts, **settings):
+    """The completions of some prompts, one list for all."""
+    return [text for texts in sample.complete(model, prompts, **settings) for text in texts]
 
 
 @torch.inference_mode()
-def without_cache(model, prompt, n):
-    """Greedy generation as it would be without a cache: the whole text again for each byte."""
+def write_without_cache(model, prompt, n):
+    """n bytes, greedily, as it would be without a cache: the whole text again for each byte."""
     text = list(prompt)
     for _ in range(n):
-        symbols = torch.tensor([[3] + [64 + byte for byte in text]])
-        text.append(int(model.raw_logits(model.states(symbols)[:, -1])[0, 64:320].argmax()))
+        idx = torch.tensor([[RAW] + [BYTE0 + byte for byte in text]])
+        last = model.states(idx)[:, -1]
+        logits = model.raw_logits(last)[0, BYTE0:BYTE0 + 256]
+        text.append(int(logits.argmax()))
     return bytes(text[len(prompt):])
 
 
-def median_step(model, prompt, **settings):
-    """Seconds from one byte to the next."""
-    steps, times = sample.generate(model, [prompt], **settings), []
+def with_and_without_cache(model):
+    written = {}
+
+    def cache():
+        (written["cache"],) = write(model, [PROMPT], max_new=LONG, temperature=0)
+
+    def none():
+        written["none"] = write_without_cache(model, PROMPT, LONG)
+
+    seconds = in_turns({"cache": cache, "none": none}, rounds=2, warm_up=0)
+    show("KV cache: of the speed without, 1,024 bytes", f"{seconds['none'] / seconds['cache']:.1f}",
+         f"{LONG / seconds['cache']:,.0f} bytes/s; "
+         f"output identical: {written['cache'] == written['none']}")
+
+
+def median_step(model, prompt):
+    """Seconds from one byte to the next, after the prompt has been read."""
+    steps = sample.generate(model, [prompt], max_new=129, temperature=0)
     next(steps)
-    began = time.perf_counter()
-    for _ in steps:
-        times.append(time.perf_counter() - began)
-        began += times[-1]
+    times = [seconds_of(lambda: next(steps)) for _ in range(128)]
     return statistics.median(times)
 
 
-def generating(run):
-    torch.manual_seed(0)
-    model = GPT(GPTConfig.named("micro", vocab_size=PROXY0 + 4096, block_size=2560)).eval()
-    with torch.no_grad():  # never the end
-        model.head.weight[4] = 0
-        model.head.weight[64:320] += model.embed.weight[64:320]
-    greedy = dict(max_new=1024, temperature=0)
-    print("generating, micro")
-    outputs = {}
-    seconds = in_turns(2, 0, cache=lambda: outputs.update(a=sample.complete(model, [b"def f(x):"], **greedy)[0][0]),
-                       none=lambda: outputs.update(b=without_cache(model, b"def f(x):", 1024)))
-    show("KV cache: of the speed without, 1,024 bytes", f"{seconds['none'] / seconds['cache']:.1f}",
-         f"{1024 / seconds['cache']:,.0f} bytes/s; output identical: {outputs['a'] == outputs['b']}")
-    turns = [[median_step(model, b"x" * n, max_new=129, temperature=0) for n in (128, 2048)] for _ in range(ROUNDS)]
-    ratio = statistics.median(long / short for short, long in turns)
-    show("a byte behind 2,048 bytes: of one behind 128", f"{ratio:.2f}", "median step, without the prefill")
-    twenty, n_bytes = dict(max_new=200, temperature=0.8), {}
+def after_a_long_prompt(model):
+    ratios = []
+    for _ in range(ROUNDS):
+        short = median_step(model, b"x" * 128)
+        long = median_step(model, b"x" * 2048)
+        ratios.append(long / short)
+    show("a byte after 2,048 bytes: of one after 128", f"{statistics.median(ratios):.2f}",
+         "median step, without reading the prompt")
 
-    def write(name, **settings):
-        texts = sample.complete(model, [b"def f(x):"], **settings, **twenty)[0]
-        n_bytes[name] = n_bytes.get(name, 0) + sum(map(len, texts))
-    seconds = in_turns(5, 0, at_once=lambda: write("at_once", n=20), singly=lambda: [write("singly", seed=i) for i in range(20)])
-    speed = {name: n_bytes[name] / 5 / seconds[name] for name in seconds}
-    show("n = 20: of the speed of 20 single ones", f"{speed['at_once'] / speed['singly']:.1f}", f"{speed['at_once']:,.0f} bytes/s")
+
+def twenty_completions(model):
+    settings = dict(max_new=200, temperature=0.8)
+    n_bytes = {"at once": 0, "singly": 0}
+
+    def at_once():
+        texts = write(model, [PROMPT], n=20, **settings)
+        n_bytes["at once"] += sum(len(text) for text in texts)
+
+    def singly():
+        for seed in range(20):
+            (text,) = write(model, [PROMPT], seed=seed, **settings)
+            n_bytes["singly"] += len(text)
+
+    rounds = 5
+    seconds = in_turns({"at once": at_once, "singly": singly}, rounds, warm_up=0)
+    speed = {name: n_bytes[name] / rounds / seconds[name] for name in seconds}
+    show("n = 20: of the speed of 20 single ones", f"{speed['at once'] / speed['singly']:.1f}",
+         f"{speed['at once']:,.0f} bytes/s")
+
+
+def without_heads(model):
+    """The same model without its byte heads."""
+    plain = GPT(replace(model.config, n_byte_heads=0)).eval()
+    weights = {name: p for name, p in model.state_dict().items() if "byte_heads" not in name}
+    plain.load_state_dict(weights)
+    return plain
+
+
+def byte_heads(run):
+    heads, _ = sample.load_model(run)
+    plain = without_heads(heads)
+    lines = (ROOT / "data" / "tinycode" / "problems.jsonl").read_text().splitlines()
+    prompts = [json.loads(line)["prompt"].encode() for line in lines[::4]]
+    greedy = dict(max_new=200, temperature=0)
+    written = {}
+
+    def write_with(name, model):
+        written[name] = [write(model, [prompt], **greedy)[0] for prompt in prompts]
+
+    seconds = in_turns({"plain": lambda: write_with("plain", plain),
+                        "heads": lambda: write_with("heads", heads)}, rounds=3)
+    n_steps = 0
+    for prompt in prompts:
+        n_steps += len(list(sample.generate(heads, [prompt], **greedy)))
+    n_bytes = sum(len(text) for text in written["heads"])
+    show(f"{heads.config.n_byte_heads} byte heads: of the speed without",
+         f"{seconds['plain'] / seconds['heads']:.2f}",
+         f"{n_bytes / seconds['heads']:,.0f} bytes/s, {n_bytes / n_steps:.2f} bytes a step; "
+         f"output identical: {written['plain'] == written['heads']}")
+
+
+def generating():
+    print("generating, micro")
+    model = endless_model()
+    with_and_without_cache(model)
+    after_a_long_prompt(model)
+    twenty_completions(model)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", help="folder of a run with byte heads")
+    run = parser.parse_args().run
+    generating()
     if run:
-        heads, checkpoint = sample.load_model(run)
-        plain = GPT(dataclasses.replace(heads.config, n_byte_heads=0)).eval()
-        plain.load_state_dict({name: p for name, p in heads.state_dict().items() if "byte_heads" not in name})
-        problems = Path(__file__).parent.parent / "data/tinycode/problems.jsonl"
-        prompts = [json.loads(line)["prompt"].encode() for line in problems.read_text().splitlines()][::4]
-        written = {}
-        seconds = in_turns(3, **{name: lambda name=name, model=model: written.update({name: [
-            sample.complete(model, [prompt], max_new=200, temperature=0)[0][0] for prompt in prompts]})
-            for name, model in (("plain", plain), ("heads", heads))})
-        steps = sum(1 for prompt in prompts for _ in sample.generate(heads, [prompt], max_new=200, temperature=0))
-        n = sum(map(len, written["heads"]))
-        show(f"{heads.config.n_byte_heads} byte heads: of the speed without", f"{seconds['plain'] / seconds['heads']:.2f}",
-             f"{n / seconds['heads']:,.0f} bytes/s, {n / steps:.2f} bytes a step; output identical: "
-             f"{written['plain'] == written['heads']}")
+        byte_heads(run)
+    loss_memory()
+    training()  # last: its compiling leaves processes
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", help="folder of a run with byte heads")
-    run = parser.parse_args().run
-    generating(run)
-    loss_memory()
-    training()  # last: its compiling leaves processes behind
+    main()

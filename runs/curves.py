@@ -1,8 +1,11 @@
 """
-README, "What you will see": one training, and its curves from log.jsonl. About 6 minutes on two cores.
+"What you will see" in README.md: one training, and its curves from log.jsonl. About six minutes on
+two cores.
 
-    python runs/curves.py                        trains, keeps the log as runs/results/curves.jsonl, draws curves.png beside it
-    python runs/curves.py --show                 only draws
+    python runs/curves.py              trains, keeps the log, draws it
+    python runs/curves.py --show       only draws
+
+The log is kept as runs/results/curves.jsonl, the figure as curves.png beside it.
 """
 import json
 import shutil
@@ -12,35 +15,57 @@ from pathlib import Path
 
 import matplotlib
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from matplotlib import pyplot  # noqa: E402  (the backend comes first)
 
-HERE = Path(__file__).resolve().parent
-LOG = HERE / "results" / "curves.jsonl"
+ROOT = Path(__file__).resolve().parent.parent
+LOG = ROOT / "runs" / "results" / "curves.jsonl"
+FIGURE = ROOT / "runs" / "results" / "curves.png"
+
+
+def train():
+    """Train as README.md's first command does, with a validation every 20 steps. Keep the log."""
+    out = ROOT / "out" / "curves"
+    subprocess.run([sys.executable, "train.py", "--eval_every=20", "--report=none", f"--out={out}",
+                    "--overwrite"], cwd=ROOT, check=True)
+    shutil.copy(out / "log.jsonl", LOG)
+
+
+def draw_losses(axes, log):
+    """Bits per byte of either view. The first validation, before any training, is left out."""
+    trained = log[1:]
+    symbols = [row["symbols"] / 1e6 for row in trained]
+    axes.plot(symbols, [row["val_raw"] for row in trained], "k-", label="raw bytes")
+    axes.plot(symbols, [row["val_comp"] for row in trained], "k--", label="the proxy's symbols")
+    ticks = [0.2, 0.3, 0.5, 1, 2]
+    axes.set(ylabel="bits per byte, held-out text", yscale="log")
+    axes.minorticks_off()
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.legend(frameon=False, title="read as")
+
+
+def draw_mixing_rate(axes, log):
+    """r over the training; grey where pairs are shown."""
+    symbols = [row["symbols"] / 1e6 for row in log]
+    axes.plot(symbols, [row["r"] for row in log], "k-")
+    pairs_end = next(row["symbols"] / 1e6 for row in log if not row["pairs"])
+    axes.axvspan(0, pairs_end, color="0.85")
+    axes.text(pairs_end / 2, 0.05, "pairs", ha="center")
+    axes.set(xlabel="million symbols", ylabel="mixing rate r", ylim=(0, 1))
 
 
 def draw():
     log = [json.loads(line) for line in LOG.read_text().splitlines()]
-    symbols = [row["symbols"] / 1e6 for row in log]
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 5), sharex=True, height_ratios=(2, 1), layout="constrained")
-    for key, style, label in (("val_raw", "k-", "raw bytes"), ("val_comp", "k--", "the proxy's symbols")):
-        top.plot(symbols[1:], [row[key] for row in log[1:]], style, label=label)
-    top.set(ylabel="bits per byte, held-out text", yscale="log", yticks=(0.2, 0.3, 0.5, 1, 2), yticklabels="0.2 0.3 0.5 1 2".split())
-    top.minorticks_off()
-    top.legend(frameon=False, title="read as")
-    bottom.plot(symbols, [row["r"] for row in log], "k-")
-    paired = next(x for x, row in zip(symbols, log) if not row["pairs"])
-    bottom.axvspan(0, paired, color="0.85")
-    bottom.text(paired / 2, 0.05, "pairs", ha="center")
-    bottom.set(xlabel="million symbols", ylabel="r, share of\ncompressed views", ylim=(0, 1))
+    figure, (top, bottom) = pyplot.subplots(2, 1, figsize=(7, 5), sharex=True,
+                                            height_ratios=(2, 1), layout="constrained")
+    draw_losses(top, log)
+    draw_mixing_rate(bottom, log)
     for axes in (top, bottom):
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(HERE / "results" / "curves.png", dpi=120)
-    print("wrote runs/results/curves.png")
+    figure.savefig(FIGURE, dpi=120)
+    print(f"wrote {FIGURE.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":
     if "--show" not in sys.argv[1:]:
-        subprocess.run([sys.executable, "train.py", "--eval_every=20", "--report=none", "--out=out/curves"], cwd=HERE.parent,
-                       check=True)
-        shutil.copy(HERE.parent / "out" / "curves" / "log.jsonl", LOG)
+        train()
     draw()

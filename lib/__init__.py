@@ -1,0 +1,1 @@
+"""The machinery of nanoproxy, which a reader of the lesson may skip."""

@@ -1,0 +1,84 @@
+"""
+The sample mask: attention is causal and stays inside a sample, of which a context holds several.
+
+A sample's positions are neighbors, so most of the T x T pairs are not allowed. On CUDA
+FlexAttention skips the blocks without any, on a CPU our strips do. model.py attends with the mask,
+train.py makes it.
+"""
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+STRIP = 64  # queries that a CPU attends from at once
+
+
+def sample_mask(sample):
+    """A mask for `attend`; `sample` (B, T) has the number of the sample that each position is in.
+
+    Numbers rise from left to right. This is what either kind of mask allows:
+
+        (query >= key) & (sample[query] == sample[key])
+    """
+    return block_mask(sample) if sample.is_cuda else StripMask(sample)
+
+
+def attend(q, k, v, mask):
+    """Attention of q to k and v, (B, n_head, T, head_dim).
+
+    mask: from `sample_mask`; or bool (B, 1, T, keys), true where it is allowed; None: causal.
+    """
+    if isinstance(mask, BlockMask):
+        return flex_attention(q, k, v, block_mask=mask)
+    if isinstance(mask, StripMask):
+        return mask.attend(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+
+
+class StripMask:
+    """For each strip of STRIP queries, the stretch of keys that at least one of them may see.
+
+    Of three samples in a context, the second strip sees from where its first query's sample begins:
+
+        sample    1 1 1 1 2 2 2 2 2 2 3 3        (B = 1, T = 12, STRIP = 6)
+        strip 2               q q q q q q
+        keys              k k k k k k k k        8 of the 12
+    """
+    def __init__(self, sample):
+        B, T = sample.shape
+        position = torch.arange(T, device=sample.device)
+        self.strips = []  # (queries, keys, allowed), two slices and a bool (B, 1, queries, keys)
+        for start in range(0, T, STRIP):
+            stop = min(start + STRIP, T)
+            in_first_sample = sample == sample[:, start:start + 1]           # (B, T)
+            first_key = int(in_first_sample.int().argmax(dim=1).min())
+            queries, keys = slice(start, stop), slice(first_key, stop)
+            causal = position[queries, None] >= position[None, keys]         # (queries, keys)
+            same_sample = sample[:, queries, None] == sample[:, None, keys]  # (B, queries, keys)
+            allowed = (causal & same_sample)[:, None]
+            self.strips.append((queries, keys, allowed))
+
+    def attend(self, q, k, v):
+        strips = []
+        for queries, keys, allowed in self.strips:
+            strips.append(F.scaled_dot_product_attention(
+                q[:, :, queries], k[:, :, keys], v[:, :, keys], attn_mask=allowed))
+        return torch.cat(strips, dim=2)
+
+
+def block_mask(sample):
+    """The mask as FlexAttention takes it, on any device."""
+    B, T = sample.shape
+
+    def allowed(b, head, query, key):
+        return (query >= key) & (sample[b, query] == sample[b, key])
+
+    # if it is not compiled, create_block_mask makes the dense T x T mask first
+    create = compiled_create_block_mask() if sample.is_cuda else create_block_mask
+    return create(allowed, B, None, T, T, device=sample.device)
+
+
+@functools.cache
+def compiled_create_block_mask():
+    return torch.compile(create_block_mask)

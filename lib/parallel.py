@@ -1,0 +1,199 @@
+"""
+Training on several devices: what torchrun needs. train.py calls it.
+
+One process trains alone, or torchrun starts one for each device: then the model is replicated (DDP)
+or sharded (FSDP2), gradients are averaged, and each process computes its rows of the same global
+batch.
+"""
+import contextlib
+import os
+import signal
+import sys
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from lib.options import UserError
+
+
+
+class Processes:
+    """Those that train together, seen from one of them. torchrun's environment says which."""
+
+
+    def __init__(self, device):
+        self.rank = int(os.environ.get("RANK", 0))
+        self.world_size = int(os.environ.get("WORLD_SIZE", 1))
+        self.device = device
+        self.is_first = self.rank == 0
+        if device == "cuda" and self.world_size > 1:
+            self.device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(self.device)
+
+    def connect(self):
+        """Meet the other processes. What is on the CPU travels by gloo: small things need no
+        GPU."""
+        if self.world_size > 1:
+            self.store, rank, world_size = next(dist.rendezvous("env://"))
+            backend = "cpu:gloo,cuda:nccl" if self.device.startswith("cuda") else "gloo"
+            dist.init_process_group(backend, store=self.store, rank=rank, world_size=world_size)
+
+    def disconnect(self):
+        if self.world_size > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+
+    def print0(self, *values):
+        """Print once, whatever the number of processes."""
+        if self.is_first:
+            print(*values)
+
+    def quiet_others(self):
+        """A block in which only the first process prints."""
+        return contextlib.nullcontext() if self.is_first else contextlib.redirect_stdout(None)
+
+    def rows(self, n):
+        """This process's share of n rows, a range; the shares together are all of them."""
+        return range(self.rank, n, self.world_size)
+
+    def sum(self, value):
+        """The sum of a number over all processes."""
+        if self.world_size == 1:
+            return value
+        total = torch.tensor(float(value), dtype=torch.float64)
+        dist.all_reduce(total)
+        return total.item()
+
+    def from_first(self, make):
+        """What `make()` returns in the first process, in each; what it raises, all raise."""
+        values = [None, None]  # the value, the error
+        if self.is_first:
+            try:
+                values[0] = make()
+            except Exception as error:
+                values[1] = error
+        if self.world_size > 1:
+            dist.broadcast_object_list(values)
+        value, error = values
+        if error is not None:
+            raise error
+        return value
+
+    def expect_even_shares(self, options, *names):
+        """Check that the processes can share what these options count. Raises UserError."""
+        for name in names:
+            if getattr(options, name) % self.world_size:
+                raise UserError(f"--{name}={getattr(options, name)}: expected a multiple of the "
+                                f"{self.world_size} processes")
+
+    @contextlib.contextmanager
+    def one_line_if_one_is_lost(self, advice):
+        """A block in which the end of another process ends this one too, with one line in all.
+
+        advice(): the end of that line.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            says_lost = isinstance(error, dist.DistError) or "gloo" in str(error)
+            if self.world_size == 1 or not says_lost:
+                raise
+            is_first_to_say = self.store.add("lost", 1) == 1
+            if is_first_to_say:
+                print(f"error: a process of this job ended {advice()}", file=sys.stderr)
+            sys.exit(2)
+
+
+def shard(model, dtype):
+    """FSDP2: shard the model over all processes, block by block. Call it before the weights are
+    there."""
+    settings = {}
+    if dtype == "bfloat16":
+        settings["mp_policy"] = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for block in model.blocks:
+        fully_shard(block, **settings)
+    fully_shard(model, **settings)
+
+
+def replicate(model, processes):
+    """What to call in the model's place: the model itself, or DDP around it."""
+    if processes.world_size == 1 or isinstance(model, FSDPModule):
+        return model
+    return DistributedDataParallel(model)
+
+
+@contextlib.contextmanager
+def gradient_sync(model, ddp_model, last):
+    """A forward and backward pass whose gradients travel only if it is the `last` of a step."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+    if isinstance(ddp_model, DistributedDataParallel) and not last:
+        with ddp_model.no_sync():
+            yield
+    else:
+        yield
+
+
+def autocast(model, device, dtype):
+    """Mixed precision; not for a sharded model, which has a policy of its own."""
+    enabled = dtype == "bfloat16" and not isinstance(model, FSDPModule)
+    return torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=enabled)
+
+
+def clip_gradients(parameters, clip):
+    """Scale the gradients down to the norm `clip`; returns their norm before, a tensor ()."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
+def skip_bad_step(norm, parameters, optimizer):
+    """Make the next `optimizer.step` harmless if the gradient's norm is not finite.
+
+    Returns 1.0 for such a step, else 0.0, a tensor (): looking at it would make the host wait for a
+    GPU.
+    """
+    bad = (~norm.isfinite()).float()
+    if getattr(optimizer, "_step_supports_amp_scaling", False):  # as GradScaler asks
+        optimizer.found_inf = bad  # a fused optimizer does nothing at all where this is 1
+    if bad.is_cuda or bad > 0:
+        # any other one must at least not take a NaN into its momentum
+        for p in parameters:
+            gradient = p.grad.to_local() if hasattr(p.grad, "to_local") else p.grad
+            gradient.masked_fill_(bad > 0, 0.0)
+    return bad
+
+
+def whole_weights(model, sharded):
+    """The state dict of a model, gathered from all processes if it is sharded."""
+    return get_model_state_dict(
+        model, options=StateDictOptions(full_state_dict=True, cpu_offload=sharded))
+
+
+# -----------------------------------------------------------------------------
+# signals
+
+
+class StopSignals:
+    """A block in which Ctrl-C and SIGTERM only set `received`, so that a step can be finished
+    first.
+
+    A second Ctrl-C ends the process at once.
+    """
+    def __enter__(self):
+        self.received = False
+        self.previous = {number: signal.signal(number, self.handle)
+                         for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def handle(self, number, frame):
+        self.received = True
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+
+    def __exit__(self, *error):
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)

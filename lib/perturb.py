@@ -1,0 +1,307 @@
+"""
+ReCode's perturbations of a prompt (Wang et al. 2022, arXiv 2212.10264): changes that mean nothing.
+
+A model that has understood a prompt solves the perturbed one too: eval.py, which calls this file,
+measures it.
+"""
+import ast
+import builtins
+import keyword
+import math
+import random
+import re
+from dataclasses import dataclass
+from functools import partial
+
+
+@dataclass
+class Program:
+    """A problem while it is being perturbed."""
+    prompt: str       # up to where the model takes over: signature and docstring
+    solution: str     # the canonical solution, the rest of the program
+    entry_point: str  # the name of the function to write
+    letter: int       # an index into entry_point: where a way may change the name
+
+
+# A *way* is a function (program, rng) -> (prompt, solution, entry_point), changed but meaning the
+# same, or None where the way does not apply. It may raise the SyntaxError of a program that does
+# not parse. `perturb` stands at the end, after the ways of each kind.
+
+
+def meaning(source):
+    """What a program does, as a string: its syntax tree without docstrings. Raises SyntaxError."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if not isinstance(body, list) or not body:
+            continue
+        first = body[0]
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+            first.value.value = ""
+    return ast.dump(tree)
+
+
+def if_meaning_stays(program, prompt, solution):
+    """The result of a way that must not touch the syntax tree; None where it did after all.
+
+    It does where a regular expression hits what only looks like code, such as quotes in a string.
+    """
+    if meaning(prompt + solution) != meaning(program.prompt + program.solution):
+        return None
+    return prompt, solution, program.entry_point
+
+
+# -----------------------------------------------------------------------------
+# changes of one word at the letter with the index i; function names and prose share them
+
+# On an American keyboard the key to the right of each letter, or to the left at a row's end.
+NEXT_KEY = dict(zip("qwertyuiop" "asdfghjkl" "zxcvbnm",
+                    "wertyuiopo" "sdfghjklk" "xcvbnmn"))
+
+
+def swap_letters(word, i):
+    return word[:i] + word[i + 1:i + 2] + word[i] + word[i + 2:]
+
+
+def double_letter(word, i):
+    return word[:i] + word[i] + word[i:]
+
+
+def hit_next_key(word, i):
+    return word[:i] + NEXT_KEY[word[i].lower()] + word[i + 1:]
+
+
+def camel_case(word, i):
+    return re.sub(r"(?<=[^_])_+(.)", lambda match: match[1].upper(), word)  # a leading _ stays
+
+
+def capitalize(word, i):
+    return word.capitalize()
+
+
+def swap_case(word, i):
+    return word.swapcase()
+
+
+def add_space(word, i):
+    return word + " "
+
+
+# -----------------------------------------------------------------------------
+# kind "name": the function's name
+
+
+def rename_function(change, program, rng):
+    """Give the function a name changed by `change`, in the prompt and in the solution's calls.
+
+    In the prompt only where a parenthesis follows: the prose may use the name as a plain word.
+    """
+    old, new = program.entry_point, change(program.entry_point, program.letter)
+    in_use = re.search(rf"\b{new}\b", program.prompt + program.solution)
+    if in_use or hasattr(builtins, new) or keyword.iskeyword(new):
+        return None
+    prompt = re.sub(rf"(?<![\w.]){old}(?=\()", new, program.prompt)
+    solution = re.sub(rf"(?<![\w.]){old}\b", new, program.solution)
+    compile(prompt + solution, "", "exec")  # raises SyntaxError if something else was hit
+    return prompt, solution, new
+
+
+# -----------------------------------------------------------------------------
+# kind "format": white space and quotes
+
+
+def indent_by(unit, program, rng):
+    """Indent by `unit` where the program indents by four spaces."""
+    def reindent(text):
+        return re.sub(r"^(?:    )+", lambda match: len(match[0]) // 4 * unit, text, flags=re.M)
+    return if_meaning_stays(program, reindent(program.prompt), reindent(program.solution))
+
+
+def add_blank_line(program, rng):
+    """Add a blank line at the end of the prompt or after the function's signature."""
+    at_end = program.prompt + "\n"
+    after_signature = re.sub(rf"(def {program.entry_point}\(.*?:)\n", r"\1\n\n", program.prompt)
+    return if_meaning_stays(program, rng.choice((at_end, after_signature)), program.solution)
+
+
+def change_quotes(program, rng):
+    """Write docstrings between ''' in place of double quotes."""
+    if "'''" in program.prompt:
+        return None
+    prompt = program.prompt.replace('"""', "'''")
+    return if_meaning_stays(program, prompt, program.solution)
+
+
+def split_signature(program, rng):
+    """Put the parameters on a line of their own."""
+    start = f"def {program.entry_point}("
+    prompt = program.prompt.replace(start, f"{start}\n        ")
+    return if_meaning_stays(program, prompt, program.solution)
+
+
+# -----------------------------------------------------------------------------
+# kind "syntax": the names of variables
+
+
+def renamable(prompt, source):
+    """{name: its position} of parameters and variables in the prompt, less those that mean more.
+
+    prompt, source: syntax trees of the prompt and of the whole program.
+    """
+    taken = set(dir(builtins))
+    for node in ast.walk(source):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.alias)):
+            taken.add(node.name)
+    names = []
+    for node in ast.walk(prompt):
+        if isinstance(node, ast.arg):
+            names.append(node.arg)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.append(node.id)
+    distinct = dict.fromkeys(names)
+    return {name: i for i, name in enumerate(distinct) if name not in taken}
+
+
+def draw_names(positions, rng):
+    """{old name: new name}: either all of six random letters or all numbered."""
+    if rng.random() < 0.5:
+        return {name: "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for name in positions}
+    return {name: f"var_{i}" for name, i in positions.items()}
+
+
+def mentions(source, functions):
+    """Yields (node, name) where the syntax tree `source` mentions a variable.
+
+    A keyword argument is one where the call is of `functions`, whose parameters get new names.
+    """
+    for node in ast.walk(source):
+        if isinstance(node, ast.Name):
+            yield node, node.id
+        elif isinstance(node, ast.arg):
+            yield node, node.arg
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", None) in functions:
+            for argument in node.keywords:
+                yield argument, argument.arg
+
+
+def replace_names(text, places, new_names):
+    """`text` with the names at `places`, (line, column, name) in ast's counting, replaced."""
+    lines = [line.encode() for line in text.split("\n")]  # ast's columns count UTF-8 bytes
+    for number, column, name in sorted(places, reverse=True):  # from the right: columns stay valid
+        line = lines[number - 1]  # ast counts lines from 1
+        end = column + len(name.encode())
+        lines[number - 1] = line[:column] + new_names[name].encode() + line[end:]
+    return b"\n".join(lines).decode()
+
+
+def rename_variables(program, rng):
+    """Give new names to the parameters, and to the helpers' variables, that the prompt shows.
+
+    Docstrings keep the old names.
+    "def f(n):\\n", "    return n\\n"  ->  "def f(var_0):\\n", "    return var_0\\n"
+    """
+    if not program.prompt.endswith("\n"):
+        return None  # where the new prompt ends is found by counting its lines
+    old_text = program.prompt + program.solution
+    source, prompt = ast.parse(old_text), ast.parse(program.prompt)
+
+    new_names = draw_names(renamable(prompt, source), rng)
+    functions = {node.name for node in prompt.body if isinstance(node, ast.FunctionDef)}
+    places = set()
+    for node, name in mentions(source, functions):
+        if name in new_names:
+            places.add((node.lineno, node.col_offset, name))
+    new_text = replace_names(old_text, places, new_names)
+
+    # The proof that only names changed: with the old ones put back, the syntax tree is the old one.
+    restored = meaning(new_text)
+    for old, new in new_names.items():
+        restored = restored.replace(f"'{new}'", f"'{old}'")
+    if restored != meaning(old_text):
+        return None
+    lines = new_text.split("\n")
+    n_prompt = program.prompt.count("\n")
+    new_prompt = "\n".join(lines[:n_prompt]) + "\n"
+    return new_prompt, "\n".join(lines[n_prompt:]), program.entry_point
+
+
+# -----------------------------------------------------------------------------
+# kind "docstring": typing errors
+
+# Where the prose of a docstring ends, since an example begins: it has to stay right.
+EXAMPLE = r">>>|\bassert\b|[Ee]xamples?\b|==|➞|->"
+# A plain word: no part of an escape, of an expression or of something in quotes.
+WORD = r"(?<![\w\\'\"(\[.])[A-Za-z]{3,}(?![\w'\"()\[\]])"
+DOCSTRING = r"(\"\"\"|''')(.*?)\1"
+
+
+def change_words(change, program, rng):
+    """Change one word of six in the prose of the prompt's last docstring by `change`."""
+    docstrings = list(re.finditer(DOCSTRING, program.prompt, re.S))
+    if not docstrings:
+        return None
+    start, end = docstrings[-1].span(2)
+    prose = re.split(EXAMPLE, program.prompt[start:end])[0]
+    words = [match.span() for match in re.finditer(WORD, prose)]
+    chosen = rng.sample(words, math.ceil(len(words) / 6))
+
+    new_prose = prose
+    for first, last in sorted(chosen, reverse=True):  # from the right: the spans stay valid
+        word = prose[first:last]
+        letter = rng.randrange(len(word) - 1)
+        new_prose = new_prose[:first] + change(word, letter) + new_prose[last:]
+    after_prose = program.prompt[start + len(prose):]
+    prompt = program.prompt[:start] + new_prose + after_prose
+    return if_meaning_stays(program, prompt, program.solution)
+
+
+# -----------------------------------------------------------------------------
+# all of them: {kind: {way: function}}
+
+# A new perturbation is a function and its line here. It moves the draws of its kind, and so the
+# kind's results: their order in the table counts too.
+PERTURBATIONS = {
+    "name": {
+        "camel": partial(rename_function, camel_case),
+        "swap": partial(rename_function, swap_letters),
+        "double": partial(rename_function, double_letter),
+        "capital": partial(rename_function, capitalize),
+    },
+    "format": {
+        "tabs": partial(indent_by, "\t"),
+        "two spaces": partial(indent_by, "  "),
+        "blank line": add_blank_line,
+        "quotes": change_quotes,
+        "split": split_signature,
+    },
+    "syntax": {
+        "rename": rename_variables,
+    },
+    "docstring": {
+        "swap": partial(change_words, swap_letters),
+        "typo": partial(change_words, hit_next_key),
+        "case": partial(change_words, swap_case),
+        "spaces": partial(change_words, add_space),
+    },
+}
+
+
+def perturb(problem, kind, seed):
+    """(prompt, canonical solution, entry point) of a problem, perturbed in one way of a `kind`.
+
+    The ways are tried in random order until one applies; where none does, nothing changes.
+    problem: a row in HumanEval's format. The result is a function of (task_id, kind, seed).
+    """
+    rng = random.Random(f"{problem['task_id']} {kind} {seed}")
+    unchanged = problem["prompt"], problem.get("canonical_solution", ""), problem["entry_point"]
+    ways = PERTURBATIONS[kind]
+    for way in rng.sample(list(ways), len(ways)):
+        # drawn here and not where it is used, so that each kind and way takes the same draws
+        letter = rng.randrange(max(1, len(problem["entry_point"]) - 1))
+        try:
+            changed = ways[way](Program(*unchanged, letter), rng)
+        except (SyntaxError, ValueError):  # ValueError: a null byte, in Python 3.11.0
+            continue
+        if changed and changed[0] != problem["prompt"]:
+            return changed
+    return unchanged

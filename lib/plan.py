@@ -1,0 +1,201 @@
+"""
+Will a training fit on the GPUs, and how long will it take? Memory is counted on tensors without
+storage, so no GPU is needed for the answer.
+
+model.py prints the sizes and the plan (python model.py --plan); train.py counts its FLOPs here.
+"""
+from dataclasses import dataclass, replace
+
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from lib.options import expect, flag
+
+
+@dataclass
+class PlanOptions:
+    vocab_size: int = flag(64 + 256 + 65536, "number of symbols: 320, and the proxy's")
+    ngram: int = flag(0, "longest byte n-gram with an embedding; 0: none")
+    plan: bool = flag(False, "plan of a training's memory and time, in place of the sizes")
+    size: str = flag("1.5B", "size to plan for, one that is printed without --plan")
+    gpus: int = flag(8, "number of devices")
+    gpu_memory: float = flag(80.0, "memory of a device, in GB")
+    tflops: float = flag(989.0, "peak of a device in bfloat16, in TFLOP/s (989: H100)")
+    mfu: float = flag(0.4, "share of this peak that training reaches; 0.4 is usual when compiled")
+    budget: float = flag(1e11, "symbols to train on")
+    micro_batch: int = flag(1, "contexts that a device takes at once")
+    block_size: int = flag(0, "symbols in a context; 0: the size's own")
+    dtype: str = flag("bfloat16", "precision of the computation", choices=("bfloat16", "float32"))
+    fsdp: bool = flag(False, "sharding over the devices, as in train.py")
+    activation_checkpointing: bool = flag(False, "activations computed twice, as in train.py")
+
+
+def flops_per_symbol(model, byte_rows, raw_share=0.0):
+    """Training FLOPs of a symbol, forward and backward, on average.
+
+    6 for each parameter that multiplies, 12 for each attended symbol, channel and layer (PaLM,
+    arXiv 2204.02311, appendix B; causal attention is counted in full, as there). raw_share: the
+    share of positions after a raw byte, whose loss needs only `byte_rows` rows of the output layer.
+    """
+    config = model.config
+    multiplying = model.n_params(embeddings=False)
+    multiplying -= raw_share * config.n_embd * max(0, config.vocab_size - byte_rows)
+    if model.byte_heads is not None:  # they work on raw bytes only
+        multiplying -= (1 - raw_share) * model.byte_heads.n_params()
+        # each head reads the byte rows once more. These get no gradient, nor do the states that the
+        # heads read: 2 of 3 matrix products are left
+        multiplying += raw_share * config.n_byte_heads * config.n_embd * byte_rows * 2 / 3
+        multiplying -= raw_share * model.byte_heads.gate_up.weight.numel() / 3
+    attention = 12 * config.n_layer * config.n_embd * config.block_size
+    return 6 * multiplying + attention
+
+
+# -----------------------------------------------------------------------------
+# the sizes
+
+
+def model_without_memory(GPT, config):
+    """A GPT whose parameters have shapes and no storage: 14B costs as little as nano."""
+    with torch.device("meta"):
+        return GPT(config)
+
+
+def print_sizes(options, GPT, named, sizes, byte_rows):
+    """A line for each of `sizes`. named: a size's config, given its name."""
+    print(f"with a vocabulary of {options.vocab_size:,} symbols: 64 special, 256 bytes, "
+          "the rest the proxy's")
+    print(f"{'size':>6} {'layers':>6} {'width':>6} {'heads':>5} {'context':>8} {'parameters':>15} "
+          f"{'not embeddings':>15} {'FLOPs/symbol':>13} {'KV bytes/symbol':>16}")
+    for size in sizes:
+        config = named(size, vocab_size=options.vocab_size, ngram=options.ngram)
+        model = model_without_memory(GPT, config)
+        kv_bytes = config.n_layer * 2 * config.n_embd * 2  # keys and values, in bfloat16
+        print(f"{size:>6} {config.n_layer:6} {config.n_embd:6} {config.n_head:5} "
+              f"{config.block_size:8,} {model.n_params():15,} "
+              f"{model.n_params(embeddings=False):15,} "
+              f"{flops_per_symbol(model, byte_rows):13.2e} {kv_bytes:16,}")
+
+
+# -----------------------------------------------------------------------------
+# the plan
+
+
+class KeptTensors:
+    """Counts the bytes that autograd keeps for the backward pass, less the weights."""
+
+    def __init__(self):
+        self.sizes = {}     # of each storage
+        self.weights = set()
+        self.alive = []     # a storage that is freed could hand its address to another
+
+    def keep(self, tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.weights:
+            self.sizes[storage._cdata] = storage.nbytes()
+        self.alive.append(tensor)
+        return tensor
+
+    def total(self):
+        return sum(self.sizes.values())
+
+
+def kept_for_backward(GPT, config, micro_batch, dtype, recompute):
+    """Bytes that a micro-batch keeps for its backward pass, eager: (by the blocks, by the loss).
+
+    Counted, not estimated: the model runs on fake tensors, which have shapes and no storage.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode  # takes a second
+    kept = KeptTensors()
+    torch.set_default_dtype(dtype)
+    try:
+        with FakeTensorMode(), saved_tensors_hooks(kept.keep, lambda tensor: tensor):
+            model = GPT(config)
+            model.recompute = recompute
+            kept.weights = {p.untyped_storage()._cdata for p in model.parameters()}
+            idx = torch.zeros(micro_batch, config.block_size, dtype=torch.long)
+            x = model.states(idx, idx)
+            blocks = kept.total()
+            no_position = torch.zeros(0, dtype=torch.long)
+            every_position = torch.arange(idx.numel())
+            model.loss(x, idx, after_raw=no_position, after_other=every_position)
+            return blocks, kept.total() - blocks
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def memory(options, config, GPT, loss_rows):
+    """{what: bytes on a device} at the peak of a training step.
+
+    The peak is in the last of several micro-batches, when there are gradients already. loss_rows:
+    the positions of a chunk of the loss.
+    """
+    model = model_without_memory(GPT, config)
+    n = model.n_params()
+    n_block = sum(p.numel() for p in model.blocks[0].parameters())
+    shards = options.gpus if options.fsdp else 1
+    half = options.dtype == "bfloat16"
+    dtype = torch.bfloat16 if half else torch.float32
+    recompute = options.activation_checkpointing
+
+    blocks, loss = kept_for_backward(GPT, config, options.micro_batch, dtype, recompute)
+    # a chunk of the loss has logits, log-probabilities and gradients, each in float32
+    logits = loss + 3 * 4 * loss_rows * config.vocab_size
+    if recompute:
+        # one block at a time is computed again, when the logits are gone
+        one, two = (kept_for_backward(GPT, replace(config, n_layer=n_layer), options.micro_batch,
+                                      dtype, recompute=False)[0] for n_layer in (1, 2))
+        one_block = two - one
+        blocks += one_block
+        logits = max(0, logits - one_block)
+
+    bytes_in_use = dtype.itemsize
+    if shards > 1:
+        # FSDP gathers the block at work, the next one, and all that is no block; and their
+        # gradients
+        gathered = n - (config.n_layer - 2) * n_block
+        weights_in_use = 2 * bytes_in_use * gathered
+    else:
+        weights_in_use = bytes_in_use * n if half else 0  # autocast's copies
+    return {
+        "parameters": 4 * n / shards,
+        "gradients": 4 * n / shards,
+        "optimizer state": 8 * n / shards,  # of AdamW: two moments
+        "weights in use": weights_in_use,
+        "activations": blocks,
+        "logits": logits,
+    }
+
+
+def print_plan(options, config, GPT, byte_rows, loss_rows):
+    """Print whether a training fits on the GPUs, and how long it takes. Raises UserError.
+
+    config: of the size that is planned for. byte_rows, loss_rows: as in `flops_per_symbol`,
+    `memory`.
+    """
+    expect(options, "above 0", "gpus", "gpu_memory", "micro_batch", "budget", "tflops", "mfu")
+    expect(options, "of 0 or more", "block_size")
+    expect(options, "from 0 to 1", "mfu")
+    config.block_size = options.block_size or config.block_size
+    savers = ("activation_checkpointing", "fsdp")
+    used = "".join(f", --{name}" for name in savers if getattr(options, name))
+    print(f"{options.size} on {options.gpus} GPUs of {options.gpu_memory:g} GB, {options.dtype}, "
+          f"micro-batch of {options.micro_batch} x {config.block_size:,} symbols{used}")
+
+    parts = memory(options, config, GPT, loss_rows)
+    for name, size in parts.items():
+        print(f"  {name:16} {size / 1e9:8.2f} GB a GPU")
+    total = sum(parts.values())
+    available = 1e9 * options.gpu_memory
+    verdict = "fits" if total <= available else "does not fit"
+    print(f"  {'in all':16} {total / 1e9:8.2f} GB a GPU: {verdict}, eager, with AdamW; "
+          "torch.compile keeps less")
+    for name in savers:
+        if total > available and not getattr(options, name):
+            options = replace(options, **{name: True})
+            total = sum(memory(options, config, GPT, loss_rows).values())
+            print(f"  with --{name} it takes {total / 1e9:8.2f} GB")
+
+    flops = options.budget * flops_per_symbol(model_without_memory(GPT, config), byte_rows)
+    seconds = flops / (options.gpus * options.tflops * 1e12 * options.mfu)
+    print(f"  {options.budget:.2g} symbols are {flops:.2e} FLOPs: {seconds / 86400:.3g} days at "
+          f"{options.mfu:.0%} of {options.tflops:g} TFLOP/s a GPU")

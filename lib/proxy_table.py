@@ -1,0 +1,237 @@
+"""
+What the proxies do to text: a table of ratio, speed and stability, and one text in colour.
+
+Called by proxies.py, for --report and for `python proxies.py 'some text'`. The fitted proxies come
+in as arguments. What a proxy needs to have:
+
+    name                 its name in the table
+    n_symbols            how many symbols there are
+    symbol_lengths       the bytes that each symbol stands for, an int64 array; None if not known
+    encode_batch(texts)  an array of symbols for each text
+    decode(symbols)      the text, bytes
+    bare_encode(text)    optional, may be None: the bare library call inside the encoder
+    fuzzy                optional: True if several strings may share their code. Then it has, too:
+    segments(text)       the pieces of the text that are coded on their own, a list of bytes
+    encode_segment(s)    the symbols of one such piece, a list of int
+"""
+import itertools
+import os.path
+import time
+from collections import defaultdict
+
+import numpy as np
+import torch
+
+# -----------------------------------------------------------------------------
+# stability: how many symbols change when a few bytes do
+
+
+def levenshtein(a, b):
+    """Edit distance of two arrays over the longer one's length (Levenshtein 1966): from 0 to 1.
+
+    The textbook's table of distances between the beginnings of a and b, one row for each symbol
+    of a. For a = [1, 2], b = [1, 3, 2]:
+
+             1  3  2
+          0  1  2  3     `row` before the first symbol of a
+       1  1  0  1  2
+       2  2  1  1  1     the distance is 1, the result 1/3
+    """
+    if len(a) == 0 or len(b) == 0:
+        return float(len(a) != len(b))
+    columns = np.arange(len(b) + 1)
+    row = columns
+    for symbol in a:
+        delete = row[1:] + 1
+        replace = row[:-1] + (b != symbol)
+        without_insertion = np.concatenate(([row[0] + 1], np.minimum(delete, replace)))
+        # Insertion asks the left neighbour, in the same row: new[j] = min(new[j], new[j - 1] + 1).
+        # Less the column's number, that is the minimum of all that stands to the left.
+        row = np.minimum.accumulate(without_insertion - columns) + columns
+    return float(row[-1]) / max(len(a), len(b))
+
+
+def delete_bytes(text, rate, rng):
+    """`text` without the share `rate` of its bytes, drawn at random."""
+    kept = rng.random(len(text)) >= rate
+    return np.frombuffer(text, np.uint8)[kept].tobytes()
+
+
+def stability(proxy, texts, rate, seed=0):
+    """Mean distance between the symbols of a text with and without the share `rate` of its bytes.
+
+    The paper's measure: 0 if no symbol changes, 1 if all do. Which bytes go is drawn by `seed`.
+    """
+    rng = np.random.default_rng(seed)
+    damaged = [delete_bytes(text, rate, rng) for text in texts]
+    codes = zip(proxy.encode_batch(texts), proxy.encode_batch(damaged))
+    return float(np.mean([levenshtein(a, b) for a, b in codes]))
+
+
+# -----------------------------------------------------------------------------
+# collisions: which strings share their code
+
+
+def strings_by_code(proxy, texts):
+    """{code: the distinct segments of the texts that have it}."""
+    strings = defaultdict(set)
+    for text in texts:
+        for segment in proxy.segments(text):
+            code = tuple(proxy.encode_segment(segment))
+            strings[code].add(segment)
+    return strings
+
+
+def have_long_common_prefix(a, b):
+    """Do they begin alike, for at least 0.8 of the longer one? The paper's measure."""
+    return len(os.path.commonprefix((a, b))) >= 0.8 * max(len(a), len(b))
+
+
+def differ_in_white_space(a, b):
+    """Are they the same but for white space?"""
+    return b"".join(a.split()) == b"".join(b.split())
+
+
+def collisions(proxy, texts):
+    """(share, close, white) of the distinct segments of the texts.
+
+    share: of the segments, those that have their code in common with another. close, white: of the
+    pairs with a common code, those with a long common prefix, and those that differ in white space.
+    """
+    groups = list(strings_by_code(proxy, texts).values())
+    n_segments = sum(len(group) for group in groups)
+    n_sharing = n_pairs = n_close = n_white = 0
+    for group in groups:
+        if len(group) == 1:
+            continue
+        n_sharing += len(group)
+        for a, b in itertools.combinations(group, 2):
+            n_pairs += 1
+            n_close += have_long_common_prefix(a, b)
+            n_white += differ_in_white_space(a, b)
+    return (n_sharing / max(1, n_segments),
+            n_close / max(1, n_pairs),
+            n_white / max(1, n_pairs))
+
+
+# -----------------------------------------------------------------------------
+# the table
+
+COLUMNS = {  # heading: width
+    "bytes/symbol": 12,
+    "bits/byte": 9,
+    "MB/s": 8,
+    "of bare": 7,
+    "exact": 8,
+    "1-byte": 8,
+    "drift 1%": 9,
+    "drift 10%": 9,
+}
+LEGEND = """
+of bare: speed over that of the bare tiktoken or gzip call. exact: samples decoded as they were.
+1-byte: symbols that stand for one byte. drift: edit distance of the symbols, over their number,
+after 1 % or 10 % of the bytes are deleted. -whole: without segmentation."""
+DRIFT_TEXTS = 60  # for the drift: edit distance takes time quadratic in the length
+
+
+def table_line(name, cells):
+    widths = COLUMNS.values()
+    padded = [f"{cell:>{width}}" for cell, width in zip(cells, widths)]
+    return " ".join([f"{name:22}", *padded])
+
+
+def seconds(work):
+    """The time that a call of `work` takes: the best of three after a warm-up."""
+    work()
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def speed_over_bare(proxy, texts, encoding_time):
+    """The share of the bare library call's speed that the encoder reaches; "" if there is none."""
+    bare_encode = getattr(proxy, "bare_encode", None)
+    if bare_encode is None:
+        return ""
+    bare_time = seconds(lambda: [bare_encode(text) for text in texts])
+    return f"{bare_time / encoding_time:.2f}"
+
+
+def share_of_single_bytes(proxy, symbols):
+    """The share of the symbols that stand for one byte; "" if symbols stand for no known bytes."""
+    if proxy.symbol_lengths is None:
+        return ""
+    return f"{np.mean(proxy.symbol_lengths[symbols] == 1):.1%}"
+
+
+def table_row(proxy, texts):
+    """A line of the proxy table, a string, measured on `texts`, a list of bytes."""
+    codes = proxy.encode_batch(texts)
+    symbols = np.concatenate(codes)
+    n_bytes = sum(len(text) for text in texts)
+    exact = [proxy.decode(code) == text for code, text in zip(codes, texts)]
+    encoding_time = seconds(lambda: proxy.encode_batch(texts))
+    bits_per_symbol = np.log2(proxy.n_symbols)
+
+    return table_line(proxy.name, [
+        f"{n_bytes / len(symbols):.2f}",
+        f"{bits_per_symbol * len(symbols) / n_bytes:.2f}",
+        f"{n_bytes / encoding_time / 1e6:.2f}",
+        speed_over_bare(proxy, texts, encoding_time),
+        f"{np.mean(exact):.1%}",
+        share_of_single_bytes(proxy, symbols),
+        f"{stability(proxy, texts[:DRIFT_TEXTS], 0.01):.3f}",
+        f"{stability(proxy, texts[:DRIFT_TEXTS], 0.10):.3f}",
+    ])
+
+
+def print_collisions(proxy, texts):
+    share, close, white = collisions(proxy, texts)
+    print(f"{proxy.name}: {share:.1%} of the distinct segments share their code with another,")
+    print(f"{close:.1%} of such pairs have a common prefix of at least 0.8; "
+          f"{white:.1%} differ in white space alone.")
+
+
+def print_proxy_table(title, proxies, texts):
+    """Print a row for each of the `proxies`, and the collisions of the fuzzy ones.
+
+    title: the corpus's name; texts: held-out samples of it, a list of bytes.
+    """
+    megabytes = sum(len(text) for text in texts) / 1e6
+    print(f"\n{title}: {len(texts)} held-out samples, {megabytes:.2f} MB; "
+          f"{torch.get_num_threads()} cores")
+    print(table_line("", COLUMNS))
+    for proxy in proxies:
+        print(table_row(proxy, texts), flush=True)  # a row may take a minute
+    print(LEGEND)
+    for proxy in proxies:
+        if getattr(proxy, "fuzzy", False):
+            print_collisions(proxy, texts)
+
+
+# -----------------------------------------------------------------------------
+# one text in colour
+
+BOLD, PLAIN = "\033[1m", "\033[0m"
+BACKGROUNDS = ("\033[30;46m", "\033[97;44m")  # black on cyan, white on blue
+
+
+def show_symbols(proxy, text):
+    """Print `text` (bytes) as the proxy's symbols, on alternating backgrounds.
+
+    If it is not known what a symbol stands for, the first symbols are printed as numbers.
+    """
+    symbols = proxy.encode_batch([text])[0]
+    ratio = len(text) / max(1, len(symbols))
+    print(f"\n{BOLD}{proxy.name}: {len(text)} bytes, {len(symbols)} symbols, "
+          f"{ratio:.2f} bytes a symbol{PLAIN}")
+    if proxy.symbol_lengths is None:
+        print(f"a symbol stands for no piece of the text: {symbols[:12].tolist()} ...")
+        return
+    for i, symbol in enumerate(symbols):
+        piece = proxy.decode([symbol]).decode("utf-8", "replace")
+        print(BACKGROUNDS[i % 2] + piece.replace("\n", "⏎\n"), end="")
+    print(PLAIN)

@@ -1,0 +1,47 @@
+"""
+What train.py prints: a line for each validation, and the closing report.
+"""
+
+
+def log_line(line):
+    """A line of log.jsonl as the terminal shows it."""
+    shown = [f"step {line['step']:6}"]
+    for name in ("loss", "val_raw", "val_comp", "r"):
+        if line.get(name) is not None:
+            shown.append(f"{name} {line[name]:.3f}")
+    if line["skipped"]:
+        shown.append(f"skipped {line['skipped']}")
+    return "  ".join(shown)
+
+
+def print_report(report, options, seconds):
+    """The closing report. seconds: of the whole run, of which report["seconds"] is the training."""
+    read_as = "the proxy's symbols" if "bpb_comp" in report else "raw bytes"
+    rows = [("trained on", f"{report['symbols']:,} symbols, {report['text_bytes']:,} bytes of "
+             f"text, {report['flops']:.2e} FLOPs, in {report['seconds']:.0f} s")]
+    for key in ("bpb", "bpb_comp"):
+        if key in report:
+            rows.append(("bits per byte", f"{report[key]:.4f} of held-out text, read as {read_as}"))
+    if "pass@1" in report:
+        rows.append(("pass@1, pass@10", f"{report['pass@1']:.3f}, {report['pass@10']:.3f} of "
+                     f"completions in {read_as}, on problems of held-out compositions"))
+        rows.append(("fact recall", f"{report['facts_any']:.3f} of those that may be seen raw, "
+                     f"{report['facts_comp']:.3f} of those only seen compressed; chance 0.000"))
+    rows.append(("whole run", f"{seconds:.0f} s"))
+    print(f"\n{options.out}: proxy {options.proxy}, mix {options.mix}, {options.size}, "
+          f"seed {options.seed}")
+    for name, value in rows:
+        print(f"  {name:16} {value}")
+    print_next(options)
+
+
+def print_next(options):
+    """Commands to go on with."""
+    is_tinycode = options.data == "tinycode"
+    prompt = "def add_up(values):" if is_tinycode else "import "
+    print("next:")
+    print(f"  python sample.py {options.out} --prompt='{prompt}'")
+    print(f"  python eval.py {options.out}")
+    if options.proxy != "none":
+        data = "" if is_tinycode else f" --data={options.data}"
+        print(f"  python train.py --proxy=none{data}      # the baseline: raw bytes only")

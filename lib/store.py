@@ -1,0 +1,544 @@
+"""
+Both views of every sample on disk: the raw bytes and a proxy's symbols, memory-mapped.
+
+mix.py prepares the views of a corpus and draws from them; `locked` and the `write_...` functions
+also serve whatever else writes files that must be whole.
+
+    cache/SOURCE/samples-LONGEST/              one shard of one source, cut into samples
+        raw.bin  raw.idx  flags.bin            the bytes, where each sample ends, its flags
+        PROXY/comp.bin  comp.idx               the same samples as a proxy's symbols
+        meta.json, in both folders             written last: it says that the folder is complete
+
+A large corpus takes hours to encode, so a run that was killed goes on where it was: worker
+processes write the symbols in parts, and a part that is on disk is not encoded again.
+"""
+import array
+import contextlib
+import itertools
+import json
+import os
+import pickle
+import queue
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from tqdm import tqdm
+
+from lib.corpus import ROOT, cut_at_lines, hash01
+from lib.options import UserError
+
+CACHE = Path(os.environ.get("NANOPROXY_CACHE", ROOT / "cache"))
+PART_BYTES = 1_000_000  # text that is encoded and written at a time
+
+# The byte of flags that a sample has: two bits say which views training may show, one the split.
+ANY, RAW_ONLY, COMP_ONLY = 0, 1, 2
+VIEW_BITS = 0b011
+HELD_OUT_BIT = 0b100
+VIEW_FLAGS = {None: ANY, "raw": RAW_ONLY, "comp": COMP_ONLY}
+
+
+# -----------------------------------------------------------------------------
+# files that are whole or not there
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """Let one process at a time in; the others wait, then find what the first one wrote.
+
+    Makes `folder`, which holds the lock. Raises UserError where it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock")
+        lock.acquire()
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error}; set NANOPROXY_CACHE to a folder "
+                        "that can be written") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def new_file(path):
+    """The file that becomes `path` at the end of the block, open for writing bytes.
+
+    Until then it has a temporary name, with the process's id in it: nobody ever reads half a file,
+    and two processes that write the same file do not meet. Raises UserError where it cannot be
+    written; what was at `path` before is then still there.
+    """
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}; what was finished before is kept") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_file(path, data):
+    """Write `data` (bytes). Raises UserError, as `new_file` does."""
+    with new_file(path) as file:
+        file.write(data)
+
+
+def write_array(path, values):
+    """Write the numbers of an array, without its shape or dtype. Raises UserError."""
+    write_file(path, np.ascontiguousarray(values).data)
+
+
+def write_torch(path, state):
+    """Write what `torch.load` reads back. Raises UserError."""
+    import torch  # a second, which a worker whose proxy has no use for it is spared
+    with new_file(path) as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # torch reports a full disk as one
+            raise OSError(error) from None
+
+
+def write_json(path, value):
+    write_file(path, json.dumps(value).encode())
+
+
+def read_slice(path, dtype, start, end):
+    """The numbers start .. end-1 of a file that `write_array` wrote."""
+    dtype = np.dtype(dtype)
+    return np.fromfile(path, dtype, count=end - start, offset=start * dtype.itemsize)
+
+
+def is_complete(folder):
+    return (folder / "meta.json").exists()
+
+
+def remove_leftovers(folder):
+    """Remove the temporary files and encoded parts that a killed run left in a complete folder."""
+    for pattern in ("*.tmp", "[0-9]*.idx", "[0-9]*.bin"):
+        for path in folder.glob(pattern):
+            with contextlib.suppress(OSError):  # on Windows, a file that someone still has open
+                path.unlink()
+
+
+def relative(path):
+    """A path as messages show it: from the working folder on, where there is a way."""
+    try:
+        return os.path.relpath(path)
+    except ValueError:  # on Windows, there is none to another drive
+        return str(path)
+
+
+def progress_bar(what, text_bytes):
+    """A bar on the terminal over so many bytes of text; none where stderr is a file or a pipe."""
+    return tqdm(total=text_bytes, desc=what, unit="B", unit_scale=True, leave=False, disable=None)
+
+
+# -----------------------------------------------------------------------------
+# reading the views
+
+
+class Part:
+    """The samples in one folder, memory-mapped: raw, and also encoded where `comp_folder` is given.
+
+    Sample i is raw_symbols[raw_offsets[i]:raw_offsets[i + 1]], and so for comp. flags: uint8 (n,).
+    Raises UserError where the encoded samples are not those of the raw ones.
+    """
+
+    def __init__(self, folder, comp_folder=None):
+        self.folder = folder
+        self.meta = json.loads((folder / "meta.json").read_text())
+        self.raw_symbols = np.memmap(folder / "raw.bin", dtype=np.uint8, mode="r")
+        self.raw_offsets = np.memmap(folder / "raw.idx", dtype=np.int64, mode="r")
+        # flags are read whole: which samples may be drawn is asked of all of them
+        self.flags = np.fromfile(folder / "flags.bin", dtype=np.uint8)
+        if comp_folder is not None:
+            self.open_comp(comp_folder)
+
+    def open_comp(self, folder):
+        meta = json.loads((folder / "meta.json").read_text())
+        self.comp_symbols = np.memmap(folder / "comp.bin", dtype=meta["dtype"], mode="r")
+        self.comp_offsets = np.memmap(folder / "comp.idx", dtype=np.int64, mode="r")
+        same_corpus = meta["raw"] == self.meta["id"]
+        if not same_corpus or len(self.comp_offsets) != len(self.raw_offsets):
+            raise UserError(f"the views in {folder} are another corpus's: expected "
+                            f"{self.meta['id']}, found {meta['raw']}; "
+                            "delete that folder and run again")
+
+
+class Views:
+    """Both views of every sample of a corpus, part after part.
+
+    view: uint8 (n,), ANY, RAW_ONLY or COMP_ONLY. held_out: bool (n,).
+    symbol_lengths: how many bytes of text each proxy symbol stands for, or None.
+    starts: int64 (parts + 1,), the first sample of each part, then the number of samples.
+    groups: (first part, weight) of each source that has a weight of its own. Where sources count by
+        their size, all parts are one group.
+    """
+
+    def __init__(self, parts, symbol_lengths=None, groups=((0, 1.0),)):
+        self.parts = parts
+        self.symbol_lengths = symbol_lengths
+        self.groups = groups
+        n_samples = [len(part.flags) for part in parts]
+        self.starts = np.cumsum([0, *n_samples], dtype=np.int64)
+        flags = np.concatenate([part.flags for part in parts])
+        self.view = flags & VIEW_BITS
+        self.held_out = (flags & HELD_OUT_BIT) > 0
+        self.id = "+".join(part.meta["id"] for part in parts)
+        self.text_bytes = sum(part.meta["text_bytes"] for part in parts)
+
+    def __len__(self):
+        return len(self.view)
+
+    def find(self, i):
+        """(the part that sample i is in, its number there)"""
+        n = int(np.searchsorted(self.starts, i, side="right")) - 1
+        return self.parts[n], i - self.starts[n]
+
+    def raw(self, i):
+        """The bytes of sample i, uint8 (n,)."""
+        part, number = self.find(i)
+        start = part.raw_offsets[number]
+        end = part.raw_offsets[number + 1]
+        return part.raw_symbols[start:end]
+
+    def comp(self, i):
+        """The proxy's symbols of sample i, (n,) of the proxy's dtype."""
+        part, number = self.find(i)
+        start = part.comp_offsets[number]
+        end = part.comp_offsets[number + 1]
+        return part.comp_symbols[start:end]
+
+
+# -----------------------------------------------------------------------------
+# writing the raw view
+
+
+class SampleTable:
+    """What is known of each sample besides its bytes, while they are being written."""
+
+    def __init__(self):
+        # arrays that grow, and hold a number in 8 bytes where a list takes 40
+        self.offsets = array.array("q", [0])  # where the first sample begins, then where each ends
+        self.flags = array.array("B")
+        # With few documents it happens that the hash of their names holds none of them out. Then
+        # the one of the lowest hash is, the nearest to being held out: these are its samples.
+        self.lowest_hash = 1.0
+        self.lowest_samples = slice(0, 0)
+
+    def add(self, document, samples):
+        """Add the samples (a list of bytes) of a document."""
+        flag = VIEW_FLAGS[document.view]
+        if document.held_out:
+            flag |= HELD_OUT_BIT
+        first = len(self.flags)
+        for sample in samples:
+            self.offsets.append(self.offsets[-1] + len(sample))
+            self.flags.append(flag)
+        name_hash = hash01(document.name)
+        if samples and name_hash < self.lowest_hash:
+            self.lowest_hash = name_hash
+            self.lowest_samples = slice(first, len(self.flags))
+
+    def final_flags(self):
+        """The flags, uint8 (n,), of which at least one sample's say that it is held out."""
+        flags = np.array(self.flags)
+        if not (flags & HELD_OUT_BIT).any():
+            flags[self.lowest_samples] |= HELD_OUT_BIT
+        return flags
+
+
+def write_raw(source, folder, longest, shard=0, n_shards=1):
+    """Write the samples of every n_shards-th document of a source, from document `shard` on.
+
+    longest: of a sample, in bytes. Raises UserError where there are not two documents with text.
+    """
+    table = SampleTable()
+    documents = itertools.islice(source.documents(), shard, None, n_shards)
+    progress = progress_bar("samples", source.n_bytes)
+    with new_file(folder / "raw.bin") as file, progress:
+        for document in documents:
+            samples = cut_at_lines(document.text, longest)
+            file.writelines(samples)
+            table.add(document, samples)
+            progress.update(len(document.text) * n_shards)  # the other shards' are passed over
+
+    flags = table.final_flags()
+    if (flags & HELD_OUT_BIT).all():
+        raise UserError(f"--data={source.data}: only one document with text; "
+                        "expected two or more, to hold one out")
+    write_array(folder / "raw.idx", table.offsets)
+    write_array(folder / "flags.bin", flags)
+    meta = {
+        "id": f"{source.id}-{folder.name}",
+        "data": source.data,
+        "samples": len(flags),
+        "text_bytes": table.offsets[-1],
+    }
+    write_json(folder / "meta.json", meta)
+
+
+# -----------------------------------------------------------------------------
+# writing the proxy's view
+
+
+@dataclass
+class Encoding:
+    """All that a process needs to know in order to encode parts of one folder's samples.
+
+    Part n is the samples edges[n] .. edges[n + 1] - 1. It is written to two files of its own, so
+    that processes need not wait for each other; `join` makes one of all parts.
+    """
+    folder: Path
+    comp_folder: Path
+    proxy: object
+    edges: list
+
+    @property
+    def parts(self):
+        return range(len(self.edges) - 1)
+
+    def symbols_path(self, part):
+        return self.comp_folder / f"{part:06}.bin"
+
+    def offsets_path(self, part):
+        return self.comp_folder / f"{part:06}.idx"
+
+    def is_done(self, part):
+        return self.symbols_path(part).exists()
+
+    def read_samples(self, part):
+        """The texts of a part, a list of bytes."""
+        first, end = self.edges[part], self.edges[part + 1]
+        offsets = read_slice(self.folder / "raw.idx", np.int64, first, end + 1)
+        text = read_slice(self.folder / "raw.bin", np.uint8, offsets[0], offsets[-1]).tobytes()
+        within = (offsets - offsets[0]).tolist()
+        return [text[a:b] for a, b in itertools.pairwise(within)]
+
+    def encode(self, part):
+        """Encode and write a part. Returns how many bytes of text it has. Raises UserError."""
+        texts = self.read_samples(part)
+        encoded = self.proxy.encode_batch(texts)
+        lengths = [len(symbols) for symbols in encoded]
+        symbols = np.concatenate(encoded).astype(self.proxy.dtype)
+        # offsets within the part: where it will stand in comp.bin, only `join` knows
+        # the symbols come last: that they are there means that the part is done
+        write_array(self.offsets_path(part), np.cumsum(lengths, dtype=np.int64))
+        write_array(self.symbols_path(part), symbols)
+        return sum(len(text) for text in texts)
+
+    def join(self):
+        """Write comp.bin and comp.idx from the parts. Raises UserError."""
+        offsets = [np.zeros(1, dtype=np.int64)]
+        with new_file(self.comp_folder / "comp.bin") as file:
+            for part in self.parts:
+                ends = np.fromfile(self.offsets_path(part), dtype=np.int64)
+                offsets.append(offsets[-1][-1] + ends)
+                with open(self.symbols_path(part), "rb") as symbols:
+                    shutil.copyfileobj(symbols, file)
+        write_array(self.comp_folder / "comp.idx", np.concatenate(offsets))
+
+
+def edges_of_parts(samples):
+    """The first sample of each part of about PART_BYTES, then the number of samples: a list."""
+    n_parts = max(1, round(samples.meta["text_bytes"] / PART_BYTES))
+    in_text = np.linspace(0, samples.raw_offsets[-1], n_parts + 1)
+    edges = np.searchsorted(samples.raw_offsets, in_text)
+    return np.unique(edges).tolist()  # a sample longer than a part would leave some parts empty
+
+
+class Worker:
+    """A process that encodes parts, one after another: lib/encode_worker.py.
+
+    It is a program of its own, not a copy of this process by `multiprocessing`, which would run the
+    user's script again from its top, and so would hang where that script prepares views.
+    """
+
+    DIED = ("an encoding process was killed (out of memory?) or failed (see above); "
+            "run again to go on")
+
+    def __init__(self):
+        program = ROOT / "lib" / "encode_worker.py"
+        # there is a worker for each core
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        self.process = subprocess.Popen([sys.executable, program], env=environment,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def send(self, data):
+        """Write `data` (bytes) to the process. Raises UserError where it has ended."""
+        try:
+            self.process.stdin.write(data)
+            self.process.stdin.flush()
+        except OSError:
+            raise UserError(self.DIED) from None
+
+    def encode(self, part):
+        """Have a part encoded. Returns how many bytes of text it has. Raises UserError."""
+        self.send(f"{part}\n".encode())
+        answer = self.process.stdout.readline().decode()
+        if not answer.endswith("\n"):
+            raise UserError(self.DIED)
+        # not a number: what the user did wrong, such as filling the disk
+        if not answer.strip().isdigit():
+            raise UserError(answer.strip())
+        return int(answer)
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+        with contextlib.suppress(OSError):  # what was not yet sent has nowhere to go
+            self.process.stdin.close()
+
+
+def first_message(encoding):
+    """What a worker is sent first: the folders that modules are in, then its work."""
+    search_path = [os.path.abspath(folder) for folder in sys.path]
+    # The work is bytes in bytes: it can be made an object only where the proxy's module is found.
+    return pickle.dumps((search_path, pickle.dumps(encoding)))
+
+
+def encode_in_workers(encoding, parts, n_workers, progress):
+    """Encode `parts`, each in whichever worker is idle. Raises UserError."""
+    message = first_message(encoding)
+    workers = [Worker() for _ in range(n_workers)]
+    idle = queue.SimpleQueue()
+
+    def encode(part):
+        worker = idle.get()
+        try:
+            return worker.encode(part)
+        finally:
+            idle.put(worker)
+
+    with ThreadPoolExecutor(n_workers) as threads:
+        try:
+            for worker in workers:
+                worker.send(message)
+                idle.put(worker)
+            for text_bytes in threads.map(encode, parts):
+                progress.update(text_bytes)
+        finally:
+            # before the threads are waited for: after Ctrl-C they wait for the workers
+            for worker in workers:
+                worker.stop()
+
+
+def count_workers(proxy, n_parts):
+    """How many processes are to encode, 1 for this one alone."""
+    # another process cannot import what the user's script or notebook defines itself
+    if type(proxy).__module__ == "__main__":
+        return 1
+    return min(n_parts, os.cpu_count() or 1)
+
+
+def encode_parts(encoding, text_bytes):
+    """Encode those parts that are not on disk yet. Raises UserError."""
+    parts = [part for part in encoding.parts if not encoding.is_done(part)]
+    n_workers = count_workers(encoding.proxy, len(parts))
+    with progress_bar("encoding", text_bytes) as progress:
+        if n_workers > 1:
+            encode_in_workers(encoding, parts, n_workers, progress)
+        else:
+            for part in parts:
+                progress.update(encoding.encode(part))
+
+
+def write_comp(folder, comp_folder, proxy):
+    """Write a proxy's view of the samples in `folder`. Raises UserError; run again, it goes on."""
+    samples = Part(folder)
+    comp_folder.mkdir(parents=True, exist_ok=True)
+    encoding = Encoding(folder, comp_folder, proxy, edges_of_parts(samples))
+    encode_parts(encoding, samples.meta["text_bytes"])
+    encoding.join()
+    meta = {
+        "raw": samples.meta["id"],
+        "proxy": proxy.id,
+        "dtype": np.dtype(proxy.dtype).name,
+    }
+    write_json(comp_folder / "meta.json", meta)
+
+
+# -----------------------------------------------------------------------------
+# a corpus as views
+
+
+def parse_shard(text):
+    """(range of shards, how many there are) from --shard: "2/8", or "0-3/8" for 0, 1, 2 and 3.
+
+    Raises UserError.
+    """
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?/(\d+)", text)
+    if match:
+        first = int(match[1])
+        last = int(match[2] or match[1])
+        n_shards = int(match[3])
+        if first <= last < n_shards:
+            return range(first, last + 1), n_shards
+    raise UserError(f"--shard={text}: expected a part, such as 2/8 (from 0/8 to 7/8), "
+                    "or a range of them, 0-7/8")
+
+
+def prepare_raw(source, folder, longest, shard, n_shards):
+    """Have the raw view in `folder`, which is locked."""
+    if is_complete(folder):
+        print(f"corpus: {source.data}, cached in {relative(folder)}")
+    else:
+        write_raw(source, folder, longest, shard, n_shards)
+    remove_leftovers(folder)
+
+
+def prepare_comp(folder, comp_folder, proxy):
+    """Have the proxy's view in `comp_folder`, which is in `folder`, which is locked."""
+    if is_complete(comp_folder):
+        print(f"views: cached in {relative(comp_folder)}")
+    else:
+        write_comp(folder, comp_folder, proxy)
+    remove_leftovers(comp_folder)
+
+
+def prepare_part(source, proxy, proxy_name, longest, shard, n_shards):
+    """One shard of one source as a Part, from the cache, or made now."""
+    name = f"samples-{longest}"
+    if n_shards > 1:
+        name += f"-{shard}of{n_shards}"
+    folder = CACHE / source.id / name
+    # The lock is held until both are there: under torchrun one process works, the others wait here.
+    with locked(folder):
+        prepare_raw(source, folder, longest, shard, n_shards)
+        if proxy is None:
+            return Part(folder)
+        comp_folder = folder / f"{proxy_name}-{proxy.id}"
+        prepare_comp(folder, comp_folder, proxy)
+    return Part(folder, comp_folder)
+
+
+def prepare_views(corpus, proxy, proxy_name, longest, shards, n_shards):
+    """The Views of a corpus, from the cache, or made now.
+
+    proxy: has `encode_batch(texts)`, `dtype`, `id`, `symbol_lengths`; None for raw views alone.
+    longest: of a sample, in bytes. shards, n_shards: as `parse_shard` returns them.
+    Raises UserError; what was finished by then is kept.
+    """
+    parts = []
+    for source in corpus.sources:
+        for shard in shards:
+            part = prepare_part(source, proxy, proxy_name, longest, shard, n_shards)
+            parts.append(part)
+
+    if corpus.weights is None:
+        groups = [(0, 1.0)]
+    else:
+        first_parts = range(0, len(parts), len(shards))
+        groups = list(zip(first_parts, corpus.weights))
+    symbol_lengths = None if proxy is None else proxy.symbol_lengths
+    return Views(parts, symbol_lengths, groups)

@@ -1,0 +1,68 @@
+"""
+Generation inside a view, in that view's symbols. eval.py calls it for what sample.py does not do:
+models that write a proxy's symbols, and translation from one view to the other.
+"""
+import torch
+
+from lib.suffix import next_suffix
+
+
+def begins_with(symbol_bytes, begin):
+    """bool (n_symbols + 1,): the symbols whose bytes begin so; the closing sentinel does not."""
+    return torch.tensor([text.startswith(begin) for text in symbol_bytes] + [False])
+
+
+def pad(arrays):
+    """int64 arrays (n,) as the rows of one tensor (B, longest), with zeros after the shorter."""
+    rows = [torch.from_numpy(array) for array in arrays]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+@torch.inference_mode()
+def write_view(model, cache, prompts, first, closing, symbol_bytes, pick_one, begins=None):
+    """Go on from prompts that end inside a view, up to the `closing` sentinel or the context's end.
+
+    cache: an empty KVCache for a whole context.
+    prompts: (symbols, suffix) of each, int64 arrays.
+    first: the id of the view's first symbol, BYTE0 or PROXY0.
+    symbol_bytes: the bytes of each symbol, None if it stands for none.
+    pick_one: chooses from logits (B, n_symbols + 1), the last of which is the closing sentinel's.
+    begins: for each prompt the bytes that its first new symbol must begin with.
+
+    Returns a list of symbols, counted from 0, for each prompt.
+    """
+    device = model.embed.weight.device
+    n_symbols = len(symbol_bytes)
+    lengths = torch.tensor([len(symbols) for symbols, _ in prompts])
+    idx = pad([symbols for symbols, _ in prompts]).to(device)
+    states = model.states(idx, pad([suffix for _, suffix in prompts]).to(device), cache=cache)
+    states = states[torch.arange(len(prompts)), lengths - 1]  # (B, C) after each prompt
+    cache.pos = lengths.to(device)
+
+    suffix = [int(prompt_suffix[-1]) for _, prompt_suffix in prompts]
+    written = [[] for _ in prompts]
+    ended = [False] * len(prompts)
+    for step in range(cache.length - int(lengths.max())):
+        logits = model.logits(states)
+        of_view = logits[:, first:first + n_symbols]
+        choices = torch.cat((of_view, logits[:, closing, None]), dim=1)  # (B, n_symbols + 1)
+        if step == 0 and begins:
+            allowed_after = {begin: begins_with(symbol_bytes, begin) for begin in set(begins)}
+            allowed = torch.stack([allowed_after[begin] for begin in begins]).to(device)
+            choices = choices.masked_fill(~allowed, -torch.inf)
+        chosen = pick_one(choices).tolist()
+        for row, symbol in enumerate(chosen):
+            ended[row] = ended[row] or symbol == n_symbols
+            if ended[row]:
+                chosen[row] = 0  # it runs along; what it reads does not matter
+                continue
+            written[row].append(symbol)
+            for byte in symbol_bytes[symbol] or b"":
+                suffix[row] = next_suffix(suffix[row], byte)
+        if all(ended):
+            break
+        new = torch.tensor(chosen, device=device)[:, None] + first
+        new_suffix = torch.tensor(suffix, device=device)[:, None]
+        states = model.states(new, new_suffix, cache=cache)[:, -1]
+        cache.pos = cache.pos + 1
+    return written
