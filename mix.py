@@ -100,7 +100,7 @@ def prepare(options, block_size):
     if longest < SHORTEST:
         raise UserError(f"block size {block_size}: too small for a pair of views, expected at "
                         f"least {fixed_cost + 2 * SHORTEST}")
-    proxy_name = path.stem if proxy else None
+    proxy_name = proxy.name if proxy else None
     views = store.prepare_views(corpus, proxy, proxy_name, longest, shards, n_shards)
     return views, proxy, path
 
@@ -266,6 +266,15 @@ class Pool:
             source = np.searchsorted(self.cumulative, point, side="right")
         return self.samples[rng.integers(self.edges[source], self.edges[source + 1])]
 
+    def mean(self, values):
+        """The mean of `values`, one for each sample of the corpus, over what is drawn."""
+        mean = 0.0
+        for source, chance in enumerate(np.diff(self.cumulative, prepend=0)):
+            if chance > 0:
+                samples = self.samples[self.edges[source]:self.edges[source + 1]]
+                mean += values[samples].mean() * chance / self.cumulative[-1]
+        return mean
+
 
 class Mixer:
     """Batches of packed contexts, of training samples or of held-out ones.
@@ -316,6 +325,10 @@ class Mixer:
         in_warmup = step / self.total_steps < options.mix_warmup
         return len(self.pools["pair"]) > 0 and (in_warmup or options.pairs == "always")
 
+    def probabilities(self, step):
+        """How likely a sample is shown as {"raw", "comp", "pair"} at a step."""
+        return view_probabilities(self.r(step), self.draws_pairs(step))
+
     def view(self, index, view):
         """The View of sample number `index`."""
         raw = self.views.raw(index)
@@ -336,10 +349,7 @@ class Mixer:
             |- a raw sample -----| |- a pair: one text, both views ---------| |- cut by the end
         """
         rng = np.random.default_rng((self.options.seed, step, row))
-        if only:
-            probabilities = {only: 1.0}
-        else:
-            probabilities = view_probabilities(self.r(step), self.draws_pairs(step))
+        probabilities = {only: 1.0} if only else self.probabilities(step)
         context = Context(self.block_size + 1)  # the last column is only a target; `batch` drops it
         while context.room >= MIN_ROOM:
             kind = rng.choice(list(probabilities), p=list(probabilities.values()))
@@ -395,15 +405,6 @@ class Mixer:
         return {"idx": idx, "targets": stack("targets"), "suffix": stack("suffix"),
                 "sample": stack("sample"), "groups": loss_groups(idx),
                 "text_bytes": sum(context.text_bytes for context in contexts)}
-
-    def raw_share(self, contexts=64):
-        """The share of positions after a raw byte in the whole training, from contexts spread over
-        it."""
-        n_raw = 0
-        for step in np.linspace(0, self.total_steps - 1, contexts).astype(int).tolist():
-            after_raw, _ = self.batch(step, range(1))["groups"]
-            n_raw += len(after_raw)
-        return n_raw / contexts / self.block_size
 
 
 # -----------------------------------------------------------------------------

@@ -4,27 +4,32 @@ needs again.
 
 Each turns bytes into an array of symbols, 0 .. n_symbols - 1, and back:
 
-- Tokenizer: byte-pair encoding. The trainer is below, tiktoken encodes.
+- Tokenizer: byte-pair encoding, trained by lib/bpe.py. tiktoken encodes.
 - Neural:    a small byte LM drives an arithmetic coder. This is the one to read.
-- Gzip:      the bytes of the gzip stream. Each refers back to text that came before, and their bits
-             are packed across byte borders: change one byte of a text, and the whole stream after
-             it is another. So there is nothing stable to learn: the paper's negative example.
+- Gzip:      the bytes of the gzip stream. Its codes refer back to earlier text, and are packed as
+             bits across byte borders. So a change of one byte changes nearly everything after it,
+             and nothing stable is left to learn: the paper's negative example.
 
 The neural coder works in *windows* of `bits` bits (equal-information windows: Lester et al. 2024,
 arXiv 2404.03626). A window is an interval of 2**bits codewords, and each byte of the text narrows
 it to that byte's share, which is in proportion to the byte LM's probability. When the next byte's
 share is empty the window is full: its first codeword becomes a symbol, and a fresh window starts,
-for the LM too. Where the LM predicts the text well, the interval shrinks slowly, and one symbol
-holds many bytes.
+for which the LM forgets what came before. Where the LM predicts the text well, the interval shrinks
+slowly, and one symbol holds many bytes.
+
+Before it is coded, a text is cut into *segments* where the next byte is hard to predict, and each
+segment starts a fresh window. So an edit changes the symbols near it and no others. That stability
+is what lets a model transfer what it learns.
 
 A window of 16 codewords, letters a, b, c that always have the probabilities 1/2, 1/4, 1/4, and the
-text "aab", in our *exact* code and in the paper's *fuzzy* one:
+text "aab", in our *exact* code and in the paper's *fuzzy* one. In a fresh window each letter is
+certain of one codeword, and the rest is shared, rounded down so that the last gets what is left:
 
                   exact                                    fuzzy
     fresh         [0, 16)                                  [0, 16)
     after "a"     [1, 8), and b [8, 12), c [12, 16)        [0, 7), and b [7, 11), c [11, 16)
     after "aa"    [2, 5), and ab [5, 6), ac [6, 8)         [0, 3), and ab [3, 5), ac [5, 7)
-    then "b"      no share: "aa" is symbol 2               [1, 2): "aab" is symbol 1
+    then "b"      no share: "aa" has codeword 2            [1, 2): "aab" has codeword 1
 
 In the fuzzy code the letters share all of an interval, so the first of them inherits its first
 codeword: 0 stands for "a", for "aa" and for "aaa". The decoder cannot know where the window
@@ -35,7 +40,7 @@ needed.
 Since the LM starts anew with each window, all strings that a window can hold can be listed once.
 The coder becomes a codebook: encoding walks down a trie, decoding looks up, and neither runs the
 LM. The codewords that the corpus uses become symbols; a string whose codeword is not among them is
-respelled.
+written as several shorter ones.
 
     python proxies.py 'some text'              the text cut into each proxy's symbols, in colour
     python proxies.py --report --data=stdlib   ratio, speed and stability of each, on a corpus
@@ -43,6 +48,7 @@ respelled.
 import copy
 import gzip
 import hashlib
+import inspect
 import io
 import os
 from dataclasses import dataclass, replace
@@ -55,11 +61,12 @@ from tqdm import tqdm
 
 from lib import store
 from lib.bpe import PATTERN, train_bpe
-from lib.corpus import BUILT_IN, Corpus, cut_at_lines
+from lib.corpus import BUILT_IN, ROOT, Corpus
 from lib.options import UserError, command_line, did_you_mean, expect_one_of, flag
-from lib.proxy_table import print_proxy_table, show_symbols
-from lib.trie import Trie
+from lib.proxy_table import held_out_samples, print_proxy_table, show_symbols
+from lib.results import code_hash
 from lib.suffix import pack_suffix
+from lib.trie import Trie, take_ragged
 from model import GPT, GPTConfig
 
 
@@ -75,11 +82,11 @@ class Proxy:
     n_symbols = 0
     symbol_lengths = None
     overhead = 0
-    report_variants = ({},)  # the options that --report compares it with, beside those it is given
+    report_variants = ({},)  # sets of options that have a row in --report
 
     @classmethod
     def from_options(cls, options):
-        """An unfitted proxy, from ProxyOptions. Raises UserError for options that are off."""
+        """An unfitted proxy, from ProxyOptions. Raises UserError for invalid options."""
         return cls()
 
     @classmethod
@@ -95,8 +102,11 @@ class Proxy:
     def name(self):
         return self.kind
 
-    def fit(self, texts):
-        """Learn from `texts`, a list of bytes. Returns self."""
+    def fit(self, texts, folder=None):
+        """Learn from `texts`, a list of bytes. Returns self.
+
+        folder: a place for what several proxies of a kind can share.
+        """
         return self
 
     def encode(self, text):
@@ -189,7 +199,7 @@ class Tokenizer(Proxy):
     def name(self):
         return f"tokenizer-{self.which}"
 
-    def fit(self, texts):
+    def fit(self, texts, folder=None):
         if self.which.isdigit():
             return self.build(train_bpe(texts, int(self.which)))
         try:
@@ -206,11 +216,14 @@ class Tokenizer(Proxy):
         self.encoding = encoding or tiktoken.Encoding(
             "nanoproxy", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
         self.n_symbols = self.encoding.max_token_value + 1
-        self.symbol_lengths = np.zeros(self.n_symbols, dtype=np.int64)
+        self.tokens = [b""] * self.n_symbols  # tiktoken's encodings have ids without a token
         for token in self.encoding.token_byte_values():
-            symbol = self.encoding.encode_single_token(token)
-            self.symbol_lengths[symbol] = len(token)
+            self.tokens[self.encoding.encode_single_token(token)] = token
+        self.symbol_lengths = np.array([len(token) for token in self.tokens])
         return self
+
+    def symbol_bytes(self):
+        return self.tokens
 
     def encode(self, text):
         """tiktoken encodes str; bytes that are not UTF-8 become tokens of one byte."""
@@ -235,9 +248,9 @@ class Tokenizer(Proxy):
 # -----------------------------------------------------------------------------
 # the neural proxy: its byte LM
 
-LM_BOS = 256   # the LM's start symbol, after the 256 bytes
+LM_BOS = 256    # the LM's start symbol; a byte's id is its value here
 LM_BYTES = 128  # bytes that the LM sees at once
-# one layer is enough: the n-gram features carry most of what a byte depends on, for a look-up
+# one layer is enough: hashed n-gram look-ups do most of the predicting
 LM_CONFIG = GPTConfig(vocab_size=257, n_layer=1, n_embd=64, n_head=2, mlp_hidden=128,
                       block_size=LM_BYTES, ngram=6, ngram_buckets=2 ** 15)
 
@@ -257,12 +270,13 @@ def train_lm(texts, steps=400, batch_size=64, lr=4e-3, seed=1337):
     if len(data) <= LM_BYTES:
         data = data.repeat(LM_BYTES // max(1, len(data)) + 2)
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng():  # leaves the caller's random state alone
         torch.manual_seed(seed)
         lm = GPT(LM_CONFIG)
     optimizer = torch.optim.AdamW(lm.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
     progress = tqdm(range(steps), desc="byte LM", leave=False, disable=None)
     for step in progress:
+        # a trapezoid: 50 steps up, flat for the first third, then down to 0
         warmup = (step + 1) / 50
         decay = 1.5 * (steps - step) / steps
         for group in optimizer.param_groups:
@@ -280,10 +294,24 @@ def train_lm(texts, steps=400, batch_size=64, lr=4e-3, seed=1337):
     return lm.eval()
 
 
+def cached_lm(folder, texts):
+    """The byte LM: trained on `texts`, or read from `folder`, since it serves all --bits."""
+    if folder is None:
+        return train_lm(texts)
+    path = folder / f"byte-lm-{code_hash(__file__, ROOT / 'model.py')}.pt"
+    if not path.exists():
+        store.write_torch(path, train_lm(texts).state_dict())
+    lm = GPT(LM_CONFIG).eval()
+    lm.load_state_dict(torch.load(path, weights_only=True))
+    return lm
+
+
 @torch.inference_mode()
 def next_byte_probabilities(lm, strings):
-    """p (N, 256) of the byte after each of `strings`, uint8 (N, length), at the start of a
-    window."""
+    """The probabilities (N, 256) of the byte that follows each of `strings`, uint8 (N, length).
+
+    Each string is the beginning of a window.
+    """
     p = []
     for some_strings in torch.from_numpy(strings.copy()).long().split(8192):
         any_byte = some_strings.new_zeros(len(some_strings), 1)  # the one that is predicted
@@ -296,12 +324,13 @@ def next_byte_probabilities(lm, strings):
 # -----------------------------------------------------------------------------
 # the neural proxy: its codebook
 
-LONGEST = 48  # bytes that a window may hold
+LONGEST = 48  # bytes that a window may hold; few that are in use come near
 
 
 def split(sizes, p, own, fresh):
-    """Divide intervals among the bytes: the edges (N, bytes + 1) of their shares, as offsets,
-    int64.
+    """Divide intervals among the bytes: the edges (N, bytes + 1) of their shares, int64 offsets.
+
+        edge[i] = own + (i if fresh) + floor(p[:i].sum() * the codewords that are left)
 
     sizes: the codewords in each interval (N,). p: the probabilities of the bytes, float64 (N,
     bytes). own: 1 in the exact code, where the interval keeps its first codeword, 0 in the fuzzy
@@ -325,44 +354,96 @@ def split(sizes, p, own, fresh):
 def list_codebook(lm, window, own):
     """The Trie of a window of so many codewords, a length at a time.
 
-    A string that has more codewords than its own is a parent: the LM says how its bytes share the
-    rest. In float64, so that the codebook does not depend on the order in which a machine sums.
+    A string whose interval has more than one codeword can grow: the LM says how the bytes share
+    them. In float64, so that rounding, which differs between machines, almost never moves an edge.
     """
     lm = copy.deepcopy(lm).double()
     parent, byte, codeword = [np.zeros(1, int)], [np.zeros(1, int)], [np.zeros(1, int)]
-    # the strings of the present length that may still grow: their nodes, bytes and intervals
-    nodes = np.zeros(1, int)
+    # the strings of the present length that can grow: their nodes (N,), their bytes (N, length),
+    # and their intervals, (N,) first codewords and (N,) sizes
+    growing = np.zeros(1, int)
     strings = np.zeros((1, 0), np.uint8)
     first, sizes = np.zeros(1, int), np.array([window])
     n_nodes = 1
     progress = tqdm(desc="codebook", total=window, leave=False, disable=None)
-    while len(nodes) > 0 and strings.shape[1] < LONGEST:
+    while len(growing) > 0 and strings.shape[1] < LONGEST:
         p = next_byte_probabilities(lm, strings)
         edges = split(sizes, p, own, fresh=n_nodes == 1)  # (N, 257)
-        row, child_byte = np.nonzero(np.diff(edges))      # a child for each share that is not empty
-        child_first = first[row] + edges[row, child_byte]
-        child_sizes = edges[row, child_byte + 1] - edges[row, child_byte]
-        parent.append(nodes[row])
+        of_parent, child_byte = np.nonzero(np.diff(edges))  # a child for each share with codewords
+        child_first = first[of_parent] + edges[of_parent, child_byte]
+        child_sizes = edges[of_parent, child_byte + 1] - edges[of_parent, child_byte]
+        parent.append(growing[of_parent])
         byte.append(child_byte)
         codeword.append(child_first)
 
-        children = n_nodes + np.arange(len(row))
-        child_strings = np.column_stack((strings[row], child_byte.astype(np.uint8)))
-        grows = child_sizes > 1
-        nodes, strings = children[grows], child_strings[grows]
-        first, sizes = child_first[grows], child_sizes[grows]
-        n_nodes += len(row)
-        progress.update(len(row))
+        children = n_nodes + np.arange(len(of_parent))
+        child_strings = np.column_stack((strings[of_parent], child_byte.astype(np.uint8)))
+        can_grow = child_sizes > 1  # a single codeword can't be shared
+        growing, strings = children[can_grow], child_strings[can_grow]
+        first, sizes = child_first[can_grow], child_sizes[can_grow]
+        n_nodes += len(of_parent)
+        progress.update(len(of_parent))
     progress.close()
     columns = [np.concatenate(column).astype(np.int32) for column in (parent, byte, codeword)]
     return Trie(*columns)
 
 
 # -----------------------------------------------------------------------------
+# the neural proxy: where it cuts the text
+
+
+def join(texts):
+    """(data, begins): the texts in one uint8 array, a newline before each; where each begins.
+
+    The newline keeps texts apart: what is said of a text does not depend on the one before it.
+    """
+    data = np.frombuffer(b"\n" + b"\n".join(texts), np.uint8)
+    lengths = np.array([len(text) + 1 for text in texts])
+    return data, np.cumsum(lengths) - lengths + 1
+
+
+def byte_pairs(data):
+    """Each byte of data (n,) and the next one, as one number: uint16 (n - 1,)."""
+    data = data.astype(np.uint16)
+    return data[:-1] * 256 + data[1:]
+
+
+def uncertain_pairs(texts, cut_rate):
+    """The pairs of bytes after which to cut, bool (2**16,).
+
+    In order of decreasing entropy of the byte that follows them in `texts`, as many as cut at about
+    the share `cut_rate` of the positions. After the end of a word many bytes may follow, in the
+    middle of one few. (The paper cuts where its byte LM is uncertain. This needs no LM, and cuts a
+    text alike on every machine; runs/README.md compares them.)
+    """
+    data, begins = join(texts)
+    pair, following = byte_pairs(data)[:-1], data[2:]
+    separator = np.zeros(len(data), dtype=bool)
+    separator[begins - 1] = True
+    in_one_text = ~(separator[1:-1] | separator[2:])  # a pair may begin with the newline, no more
+    triple = pair[in_one_text].astype(np.int64) * 256 + following[in_one_text]
+    counts = np.bincount(triple, minlength=2 ** 24).reshape(2 ** 16, 256)
+    total = counts.sum(axis=1)
+    entropy = np.zeros(2 ** 16)
+    for start in range(0, 2 ** 16, 4096):  # a part at a time, which is 8 MB
+        some = slice(start, start + 4096)
+        p = counts[some] / np.maximum(1, total[some, None])
+        entropy[some] = -(p * np.log2(np.where(p > 0, p, 1))).sum(axis=1)
+    # rounded, since logarithms differ between machines in the last bit
+    order = np.argsort(-entropy.round(9), kind="stable")
+    up_to_middle = np.cumsum(total[order]) - total[order] / 2  # of a pair's own positions
+    chosen = order[up_to_middle <= cut_rate * total.sum()]
+    cut_after = np.zeros(2 ** 16, dtype=bool)
+    cut_after[chosen[entropy[chosen] > 0]] = True
+    return cut_after
+
+
+# -----------------------------------------------------------------------------
 # the neural proxy itself
 
-CUT_RATE = 0.1          # share of the bytes that start a segment
-KEEP_BYTES = 2_000_000  # this much text decides which codewords become symbols
+CUT_RATE = 0.1           # share of the positions that start a segment
+KEEP_BYTES = 2_000_000   # about this much text decides which codewords become symbols
+BYTES_AT_ONCE = 2 ** 19  # text that is encoded together
 
 
 class Neural(Proxy):
@@ -388,9 +469,9 @@ class Neural(Proxy):
         self.fuzzy = fuzzy
         self.segment = segment
         self.window = 2 ** bits        # codewords
-        self.own = 0 if fuzzy else 1   # of these a string keeps for itself
+        self.own = 0 if fuzzy else 1   # codewords that a string keeps for itself
         self.lm = None
-        self.threshold = 0.0           # nats: a byte with more entropy before it starts a segment
+        self.cut_after = np.zeros(2 ** 16, dtype=bool)  # the pairs of bytes that end a segment
 
     @classmethod
     def from_options(cls, options):
@@ -399,16 +480,14 @@ class Neural(Proxy):
     @classmethod
     def from_state(cls, state):
         proxy = cls(state["bits"], state["fuzzy"], state["segment"])
-        proxy.lm = GPT(LM_CONFIG).eval()
-        proxy.lm.load_state_dict(state["lm"])
-        proxy.threshold = state["threshold"]
+        proxy.cut_after = state["cut_after"].numpy()
         trie = Trie(*[column.numpy() for column in state["nodes"]])
         return proxy.build(trie, state["kept"].numpy())
 
     def state(self):
         columns = (self.trie.parent, self.trie.byte, self.trie.codeword)
         return {"proxy": self.kind, "bits": self.bits, "fuzzy": self.fuzzy, "segment": self.segment,
-                "threshold": self.threshold, "lm": self.lm.state_dict(),
+                "cut_after": torch.from_numpy(self.cut_after),
                 "nodes": [torch.from_numpy(column) for column in columns],
                 "kept": torch.from_numpy(self.kept)}
 
@@ -418,22 +497,21 @@ class Neural(Proxy):
         whole = "" if self.segment else "-whole"
         return f"neural-{self.bits}{fuzzy}{whole}"
 
-    def fit(self, texts):
+    def fit(self, texts, folder=None):
         if self.lm is None:
-            self.lm = train_lm(texts)
+            self.lm = cached_lm(folder, texts)
         if self.segment:
-            entropy = np.concatenate(self.entropies(texts[:2000]))
-            self.threshold = float(np.quantile(entropy, 1 - CUT_RATE))
+            self.cut_after = uncertain_pairs(texts, CUT_RATE)
         trie = list_codebook(self.lm, self.window, self.own)
 
         # of the codewords keep what some of the texts use, and those of single bytes: each symbol
         # that is not used would be a row of the model's output layer that it learns never to choose
-        used = set(trie.codeword[trie.parent == 0].tolist())
-        for text in texts[::max(1, sum(map(len, texts)) // KEEP_BYTES)]:
-            for segment in self.segments(text):
-                used.update(trie.codeword[trie.walk(segment)].tolist())
-        used.discard(0 if not self.fuzzy else None)  # the exact code's empty string has no use
-        return self.build(trie, np.array(sorted(used)))
+        sample = texts[::max(1, sum(map(len, texts)) // KEEP_BYTES)]
+        data, begins = join(sample)
+        node_at = trie.walk_all(data, np.flatnonzero(self.segment_starts(data, begins)))
+        used = trie.codeword[node_at[node_at > 0]]
+        of_single_bytes = trie.codeword[1:][trie.parent[1:] == 0]
+        return self.build(trie, np.union1d(used, of_single_bytes))
 
     def build(self, trie, kept):
         """Set up from the trie and the codewords that are symbols. Returns self.
@@ -450,7 +528,7 @@ class Neural(Proxy):
         codeword = trie.codeword.tolist()
         parent = trie.parent.tolist()
         strings = trie.strings()
-        self.strings = [b""] * len(kept)  # of each symbol; in the fuzzy code the longest of its
+        self.strings = [b""] * len(kept)  # of each symbol; if several share it, the longest
         self.symbols = [[]]               # of each node: what its string is written as
         for node in range(1, len(strings)):
             beginning = node
@@ -463,6 +541,10 @@ class Neural(Proxy):
             else:
                 rest = strings[node][len(strings[beginning]):]
                 self.symbols.append([symbol] + self.encode_segment(rest))
+        # the same in one array, for encode_together
+        self.symbol_count = np.array([len(symbols) for symbols in self.symbols])
+        self.first_symbol = np.cumsum(self.symbol_count) - self.symbol_count
+        self.all_symbols = np.concatenate(self.symbols).astype(self.dtype)
         if not self.fuzzy:
             self.symbol_lengths = np.array([len(string) for string in self.strings])
         return self
@@ -470,68 +552,58 @@ class Neural(Proxy):
     def encode_segment(self, segment):
         """The symbols of a segment, a list. It is coded on its own, whatever comes before it."""
         symbols = []
-        for node in self.trie.walk(segment):
+        for _, node in self.trie.walk(segment):
             symbols += self.symbols[node]
         return symbols
 
     def encode_batch(self, texts):
         codes = []
-        for text, cuts in zip(texts, self.cuts(texts)):
-            symbols = []
-            for start, stop in zip(cuts, cuts[1:]):
-                symbols += self.encode_segment(text[start:stop])
-            codes.append(np.array(symbols, dtype=self.dtype))
-        return codes
+        group, group_bytes = [], 0
+        for text in texts:
+            group.append(text)
+            group_bytes += len(text)
+            if group_bytes >= BYTES_AT_ONCE:
+                codes += self.encode_together(group)
+                group, group_bytes = [], 0
+        return codes + self.encode_together(group)
+
+    def encode_together(self, texts):
+        """`encode_segment` of every segment of the texts, for all of them at once."""
+        if not texts:
+            return []
+        data, begins = join(texts)
+        node_at = self.trie.walk_all(data, np.flatnonzero(self.segment_starts(data, begins)))
+        node_at[begins - 1] = 0  # the newline before each text
+        window_ends = np.flatnonzero(node_at)
+        nodes = node_at[window_ends]
+        count = self.symbol_count[nodes]
+        symbols = take_ragged(self.all_symbols, self.first_symbol[nodes], count)
+        windows_before = np.searchsorted(window_ends, begins[1:])  # each text but the first
+        symbols_before = np.append(0, np.cumsum(count))[windows_before]
+        return np.split(symbols, symbols_before)
 
     def decode(self, symbols):
         return b"".join([self.strings[symbol] for symbol in np.asarray(symbols).tolist()])
 
+    def segment_starts(self, data, begins):
+        """Where a segment starts in joined texts, bool (n,): after an uncertain pair of bytes.
+
+        The coder forgets there what came before, so equal segments are coded equally, and a change
+        of the text does not spread.
+        """
+        starts = np.zeros(len(data), dtype=bool)
+        starts[2:] = self.cut_after[byte_pairs(data)[:-1]]
+        starts[begins[begins < len(data)]] = True  # an empty last text begins at the end
+        starts[begins - 1] = True  # the newline before each text is a segment of its own
+        return starts
+
     def segments(self, text):
         """The pieces of a text that are coded on their own, a list of bytes."""
-        (cuts,) = self.cuts([text])
-        return [text[start:stop] for start, stop in zip(cuts, cuts[1:])]
-
-    def cuts(self, texts):
-        """Where the segments of each text start, and its end.
-
-        A segment starts where the LM is uncertain of the next byte (the paper's entropy
-        segmentation). The coder forgets there what came before, so equal segments are coded
-        equally: a change of the text does not spread.
-        """
-        if not self.segment:
-            return [[0, len(text)] for text in texts]
-        cuts = []
-        for text, entropy in zip(texts, self.entropies(texts)):
-            starts = np.flatnonzero(entropy[1:] > self.threshold) + 1
-            cuts.append([0, *starts.tolist(), len(text)])
-        return cuts
-
-    @torch.inference_mode()
-    def entropies(self, texts):
-        """The LM's entropy before each byte, in nats: a float32 array for each text.
-
-        The LM restarts with each line. If it restarted every so many bytes, one deletion would move
-        all cuts after it: of the standard library's symbols, at 12 bits, 14 % would change with 1 %
-        of the bytes deleted. As it is, 5 % do.
-        """
-        pieces = []
-        for text in texts:
-            for line in text.splitlines(keepends=True):
-                pieces += [line[i:i + LM_BYTES] for i in range(0, len(line), LM_BYTES)]
-        by_length = sorted(range(len(pieces)), key=lambda i: len(pieces[i]))  # for little padding
-        entropy = [np.zeros(0, np.float32)] * len(pieces)
-        for start in range(0, len(pieces), 16):
-            batch = by_length[start:start + 16]
-            longest = len(pieces[batch[-1]])
-            rows = b"".join(pieces[i].ljust(longest, b"\0") for i in batch)
-            text = torch.frombuffer(bytearray(rows), dtype=torch.uint8).view(-1, longest).long()
-            idx, suffix = lm_inputs(text)
-            log_p = torch.log_softmax(self.lm(idx, suffix=suffix), dim=-1)
-            for i, h in zip(batch, -(log_p.exp() * log_p).sum(dim=-1).numpy()):
-                entropy[i] = h[:len(pieces[i])]
-        joined = np.concatenate([np.zeros(0, np.float32), *entropy])
-        stops = np.cumsum([len(text) for text in texts])
-        return np.split(joined, stops[:-1])
+        if not text:
+            return []
+        data, begins = join([text])
+        starts = np.flatnonzero(self.segment_starts(data, begins))[1:] - 1
+        return [piece.tobytes() for piece in np.split(data[1:], starts[1:])]
 
 
 # -----------------------------------------------------------------------------
@@ -573,6 +645,13 @@ def load_proxy(path):
                         f"{error}); delete it and run again") from None
 
 
+def fitting_code(proxy):
+    """A hash of the code that decides how a proxy is fitted: after an edit it is fitted anew."""
+    own = inspect.getsourcefile(type(proxy))
+    shared = ("proxies.py", "model.py", "lib/bpe.py", "lib/suffix.py", "lib/trie.py")
+    return code_hash(own, *[ROOT / name for name in shared])
+
+
 def fitted_proxy(options, corpus):
     """(proxy, its file): fitted on the corpus, or read from the cache; (None, None) for raw bytes
     only."""
@@ -580,28 +659,14 @@ def fitted_proxy(options, corpus):
     if proxy is None:
         return None, None
     folder = store.CACHE / corpus.id
-    path = folder / f"{proxy.name}.pt"
+    path = folder / f"{proxy.name}-{fitting_code(proxy)}.pt"
     with store.locked(folder):  # one process fits, others wait for it and read
         if path.exists():
             print(f"proxy: {proxy.name}, cached in {os.path.relpath(path)}")
             return load_proxy(path), path
         print(f"proxy: fitting {proxy.name} on {options.data}")
-        texts = corpus.fitting_texts()
-        if isinstance(proxy, Neural):
-            proxy.lm = cached_lm(folder / "byte-lm.pt", texts)  # one for all --bits
-        proxy.fit(texts).save(path)
+        proxy.fit(corpus.fitting_texts(), folder).save(path)
         return proxy, path
-
-
-def cached_lm(path, texts):
-    """The byte LM of a corpus, trained on `texts` or read from `path`."""
-    if path.exists():
-        lm = GPT(LM_CONFIG).eval()
-        lm.load_state_dict(torch.load(path, weights_only=True))
-        return lm
-    lm = train_lm(texts)
-    store.write_torch(path, lm.state_dict())
-    return lm
 
 
 # -----------------------------------------------------------------------------
@@ -614,29 +679,18 @@ class ShowOptions(ProxyOptions):
     report: bool = flag(False, "proxy table for --data, in place of a text")
 
 
-def report(options, corpus):
-    """Print the table of all proxies, and of their variants, on held-out samples."""
-    samples = []
-    for document in corpus.documents():
-        if document.held_out:
-            samples += cut_at_lines(document.text, 2048)
-    samples = samples[::max(1, sum(map(len, samples)) // 500_000)]
-    fitted = []
-    for kind, proxy in PROXIES.items():
-        for variant in proxy.report_variants:
-            fitted.append(fitted_proxy(replace(options, proxy=kind, **variant), corpus)[0])
-    print_proxy_table(options.data, fitted, samples)
-
-
 def main(options):
     if options.text is None and not options.report:
         raise UserError("expected a text to cut into symbols, or --report")
     corpus = Corpus(options.data)
+    fitted = []
+    for kind, proxy in PROXIES.items():
+        for variant in proxy.report_variants if options.report else [{}]:
+            fitted.append(fitted_proxy(replace(options, proxy=kind, **variant), corpus)[0])
     if options.report:
-        report(options, corpus)
+        print_proxy_table(options.data, fitted, held_out_samples(corpus))
         return
-    for kind in PROXIES:
-        proxy, _ = fitted_proxy(replace(options, proxy=kind), corpus)
+    for proxy in fitted:
         show_symbols(proxy, options.text.encode("utf-8", "surrogateescape"))
 
 

@@ -28,7 +28,7 @@ from lib.masks import sample_mask
 from lib.options import UserError, command_line, expect, flag
 from lib.parallel import (Processes, StopSignals, autocast, clip_gradients, gradient_sync,
                           replicate, shard, skip_bad_step, whole_weights)
-from lib.plan import flops_per_symbol
+from lib.plan import flops_per_symbol, raw_share
 from lib.report import log_line, print_report
 from mix import Mixer, MixOptions, prepare
 from model import GPT, PROXY0, SIZES, GPTConfig
@@ -241,7 +241,7 @@ class Training:
         self.symbols_per_step = options.batch_size * options.block_size
         # the number of steps follows from the FLOPs, and they from the share of raw positions. Any
         # number will do for that: it only stretches the schedule
-        self.raw_share = Mixer(views, options, options.block_size, 1000).raw_share()
+        self.raw_share = raw_share(Mixer(views, options, options.block_size, total_steps=1))
         flops = flops_per_symbol(self.model, PROXY0, self.raw_share)
         self.flops_per_step = self.symbols_per_step * flops
         self.steps = count_steps(options, self.symbols_per_step, self.flops_per_step)

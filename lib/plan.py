@@ -6,6 +6,7 @@ model.py prints the sizes and the plan (python model.py --plan); train.py counts
 """
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -48,6 +49,41 @@ def flops_per_symbol(model, byte_rows, raw_share=0.0):
         multiplying -= raw_share * model.byte_heads.gate_up.weight.numel() / 3
     attention = 12 * config.n_layer * config.n_embd * config.block_size
     return 6 * multiplying + attention
+
+
+def raw_share(mixer):
+    """The share of a training's positions that hold a raw byte, expected from its schedule and the
+    lengths of its views: it depends on no seed.
+    """
+    parts = mixer.views.parts
+    raw_lengths = np.concatenate([np.diff(part.raw_offsets) for part in parts])
+    # how many symbols each sample takes if it is shown as each kind, with its sentinels
+    symbols = {"raw": raw_lengths + 2}
+    if mixer.options.mix > 0:
+        comp_lengths = np.concatenate([np.diff(part.comp_offsets) for part in parts])
+        symbols["comp"] = comp_lengths + 2
+        symbols["pair"] = raw_lengths + comp_lengths + 4
+    raw = {kind: mixer.pools[kind].mean(raw_lengths) for kind in symbols}
+    raw["comp"] = 0.0
+    length = {kind: mixer.pools[kind].mean(symbols[kind]) for kind in symbols}
+    length_squared = {kind: mixer.pools[kind].mean(symbols[kind] ** 2) for kind in symbols}
+
+    shares = []
+    for step in np.linspace(0, mixer.total_steps, 1001):
+        chances = {kind: chance for kind, chance in mixer.probabilities(step).items() if chance > 0}
+        mean_length = sum(chance * length[kind] for kind, chance in chances.items())
+        mean_raw = sum(chance * raw[kind] for kind, chance in chances.items())
+        cut = cut_raw = 0.0
+        for kind, chance in chances.items():
+            # The end of a context is met by a sample in proportion to its length, and half of that
+            # lies beyond, on average (renewal theory): so long samples are cut more than short ones
+            cut_of_kind = chance * length_squared[kind] / (2 * mean_length)
+            cut += cut_of_kind
+            cut_raw += cut_of_kind * raw[kind] / length[kind]
+        drawn = mixer.block_size + cut
+        n_raw = drawn * mean_raw / mean_length - cut_raw
+        shares.append(n_raw / mixer.block_size)
+    return float(np.mean(shares))
 
 
 # -----------------------------------------------------------------------------

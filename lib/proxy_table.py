@@ -22,6 +22,9 @@ from collections import defaultdict
 import numpy as np
 import torch
 
+from lib.corpus import cut_at_lines
+from lib.show import BOLD, PLAIN
+
 # -----------------------------------------------------------------------------
 # stability: how many symbols change when a few bytes do
 
@@ -195,6 +198,16 @@ def print_collisions(proxy, texts):
           f"{white:.1%} differ in white space alone.")
 
 
+def held_out_samples(corpus):
+    """Held-out text to compare proxies on: half a megabyte, a list of up to 2,048 bytes each."""
+    samples = []
+    for document in corpus.documents():
+        if document.held_out:
+            samples += cut_at_lines(document.text, 2048)
+    step = max(1, sum(map(len, samples)) // 500_000)
+    return samples[::step]
+
+
 def print_proxy_table(title, proxies, texts):
     """Print a row for each of the `proxies`, and the collisions of the fuzzy ones.
 
@@ -215,7 +228,6 @@ def print_proxy_table(title, proxies, texts):
 # -----------------------------------------------------------------------------
 # one text in colour
 
-BOLD, PLAIN = "\033[1m", "\033[0m"
 BACKGROUNDS = ("\033[30;46m", "\033[97;44m")  # black on cyan, white on blue
 
 
