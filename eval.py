@@ -33,12 +33,13 @@ from tqdm import tqdm
 
 from lib import store
 from lib.checkpoint import newest_run
-from lib.corpus import ROOT, TINYCODE, Corpus, read_jsonl
+from lib.corpus import ROOT, TINYCODE
 from lib.devices import resolve_device
 from lib.options import UserError, command_line, expect, expect_one_of, flag
 from lib.perturb import PERTURBATIONS, perturb
 from lib.plots import plot, print_results
 from lib.results import Completions, Results, code_hash, digest, result_key
+from lib.rows import read_jsonl
 from lib.scoring import read_problems, score
 from mix import COMP, END_COMP, END_RAW, RAW, MixOptions, format_view, pack, prepare
 from model import BYTE0, NO_TARGET, PROXY0
@@ -163,9 +164,9 @@ def held_out_samples(trained, data, block_size, view, limit):
     return [views.raw(i) for i in spread(usable, limit)]
 
 
-def held_out_documents(data, limit):
+def held_out_documents(data, text_column, limit):
     """At most `limit` held-out documents that may be shown raw, a list of uint8 arrays."""
-    texts = [document.text for document in Corpus(data).documents()
+    texts = [document.text for document in store.open_corpus(data, text_column).documents()
              if document.held_out and document.view != "comp"]
     return [np.frombuffer(text, np.uint8) for text in spread(texts, limit)]
 
@@ -185,7 +186,7 @@ def measure_bpb(model, trained, options, proxy):
     corpora = options.data.split(",") if options.data else [trained.data]
     for data in corpora:
         if options.context:
-            texts = held_out_documents(data, options.limit)
+            texts = held_out_documents(data, trained.text_column, options.limit)
         else:
             texts = held_out_samples(trained, data, block_size, options.view, options.limit)
         windows = []

@@ -28,12 +28,11 @@ import numpy as np
 import torch
 
 from lib import store
-from lib.corpus import Corpus
 from lib.options import UserError, command_line, expect, expect_one_of, flag
 from lib.show import show_context
 from lib.suffix import pack_suffix
 from model import BYTE0, NO_TARGET, PROXY0, loss_groups
-from proxies import ProxyOptions, fitted_proxy
+from proxies import ProxyOptions, fitted_proxy, make_proxy
 
 # the vocabulary of both views, as in the paper: 64 special symbols, the 256 bytes (from BYTE0), the
 # proxy's symbols (from PROXY0)
@@ -47,6 +46,7 @@ MODES = {
     "sentinel": "no pairs",
     "vanilla": "no pairs, BOS and EOS around both views",
 }
+NO_PAIRS = ("sentinel", "vanilla")
 SCHEDULES = ("linear", "cosine", "step")
 MIN_ROOM = 16  # symbols: a context with less room left is padded
 SHORTEST = 32  # bytes: samples must not be cut shorter than that
@@ -91,18 +91,44 @@ def prepare(options, block_size):
     A proxy makes at most one symbol a byte, and its `overhead` more. Without a proxy samples are
     cut alike, so that all runs see the same ones. Raises UserError.
     """
-    shards, n_shards = store.parse_shard(options.shard)
-    with store.locked(store.CACHE):  # a built-in corpus may have to be written first
-        corpus = Corpus(options.data)
-    proxy, path = fitted_proxy(options, corpus)
-    fixed_cost = 4 + (proxy.overhead if proxy else 0)  # symbols of a pair, whatever its length
+    unfitted = make_proxy(options)
+    fixed_cost = 4 + (unfitted.overhead if unfitted else 0)  # symbols of any pair
     longest = (block_size - fixed_cost) // 2
     if longest < SHORTEST:
         raise UserError(f"block size {block_size}: too small for a pair of views, expected at "
                         f"least {fixed_cost + 2 * SHORTEST}")
+    shards, n_shards = store.parse_shard(options.shard)
+    corpus = store.open_corpus(options.data, options.text_column, options.rehash)
+    if not (store.CACHE / corpus.id).exists():  # all that can be refused is refused before a fit
+        store.check_before_fitting(corpus, needed_views(options), len(shards) / n_shards)
+    proxy, path = fitted_proxy(options, corpus)
     proxy_name = proxy.name if proxy else None
     views = store.prepare_views(corpus, proxy, proxy_name, longest, shards, n_shards)
+    if options.mode not in NO_PAIRS and 0 < options.mix < 1:
+        say_if_few_pairs(views)
     return views, proxy, path
+
+
+def say_if_few_pairs(views):
+    """Say so where most samples may be shown in one view only.
+
+    In a warm-up with r > 1/2 no sample is shown raw alone: all raw views are of the few pairs then.
+    """
+    training = ~views.held_out
+    n_pairable = (training & (views.view == store.ANY)).sum()
+    if 0 < n_pairable < training.sum() / 10:
+        print(f"data: of {training.sum():,} training samples only {n_pairable:,} may be shown in both "
+              "views; pairs show those again and again: --mode=sentinel draws none")
+
+
+def needed_views(options):
+    """The views that a training with this mix shows."""
+    views = []
+    if options.mix < 1:
+        views.append("raw")
+    if options.mix > 0:
+        views.append("comp")
+    return views
 
 
 # -----------------------------------------------------------------------------
@@ -292,12 +318,7 @@ class Mixer:
             "comp": Pool(np.flatnonzero(usable & (views.view != store.RAW_ONLY)), views),
             "pair": Pool(np.flatnonzero(usable & (views.view == store.ANY)), views),
         }
-        needed = []
-        if options.mix < 1:
-            needed.append("raw")
-        if options.mix > 0:
-            needed.append("comp")
-        empty = [view for view in needed if len(self.pools[view]) == 0]
+        empty = [view for view in needed_views(options) if len(self.pools[view]) == 0]
         if empty:
             what = "held-out" if held_out else "training"
             raise UserError(f"--data={options.data}: no {what} sample may be shown "
@@ -320,7 +341,7 @@ class Mixer:
 
     def draws_pairs(self, step):
         options = self.options
-        if options.mode in ("sentinel", "vanilla") or options.mix in (0.0, 1.0):
+        if options.mode in NO_PAIRS or options.mix in (0.0, 1.0):
             return False
         in_warmup = step / self.total_steps < options.mix_warmup
         return len(self.pools["pair"]) > 0 and (in_warmup or options.pairs == "always")

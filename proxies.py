@@ -61,7 +61,7 @@ from tqdm import tqdm
 
 from lib import store
 from lib.bpe import PATTERN, train_bpe
-from lib.corpus import BUILT_IN, ROOT, Corpus
+from lib.corpus import BUILT_IN, ROOT
 from lib.options import UserError, command_line, did_you_mean, expect_one_of, flag
 from lib.proxy_table import held_out_samples, print_proxy_table, show_symbols
 from lib.results import code_hash
@@ -614,8 +614,11 @@ PROXIES = {proxy.kind: proxy for proxy in (Tokenizer, Neural, Gzip)}
 
 @dataclass
 class ProxyOptions:
-    data: str = flag("tinycode", f"corpus: {', '.join(BUILT_IN)}, a folder, a .txt file, or "
-                     ".jsonl[.gz] with text or content; or several, a:0.7,b:0.3")
+    data: str = flag("tinycode", f"corpus: {', '.join(BUILT_IN)}, a folder, a file of text, or "
+                     "rows with text or content in .jsonl[.gz|.zst] or .parquet; or several, "
+                     "a:0.7,b:0.3")
+    text_column: str = flag("", "field of the rows that has the text [text or content]")
+    rehash: bool = flag(False, "large files hashed again, whose names, sizes and times are known")
     proxy: str = flag("neural", f"compressor: none (raw bytes only), {', '.join(PROXIES)}")
     tokenizer: str = flag("1024", "tokenizer proxy: number of BPE symbols to fit, or the name of a "
                           "tiktoken encoding (o200k_base)")
@@ -682,7 +685,7 @@ class ShowOptions(ProxyOptions):
 def main(options):
     if options.text is None and not options.report:
         raise UserError("expected a text to cut into symbols, or --report")
-    corpus = Corpus(options.data)
+    corpus = store.open_corpus(options.data, options.text_column, options.rehash)
     fitted = []
     for kind, proxy in PROXIES.items():
         for variant in proxy.report_variants if options.report else [{}]:

@@ -8,6 +8,7 @@ number is computed by hand or by plain torch, never by the code that is tested.
     python -m pytest test_all.py
 """
 import atexit
+import base64
 import contextlib
 import copy
 import functools
@@ -62,7 +63,8 @@ import proxies
 import sample
 import train
 from lib import (
-    bpe, corpus, judge, plan, plots, proxy_table, sandbox, scoring, store, trie as trie_file)
+    bpe, corpus, files, judge, plan, plots, proxy_table, sandbox, scoring, store, trie as
+    trie_file)
 from lib.byte_heads import ByteHeads, Guessing
 from lib.checkpoint import drop_log_from, load_checkpoint, new_folder, newest_run
 from lib.corpus import ROOT, Corpus, cut_at_lines
@@ -2624,7 +2626,7 @@ def test_the_share_of_raw_bytes_of_weighted_sources():
     """A long source, weight 3, and a short one, weight 1: of the text three quarters are long."""
     views = hand_made_views(LONG, SHORT, groups=[(0, 0.75), (1, 0.25)])
     options = MixOptions(proxy="none", mix=0.0)
-    # of 30 and of 10 bytes: as many samples of either are drawn, 20 bytes and 2 sentinels on average
+    # of 30 and of 10 bytes as many samples are drawn: on average 20 bytes, and 2 sentinels
     assert raw_share(Mixer(views, options, 10 ** 6, 10)) == pytest.approx(20 / 22, abs=1e-4)
 
 
@@ -2649,6 +2651,29 @@ def test_held_out_contexts_show_held_out_texts(prepared):
     for row in range(20):
         shown = mix.decode_context(mixer.row(30, row, only="comp").symbols, proxy)
         assert texts.issuperset(text for _, text in shown[:-1])
+
+
+@pytest.mark.parametrize("n_pairable, changes, said", [
+    (4, dict(), True),
+    (0, dict(), False),
+    (6, dict(), False),
+    (4, dict(mode="sentinel"), False),
+])
+def test_few_samples_that_may_be_paired_are_mentioned(tmp_path, capsys, monkeypatch, n_pairable,
+                                                      changes, said):
+    """Of fifty training samples; pairs would show those few again and again."""
+    monkeypatch.setattr(store, "CACHE", tmp_path / "cache")
+    rows = [{"text": f"held out {i}", "split": "val"} for i in range(9)]
+    for i in range(50):
+        row = {"text": f"x = {i}\n" * 5, "name": f"row {i}", "split": "train"}
+        if i >= n_pairable:
+            row["view"] = "raw" if i % 2 else "comp"
+        rows.append(row)
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mix.prepare(options_for(path, proxy="gzip", **changes), 256)
+    line = f"of 50 training samples only {n_pairable} may be shown in both views"
+    assert (line in capsys.readouterr().out) == said
 
 
 def test_samples_are_drawn_for_the_views_they_may_be_shown_in():
@@ -4641,7 +4666,7 @@ BAD_INPUT = [  # a file, its flags, and a part of the line that it answers with
     ("train", "--data={tmp}/empty", "no text"),
     ("train", "--data={tmp}/binary", "binary"),
     ("train", "--data={tmp}/bad.jsonl", "bad.jsonl"),
-    ("train", "--data={tmp}/field.jsonl", "line 2"),
+    ("train", "--data={tmp}/field.jsonl", "only 1 document"),
     ("train", "--data={tmp}/one.txt --proxy=none", "two or more"),
     ("train", "--block_size=64 --proxy=none --data={tmp}/two.jsonl", "block size 64"),
     ("train", "--tokenizer=cl100k_bas --proxy=tokenizer", "cl100k_base"),
@@ -4811,6 +4836,10 @@ def test_every_file_runs_from_the_shell():
 LONGEST = 100     # bytes of a sample
 TIMEOUT = 300     # seconds, for what takes a few
 ONE_SHARD = (range(1), 1)
+TWO_FILES = {"a.py": b"x = 1\n", "b.py": b"y = 2\n"}
+# measured on two busy cores; what takes ten times as long is not linear in the text any more
+SECONDS_FOR_A_MEGABYTE = 1.0
+SECONDS_FOR_2000_FILES = 1.0
 
 # A proxy that other processes can import: two bytes are one symbol, an odd last byte is one, too.
 PAIRING = '''
@@ -4988,7 +5017,8 @@ def test_a_folder_is_its_text_files(tmp_path, capsys):
     (folder / "a.py").write_bytes(b"x = 1\n")
     (folder / "image").write_bytes(b"\0\1\2")
     assert list(named_texts(folder).items()) == [("a.py", b"x = 1\n"), ("b/latin.c", b"// \xe4\n")]
-    assert "1 binary files left out" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"data: 1 files with NUL bytes left out, {folder / 'image'} the first" in printed
 
 
 def test_the_id_of_a_source_is_a_hash_of_its_names_and_contents(tmp_path):
@@ -5027,19 +5057,53 @@ def test_rows_have_a_text_or_content_and_perhaps_a_name(tmp_path):
     assert Corpus(str(path)).n_bytes == 4 * path.stat().st_size
 
 
-def test_a_built_in_corpus_is_written_when_it_is_asked_for(tmp_path, monkeypatch):
+WRITES_ROWS = """
+from pathlib import Path
+path = Path(__file__).parent / "stdlib" / "corpus.jsonl"
+path.parent.mkdir(exist_ok=True)
+path.write_text('{"text": "x"}\\n{"text": "%s"}')
+"""
+
+
+def last_text_of_stdlib():
+    return list(named_texts("stdlib").values())[-1]
+
+
+def test_a_built_in_corpus_is_written_when_its_script_is_new(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(corpus, "ROOT", tmp_path)
-    (tmp_path / "data" / "stdlib").mkdir(parents=True)
+    (tmp_path / "data").mkdir()
     script = tmp_path / "data" / "stdlib.py"
     script.write_text("raise SystemExit(1)")
     with pytest.raises(UserError, match="--data=stdlib: the corpus was not written"):
         Corpus("stdlib")
-    script.write_text("from pathlib import Path\n"
-                      "path = Path(__file__).parent / 'stdlib' / 'corpus.jsonl'\n"
-                      "path.write_text('{\"text\": \"x\"}')")
-    assert named_texts("stdlib") == {"corpus.jsonl:1": b"x"}
+    script.write_text(WRITES_ROWS % "first")
+    assert last_text_of_stdlib() == b"first"
+    path = tmp_path / "data" / "stdlib" / "corpus.jsonl"
+    written = path.stat().st_mtime_ns
+    assert last_text_of_stdlib() == b"first"
+    assert path.stat().st_mtime_ns == written
+    assert "changed" not in capsys.readouterr().out
+
+    script.write_text(WRITES_ROWS % "second")
+    os.utime(script, (0, 0))  # as a file from an old archive has it
+    assert last_text_of_stdlib() == b"second"
+    assert last_text_of_stdlib() == b"second"
+    assert capsys.readouterr().out.count("data/stdlib.py has changed") == 1
     script.write_text("raise SystemExit(1)")
-    assert named_texts("stdlib") == {"corpus.jsonl:1": b"x"}
+    for _ in range(2):  # what is stale is not taken for new the second time
+        with pytest.raises(UserError, match="the corpus was not written"):
+            Corpus("stdlib")
+
+
+def test_a_built_in_corpus_written_by_hand_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "ROOT", tmp_path)
+    (tmp_path / "data").mkdir()
+    script = tmp_path / "data" / "stdlib.py"
+    script.write_text(WRITES_ROWS % "by hand")
+    subprocess.run([sys.executable, script], check=True)
+    script.write_text(WRITES_ROWS % "another")  # what the script would write without options
+    os.utime(script, (0, 0))
+    assert last_text_of_stdlib() == b"by hand"
 
 
 def expected_hash(text):
@@ -5075,10 +5139,64 @@ def test_a_proxy_is_fitted_on_training_texts_of_a_limited_size(rows_file, monkey
     assert 0.2 < len(chosen) / len(training) < 0.3
 
 
-def test_a_proxy_is_fitted_on_held_out_texts_where_there_are_no_others(tmp_path):
+def write_folder(folder, texts):
+    folder.mkdir()
+    for name, text in texts.items():
+        (folder / name).write_bytes(text)
+    return folder
+
+
+def lines_of(letter, n_bytes):
+    """Lines of one letter, 64 bytes each."""
+    return (letter * 63 + "\n").encode() * (n_bytes // 64)
+
+
+@pytest.mark.parametrize("ending", [".md", ".txt"])
+def test_a_proxy_is_fitted_on_pieces_of_long_texts(tmp_path, monkeypatch, ending):
+    monkeypatch.setattr(corpus, "FIT_BYTES", 2_000_000)
+    texts = {f"{letter}{ending}": lines_of(letter, 3_000_000) for letter in "abcdef"}
+    data = Corpus(str(write_folder(tmp_path / "six", texts)))
+    chosen = data.fitting_texts()
+    assert 1_400_000 < sum(len(text) for text in chosen) <= 2_000_000
+    assert all(len(text) <= 65536 and text.endswith(b"\n") for text in chosen)
+    assert data.fitting_texts() == chosen
+    if ending == ".md":  # one of the six is held out, and nothing of it is among the texts
+        (held_out,) = {doc.text[:1] for doc in data.documents() if doc.held_out}
+        expected = {letter.encode() for letter in "abcdef"} - {held_out}
+        assert {text[:1] for text in chosen} == expected
+
+
+def test_a_proxy_is_never_fitted_on_the_only_document_held_out(tmp_path):
     path = tmp_path / "c.jsonl"
-    write_rows(path, [{"text": "a", "split": "val"}, {"text": "b", "split": "val"}])
-    assert Corpus(str(path)).fitting_texts() == [b"a", b"b"]
+    names = "abcdefgh"
+    assert min(expected_hash(name) for name in names) >= 0.05
+    write_rows(path, [{"name": name, "text": name} for name in names])
+    lowest = min(names, key=expected_hash)
+    expected = [name.encode() for name in names if name != lowest]
+    assert Corpus(str(path)).fitting_texts() == expected
+
+
+def test_a_proxy_is_fitted_on_training_texts_of_a_high_hash_where_no_hash_is_low(tmp_path,
+                                                                                 monkeypatch):
+    path = tmp_path / "c.jsonl"
+    rows = [{"name": str(i), "text": "x" * 99 + str(i), "split": "train"} for i in range(9)]
+    write_rows(path, [*rows, {"text": "held out" * 99, "split": "val"}])
+    monkeypatch.setattr(corpus, "FIT_BYTES", 120)
+    lowest = min(range(9), key=lambda i: expected_hash(f"fit {i}"))
+    # a share of the texts as large as 120 bytes are of the file is none
+    assert expected_hash(f"fit {lowest}") > 120 / path.stat().st_size
+    assert Corpus(str(path)).fitting_texts() == [b"x" * 99 + str(lowest).encode()]
+
+
+def test_text_to_fit_on_is_limited_where_a_file_holds_more_than_it_seems(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "FIT_BYTES", 20_000)
+    path = tmp_path / "c.jsonl.gz"
+    rows = [{"name": str(i), "text": "x" * 1000} for i in range(2000)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_bytes(gzip.compress(lines.encode()))
+    data = Corpus(str(path))
+    assert data.n_bytes < 200_000  # in truth 2,000,000
+    assert len(data.fitting_texts()) == 20
 
 
 @pytest.fixture
@@ -5124,13 +5242,18 @@ BAD_DATA = [
     ("tinycod", "did you mean 'tinycode'"),
     ("", "no such file or folder"),
     ("{tmp}/empty", "no text in it"),
-    ("{tmp}/binary", "only 1 binary files"),
+    ("{tmp}/binary", "only 1 files with NUL bytes"),
     ("{tmp}/bad.jsonl", "bad.jsonl, near line 2: expected JSON lines"),
     ("{tmp}/list.jsonl", "list.jsonl, near line 1: expected JSON lines (not an object)"),
     ("{tmp}/latin.jsonl", "latin.jsonl, near line 1: expected JSON lines"),
     ("{tmp}/cut.jsonl.gz", "cut.jsonl.gz, near line 1: expected JSON lines"),
     ("{tmp}/broken.jsonl.gz", "broken.jsonl.gz, near line 1: expected JSON lines"),
-    ("{tmp}/field.jsonl", "field.jsonl, line 2: expected a string `text` or `content`"),
+    ("{tmp}/field.jsonl", "field.jsonl, line 2: expected a string `text` or `content`, found the "
+     "fields body, id; 2 of 12 rows are"),
+    ("{tmp}/none.jsonl", "none.jsonl, line 1: expected a string `text` or `content`, found the "
+     "fields code; 3 of 3 rows are"),
+    ("{tmp}/vals.jsonl", "all 2 documents are marked \"split\": \"val\""),
+    ("{tmp}/single.py", "only 1 document with text; expected two or more"),
     ("{tmp}/view.jsonl", "view.jsonl, line 1: expected `view` raw or comp"),
     ("{tmp}/split.jsonl", "split.jsonl, line 1: expected `view` raw or comp, `split` train or val"),
     ("{tmp}/two.jsonl:0.5,{tmp}/one.txt", "weight"),
@@ -5151,7 +5274,11 @@ def test_bad_data_is_one_line(tmp_path, data, says):
     whole = gzip.compress(random.Random(0).randbytes(1000))
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}\n')[:-9])
     (tmp_path / "broken.jsonl.gz").write_bytes(whole[:10] + b"\xff" * 50)
-    (tmp_path / "field.jsonl").write_text('{"text": "x"}\n{"body": "y"}\n')
+    body = '{"body": "y", "id": 1}\n'
+    (tmp_path / "field.jsonl").write_text('{"text": "x"}\n' + body * 2 + '{"text": "x"}\n' * 9)
+    (tmp_path / "none.jsonl").write_text('{"code": "x"}\n' * 3)
+    (tmp_path / "vals.jsonl").write_text('{"text": "x", "split": "val"}\n' * 2)
+    (tmp_path / "single.py").write_text("x = 1\n")
     (tmp_path / "view.jsonl").write_text('{"text": "x", "view": "both"}\n')
     (tmp_path / "split.jsonl").write_text('{"text": "x", "split": ""}\n')
     (tmp_path / "one.txt").write_text("short")
@@ -5162,9 +5289,512 @@ def test_bad_data_is_one_line(tmp_path, data, says):
     assert "\n" not in str(error.value)
 
 
+def test_rows_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "c.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + b'{"text": "x"}\n' * 2)
+    assert named_texts(path) == {"c.jsonl:1": b"x", "c.jsonl:2": b"x"}
+
+
+def test_some_rows_may_lack_a_text(tmp_path, capsys):
+    path = tmp_path / "c.jsonl"
+    rows = [{"text": f"text {i}"} for i in range(200)]
+    rows[7] = {"text": None}
+    rows[9] = {"id": 9}
+    write_rows(path, rows)
+    data = Corpus(str(path))
+    assert len(list(data.documents())) == 198
+    assert len(data.fitting_texts()) > 150
+    printed = capsys.readouterr().out
+    assert printed.count("data: 2 of 200 rows have no text and are skipped, ") == 1
+    assert f"{path}, line 8 the first" in printed
+    rows[11] = {"text": 3}
+    write_rows(path, rows)
+    with pytest.raises(UserError, match="line 8: expected .*3 of 200 rows are"):
+        list(Corpus(str(path)).documents())
+
+
+def test_a_wrong_field_is_met_early(tmp_path):
+    path = tmp_path / "c.jsonl"
+    path.write_text('{"body": "x"}\n' * 1000 + "after that nothing is read")
+    with pytest.raises(UserError, match="--text_column=NAME names another field"):
+        list(Corpus(str(path)).documents())
+
+
 def test_a_missing_file_of_rows_is_one_line(tmp_path):
     with pytest.raises(UserError, match="none.jsonl: no such file"):
         list(corpus.read_jsonl(tmp_path / "none.jsonl"))
+
+
+# -----------------------------------------------------------------------------
+# files of rows
+
+FORMATS = ["c.jsonl", "c.jsonl.gz", "c.jsonl.zst", "c.parquet"]
+ROWS = [{"text": f"text {i}: \u00e9\n", "name": f"n{i}", "split": None, "view": None}
+        for i in range(200)]
+ROWS[3]["split"] = "val"
+ROWS[4]["view"] = "comp"
+TEXTS = [row["text"].encode() for row in ROWS]
+
+
+def needs(package):
+    return pytest.importorskip(package, reason=f"{package} is not installed")
+
+
+def write_format(path, rows):
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    if path.name.endswith(".parquet"):
+        pyarrow = needs("pyarrow")
+        table = pyarrow.Table.from_pylist(rows)
+        importlib.import_module("pyarrow.parquet").write_table(table, path, row_group_size=50)
+    elif path.name.endswith(".zst"):
+        compressor = needs("zstandard").ZstdCompressor()
+        half = lines.index(b"\n", len(lines) // 2) + 1
+        # in two frames, as `cat a.zst b.zst` and compressing on several cores make them
+        path.write_bytes(compressor.compress(lines[:half]) + compressor.compress(lines[half:]))
+    elif path.name.endswith(".gz"):
+        path.write_bytes(gzip.compress(lines))
+    else:
+        path.write_bytes(lines)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_rows_are_read_from_every_format(tmp_path, name):
+    path = tmp_path / name
+    write_format(path, ROWS)
+    documents = list(Corpus(str(path)).documents())
+    assert [document.name for document in documents] == [f"n{i}" for i in range(200)]
+    assert [document.text for document in documents] == TEXTS
+    assert documents[3].held_out
+    assert documents[4].view == "comp" and documents[5].view is None
+
+    # the text in a column of another name, and the names as numbers, as others have them
+    renamed = [{"code": row["text"], "name": i, "text": None} for i, row in enumerate(ROWS)]
+    write_format(path, renamed)
+    documents = list(Corpus(str(path), text_column="code").documents())
+    assert [document.text for document in documents] == TEXTS
+    assert [document.name for document in documents] == [str(i) for i in range(200)]
+    with pytest.raises(UserError, match="--text_column=NAME"):
+        list(Corpus(str(path)).documents())
+
+
+def test_another_text_column_is_another_corpus(tmp_path):
+    write_rows(tmp_path / "c.jsonl", [{"text": "a", "code": "b"}, {"text": "c", "code": "d"}])
+    path = str(tmp_path / "c.jsonl")
+    assert Corpus(path).id != Corpus(path, text_column="code").id
+    assert named_texts(path) == {"c.jsonl:1": b"a", "c.jsonl:2": b"c"}
+
+
+def test_a_folder_may_hold_every_format(tmp_path):
+    folder = tmp_path / "mixture"
+    folder.mkdir()
+    for number, name in enumerate(FORMATS):
+        write_format(folder / name, [{"text": f"{number} {i}"} for i in range(3)])
+    (folder / "d.py").write_text("x = 1\n")
+    texts = named_texts(folder)
+    expected = {"d.py": b"x = 1\n"}
+    for number, name in enumerate(FORMATS):
+        expected |= {f"{name}:{i + 1}": f"{number} {i}".encode() for i in range(3)}
+    assert texts == expected
+
+
+def test_the_size_of_parquet_is_that_of_its_text_column(tmp_path):
+    rows = [{"text": f"{i} " * 100, "embedding": "y" * 9999 + str(i)} for i in range(300)]
+    write_format(tmp_path / "c.parquet", rows)
+    n_bytes = sum(len(row["text"]) for row in rows)
+    assert n_bytes < Corpus(str(tmp_path / "c.parquet")).n_bytes < 1.1 * n_bytes
+
+
+@pytest.mark.parametrize("name, package", [("c.jsonl.zst", "zstandard"), ("c.parquet", "pyarrow")])
+def test_a_package_that_is_missing_is_one_line(tmp_path, monkeypatch, name, package):
+    (tmp_path / name).write_bytes(b"whatever")
+    for module in (package, "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError) as error:
+        list(Corpus(str(tmp_path / name)).documents())
+    assert f"pip install {package}" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name, package", [("c.jsonl.zst", "zstandard"), ("c.parquet", "pyarrow")])
+def test_a_broken_file_of_rows_is_one_line(tmp_path, name, package):
+    needs(package)
+    path = tmp_path / name
+    write_format(path, ROWS)
+    whole = path.read_bytes()
+    for content in (whole[:-20], b"garbage" * 9):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=f"{name}.*expected") as error:
+            list(Corpus(str(path)).documents())
+        assert "\n" not in str(error.value)
+
+
+# -----------------------------------------------------------------------------
+# the split where names or rows leave nothing on one of its sides
+
+
+def held_out_names(path):
+    return {document.name for document in Corpus(str(path)).documents() if document.held_out}
+
+
+def test_what_is_held_out_has_text_and_may_be_shown_raw(tmp_path):
+    path = tmp_path / "c.jsonl"
+    names = sorted("abcdefgh", key=expected_hash)
+    rows = {name: {"name": name, "text": "text"} for name in names}
+    rows[names[0]]["text"] = ""
+    rows[names[1]]["view"] = "comp"
+    write_rows(path, rows.values())
+    assert held_out_names(path) == {names[2]}
+
+
+def test_one_is_held_out_against_its_word(tmp_path, capsys):
+    path = tmp_path / "c.jsonl"
+    names = "abcdefgh"
+    write_rows(path, [{"name": name, "text": name, "split": "train"} for name in names])
+    lowest = min(names, key=expected_hash)
+    assert held_out_names(path) == {lowest}
+    printed = capsys.readouterr().out
+    assert 'is marked "split": "train"; ' + f"{lowest} is held out all the same" in printed
+    assert printed.count("\n") == 1
+
+    with open(path, "a") as file:
+        file.write('{"name": "free", "text": "text"}\n')
+    assert expected_hash("free") > expected_hash(lowest)
+    assert held_out_names(path) == {"free"}
+    assert capsys.readouterr().out == ""
+
+
+def test_odd_names_can_be_printed(tmp_path, capsys):
+    path = tmp_path / "c.jsonl"
+    write_rows(path, [{"name": "half \ud83d", "text": "text", "split": "train"}] * 2)
+    assert held_out_names(path) == {min("c.jsonl:1", "c.jsonl:2", key=expected_hash)}
+    write_rows(path, [{"name": f"half \ud83d{i}", "text": "text", "split": "train"}
+                      for i in range(2)])
+    assert len(held_out_names(path)) == 1
+    capsys.readouterr().out.encode("utf-8")  # strictly, as a terminal does it
+
+
+def test_one_is_trained_on_where_all_names_are_held_out(tmp_path):
+    names = [str(i) for i in range(1000) if expected_hash(str(i)) < 0.05][:3]
+    path = tmp_path / "c.jsonl"
+    write_rows(path, [{"name": name, "text": name} for name in names])
+    assert held_out_names(path) == set(names) - {max(names, key=expected_hash)}
+
+
+def test_rows_of_one_name_stay_together_or_are_told_apart(tmp_path, capsys):
+    path = tmp_path / "c.jsonl"
+    names = ["a", "b", "c"]
+    assert min(expected_hash(name) for name in names) >= 0.05
+    write_rows(path, [{"name": name, "text": f"{name} {i}"} for i in range(20) for name in names])
+    documents = list(Corpus(str(path)).documents())
+    lowest = min(names, key=expected_hash)
+    assert all(document.held_out == (document.name == lowest) for document in documents)
+    assert capsys.readouterr().out == ""
+
+    write_rows(path, [{"name": "a", "text": f"text {i}"} for i in range(200)])
+    held_out = held_out_names(path)
+    by_number = {f"c.jsonl:{i + 1}" for i in range(200)}
+    assert held_out == {name for name in by_number if expected_hash(name) < 0.05}
+    assert 0 < len(held_out) < 30
+    assert "all 200 documents of " in capsys.readouterr().out
+
+
+def test_a_single_file_of_any_name_is_cut_into_pieces(cache, tmp_path):
+    path = tmp_path / "notes.md"
+    path.write_bytes(b"a line of notes\n" * 2000)
+    texts = named_texts(path)
+    assert list(texts) == [f"notes.md#{i}" for i in range(8)]
+    views = views_of(path)
+    assert 0 < views.held_out.sum() < len(views)
+    assert text_of(views) == path.read_bytes()
+
+
+def test_long_files_of_a_folder_are_cut_into_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "LONGEST_FILE", 10_000)
+    texts = {"a.py": b"x = 1\n" * 9, "dump.sql": b"y = 2\n" * 2000}
+    folder = write_folder(tmp_path / "code", texts)
+    assert list(named_texts(folder)) == ["a.py", "dump.sql#0", "dump.sql#1", "dump.sql#2"]
+
+
+# -----------------------------------------------------------------------------
+# what is checked before a proxy is fitted
+
+TOO_LITTLE = [
+    ([{"text": "one"}], ["raw"], "only 1 document"),
+    ([{"text": "one"}, {"text": ""}], ["raw", "comp"], "only 1 document"),
+    ([{"text": str(i), "view": "comp"} for i in range(99)], ["raw", "comp"],
+     "no training document may be shown raw"),
+    ([{"text": str(i), "view": "raw"} for i in range(99)], ["raw", "comp"],
+     "no training document may be shown comp"),
+    ([{"text": "a"}, {"text": "b", "view": "raw", "split": "val"}], ["comp"],
+     "no held-out document may be shown comp"),
+]
+
+
+@pytest.mark.parametrize("rows, views, says", TOO_LITTLE)
+def test_what_cannot_be_trained_on_is_refused_first(cache, tmp_path, rows, views, says):
+    path = tmp_path / "c.jsonl"
+    write_rows(path, rows)
+    with pytest.raises(UserError, match=says):
+        store.check_before_fitting(Corpus(str(path)), views)
+
+
+def test_the_check_reads_no_more_than_it_needs(cache, tmp_path):
+    path = tmp_path / "c.jsonl"
+    path.write_text('{"text": "x"}\n' * 500 + "not read")
+    store.check_before_fitting(Corpus(str(path)), ["raw", "comp"])
+
+
+def test_a_disk_too_small_is_seen_first(cache, rows_file, monkeypatch):
+    data = Corpus(str(rows_file))
+
+    def check(free, views, share=1.0):
+        usage = SimpleNamespace(free=free * data.n_bytes)
+        monkeypatch.setattr(store.shutil, "disk_usage", lambda path: usage)
+        store.check_before_fitting(data, views, share)
+    check(2.1, ["raw", "comp"])
+    check(1.1, ["raw"])
+    check(1.1, ["raw", "comp"], share=0.5)
+    for free, views in ((1.9, ["raw", "comp"]), (0.9, ["raw"])):
+        with pytest.raises(UserError, match="GB of views.*NANOPROXY_CACHE"):
+            check(free, views)
+
+
+# -----------------------------------------------------------------------------
+# hashes that are remembered
+
+
+def old_folder(folder, texts):
+    """A folder whose files were last changed long ago."""
+    write_folder(folder, texts)
+    for path in folder.iterdir():
+        os.utime(path, (1, 1))
+    return folder
+
+
+@pytest.fixture
+def hashed(monkeypatch, cache):
+    """The names of the files that were read to be hashed; any corpus counts as a large one."""
+    names = []
+    look_at = files.look_at
+
+    def note(file, progress):
+        names.append(file.name)
+        look_at(file, progress)
+    monkeypatch.setattr(files, "look_at", note)
+    monkeypatch.setattr(files, "TRUST_FROM", 0)
+    return names
+
+
+def test_files_once_hashed_are_known_by_name_size_and_time(hashed, tmp_path):
+    texts = {"a.py": b"x = 1\n", "b.py": b"y = 2\n", "image": b"\0\1"}
+    folder = old_folder(tmp_path / "code", texts)
+    first = store.open_corpus(str(folder))
+    assert hashed == ["a.py", "b.py", "image"] and first.id == Corpus(str(folder)).id
+    hashed.clear()
+    assert store.open_corpus(str(folder)).id == first.id
+    assert hashed == []
+    assert store.open_corpus(str(folder), rehash=True).id == first.id
+    assert hashed == ["a.py", "b.py", "image"]
+
+    hashed.clear()
+    (folder / "a.py").write_bytes(b"x = 3\n")  # as long; its time is new
+    second = store.open_corpus(str(folder))
+    assert second.id != first.id
+    assert hashed == ["a.py"]
+    # written just now, it is not trusted: it may be written again in the same tick of the clock
+    store.open_corpus(str(folder))
+    assert hashed == ["a.py", "a.py"]
+
+
+def test_small_corpora_are_hashed_each_time(hashed, monkeypatch, tmp_path):
+    monkeypatch.setattr(files, "TRUST_FROM", 100)
+    folder = old_folder(tmp_path / "code", TWO_FILES)
+    for _ in range(2):
+        store.open_corpus(str(folder))
+    assert len(hashed) == 4
+
+
+def test_hashes_survive_ctrl_c_and_a_broken_cache(hashed, monkeypatch, tmp_path, cache):
+    folder = old_folder(tmp_path / "code", TWO_FILES)
+    look_at = files.look_at
+
+    def interrupt(file, progress):
+        if file.name == "b.py":
+            raise KeyboardInterrupt
+        look_at(file, progress)
+    with monkeypatch.context() as patches:
+        patches.setattr(files, "look_at", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            store.open_corpus(str(folder))
+    store.open_corpus(str(folder))
+    assert hashed == ["a.py", "b.py"]
+    (path,) = (cache / "hashes").iterdir()
+    path.write_text("{half")
+    store.open_corpus(str(folder))
+    assert hashed == ["a.py", "b.py", "a.py", "b.py"]
+
+
+def test_hashing_much_is_said(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(files, "SAY_FROM", 10)
+    folder = write_folder(tmp_path / "code", TWO_FILES)
+    Corpus(str(folder))
+    assert "data: hashing 0.0 GB in 2 files" in capsys.readouterr().out
+
+
+# -----------------------------------------------------------------------------
+# real folders
+
+
+CELL = {"cell_type": "code", "source": ["print(1)\n"], "outputs": []}
+ODD_TEXTS = {
+    "minified.js": b"var a=1;" * 125_000,
+    "notebook.ipynb": json.dumps({"cells": [CELL] * 20, "nbformat": 4}, indent=1).encode(),
+    "windows.py": b"x = 1\r\ny = 2\r\n" * 100,
+    "empty": b"",
+    "letters": b"a" * 1_000_000,
+    "spaces": b" " * 100_000,
+    "base64": base64.b64encode(random.Random(0).randbytes(200_000)),
+    "chinese.md": "代理压缩 ".encode() * 20_000,
+    "emoji.md": "😀🎉👩‍💻".encode() * 10_000,
+    "latin.c": b"// \xe4\xf6\xfc\n" * 100,
+    "rows.jsonl": b'{"text": "\\ud83d half a pair"}\n' * 10,
+}
+
+
+def prepare(folder, pairing, log):
+    data = store.open_corpus(str(folder))
+    store.check_before_fitting(data, ["raw", "comp"])
+    data.fitting_texts()
+    proxy = pairing.PairProxy(log)
+    return store.prepare_views(data, proxy, "pairs", LONGEST, *ONE_SHARD)
+
+
+@pytest.mark.parametrize("name", ODD_TEXTS)
+def test_odd_texts_are_kept_whole(name, cache, pairing, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "PART_BYTES", 1_000_000)
+    use_cores(monkeypatch, 1)
+    texts = {"a.py": b"x = 1\n", name: ODD_TEXTS[name], "empty.py": b"", "z.py": b"y = 2\n"}
+    folder = write_folder(tmp_path / "code", texts)
+    started = time.perf_counter()
+    views = prepare(folder, pairing, tmp_path / "log")
+    seconds = time.perf_counter() - started
+    text = ODD_TEXTS[name]
+    if name == "rows.jsonl":
+        text = "\ud83d half a pair".encode("utf-8", "surrogatepass") * 10
+    assert text_of(views) == b"x = 1\n" + text + b"y = 2\n"
+    assert 0 < views.held_out.sum() < len(views)
+    for i in range(0, len(views), 97):
+        assert len(views.comp(i)) == (len(views.raw(i)) + 1) // 2
+    assert seconds < 10 * SECONDS_FOR_A_MEGABYTE
+
+
+def test_utf16_with_a_byte_order_mark_is_text(tmp_path, capsys):
+    text = "größe = '😀'\n" * 3
+    texts = {"le.py": b"\xff\xfe" + text.encode("utf-16-le"),
+             "be.txt": b"\xfe\xff" + text.encode("utf-16-be"),
+             "cut.py": b"\xff\xfe" + "x\n".encode("utf-16-le") + b"\x3d",
+             "half.py": b"\xff\xfe\x3d\xd8x\0",
+             "unmarked.py": text.encode("utf-16-le"),
+             "wide.py": b"\xff\xfe\0\0" + text.encode("utf-32-le")}
+    folder = write_folder(tmp_path / "windows", texts)
+    expected = text.encode()
+    assert named_texts(folder) == {"be.txt#0": expected, "cut.py": b"x\n", "le.py": expected,
+                                   "half.py": "\ufffdx".encode()}
+    printed = capsys.readouterr().out
+    assert f"data: 4 UTF-16 files read as UTF-8, {folder / 'be.txt'} the first" in printed
+    assert f"data: 2 files with NUL bytes left out, {folder / 'unmarked.py'} the first" in printed
+
+
+def test_a_link_to_its_own_parent_is_not_followed(tmp_path):
+    folder = write_folder(tmp_path / "code", TWO_FILES)
+    (folder / "sub").mkdir()
+    try:
+        (folder / "sub" / "up").symlink_to(folder)
+        (folder / "sub" / "self").symlink_to("self")
+        (folder / "sub" / "nothing").symlink_to("nowhere")
+        (folder / "sub" / "c.py").symlink_to(folder / "a.py")
+    except OSError:
+        pytest.skip("this system makes no links")
+    assert list(named_texts(folder)) == ["a.py", "b.py", "sub/c.py"]
+
+
+def cannot_be_opened(name):
+    """`open` that fails for one name, as for a user who is not root."""
+    def failing(path, *rest, **settings):
+        if os.path.basename(path) == name:
+            raise PermissionError(13, "Permission denied")
+        return open(path, *rest, **settings)
+    return failing
+
+
+def test_what_cannot_be_read_is_one_line(tmp_path, monkeypatch):
+    folder = write_folder(tmp_path / "code", TWO_FILES)
+    with monkeypatch.context() as patches:
+        patches.setattr(files, "open", cannot_be_opened("b.py"), raising=False)
+        with pytest.raises(UserError, match=r"cannot read .*b\.py \(Permission denied\)"):
+            Corpus(str(folder))
+
+    (folder / "closed").mkdir()
+    scandir = os.scandir
+
+    def closed(path):
+        if os.path.basename(path) == "closed":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(UserError, match=r"cannot read .*closed \(Permission denied\)"):
+        Corpus(str(folder))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
+def test_a_name_that_is_not_utf8(cache, tmp_path, capsys, monkeypatch):
+    folder = write_folder(tmp_path / "code", TWO_FILES)
+    try:
+        (folder / os.fsdecode(b"\xe4.py")).write_bytes(b"z = 3\n")
+        (folder / os.fsdecode(b"\xfc.bin")).write_bytes(b"\0")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    views = views_of(folder)
+    assert text_of(views) == b"x = 1\ny = 2\nz = 3\n"
+    printed = capsys.readouterr().out
+    assert r"\udcfc.bin the first" in printed
+    printed.encode("utf-8")  # strictly, as a terminal does it
+
+    renamed = folder.rename(tmp_path / os.fsdecode(b"\xf6"))
+    for _ in range(2):
+        views_of(renamed)
+    capsys.readouterr().out.encode("utf-8")
+
+
+def tiny_files(folder, n):
+    for i in range(n):
+        path = folder / f"d{i // 100}" / f"f{i}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"def f{i}(x):\n    return x + {i}\n")
+
+
+def test_many_tiny_files_take_no_time(cache, pairing, tmp_path, monkeypatch):
+    use_cores(monkeypatch, 1)
+    folder = tmp_path / "tiny"
+    tiny_files(folder, 2000)
+    started = time.perf_counter()
+    prepare(folder, pairing, tmp_path / "log")
+    assert time.perf_counter() - started < 10 * SECONDS_FOR_2000_FILES
+    (cached,) = cache.glob("*/samples-*")
+    assert store.Part(cached).meta["samples"] == 2000
+
+
+def test_folders_have_one_order_on_every_disk(tmp_path, monkeypatch):
+    folder = tmp_path / "code"
+    names = ["a.py", "a/b.py", "a/c/d.py", "a-b.py", "B.py", "ä.py", "b/a.py"]
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    in_order = ["B.py", "a/b.py", "a/c/d.py", "a-b.py", "a.py", "b/a.py", "ä.py"]
+    assert list(named_texts(folder)) == in_order
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: list(scandir(path))[::-1])
+    assert list(named_texts(folder)) == in_order
 
 
 # -----------------------------------------------------------------------------
@@ -5528,6 +6158,16 @@ def test_a_corpus_prepared_in_shards(cache, rows_file, pairing, tmp_path, monkey
     assert 0.6 < len(two) / len(joined) < 0.73
     for i in range(0, len(joined), 97):
         assert np.array_equal(joined.comp(i), proxy.encode(joined.raw(i).tobytes()))
+
+
+def test_a_shard_may_be_of_one_side(cache, tmp_path, capsys):
+    path = tmp_path / "c.jsonl"
+    splits = ["val", "train", "train"]
+    write_rows(path, [{"text": split, "split": split} for split in splits])
+    with pytest.raises(UserError, match="all documents of shard 0/3 with text are held out"):
+        views_of(path, None, store.parse_shard("0/3"))
+    assert not views_of(path, None, store.parse_shard("1/3")).held_out.any()
+    assert "corpus: no document of shard 1/3 is held out" in capsys.readouterr().out
 
 
 def test_each_source_has_its_weight_in_shards_too(cache, two_files):

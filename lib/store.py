@@ -14,6 +14,7 @@ processes write the symbols in parts, and a part that is on disk is not encoded 
 """
 import array
 import contextlib
+import hashlib
 import itertools
 import json
 import os
@@ -29,9 +30,9 @@ from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
-from tqdm import tqdm
 
-from lib.corpus import ROOT, cut_at_lines, hash01
+from lib.corpus import ROOT, Corpus, cut_at_lines
+from lib.files import printable, progress_bar
 from lib.options import UserError
 
 CACHE = Path(os.environ.get("NANOPROXY_CACHE", ROOT / "cache"))
@@ -132,14 +133,9 @@ def remove_leftovers(folder):
 def relative(path):
     """A path as messages show it: from the working folder on, where there is a way."""
     try:
-        return os.path.relpath(path)
+        return printable(os.path.relpath(path))
     except ValueError:  # on Windows, there is none to another drive
-        return str(path)
-
-
-def progress_bar(what, text_bytes):
-    """A bar on the terminal over so many bytes of text; none where stderr is a file or a pipe."""
-    return tqdm(total=text_bytes, desc=what, unit="B", unit_scale=True, leave=False, disable=None)
+        return printable(path)
 
 
 # -----------------------------------------------------------------------------
@@ -230,37 +226,21 @@ class SampleTable:
         # arrays that grow, and hold a number in 8 bytes where a list takes 40
         self.offsets = array.array("q", [0])  # where the first sample begins, then where each ends
         self.flags = array.array("B")
-        # With few documents it happens that the hash of their names holds none of them out. Then
-        # the one of the lowest hash is, the nearest to being held out: these are its samples.
-        self.lowest_hash = 1.0
-        self.lowest_samples = slice(0, 0)
 
     def add(self, document, samples):
         """Add the samples (a list of bytes) of a document."""
         flag = VIEW_FLAGS[document.view]
         if document.held_out:
             flag |= HELD_OUT_BIT
-        first = len(self.flags)
         for sample in samples:
             self.offsets.append(self.offsets[-1] + len(sample))
             self.flags.append(flag)
-        name_hash = hash01(document.name)
-        if samples and name_hash < self.lowest_hash:
-            self.lowest_hash = name_hash
-            self.lowest_samples = slice(first, len(self.flags))
-
-    def final_flags(self):
-        """The flags, uint8 (n,), of which at least one sample's say that it is held out."""
-        flags = np.array(self.flags)
-        if not (flags & HELD_OUT_BIT).any():
-            flags[self.lowest_samples] |= HELD_OUT_BIT
-        return flags
 
 
 def write_raw(source, folder, longest, shard=0, n_shards=1):
     """Write the samples of every n_shards-th document of a source, from document `shard` on.
 
-    longest: of a sample, in bytes. Raises UserError where there are not two documents with text.
+    longest: of a sample, in bytes. Raises UserError where none of them is trained on.
     """
     table = SampleTable()
     documents = itertools.islice(source.documents(), shard, None, n_shards)
@@ -272,10 +252,12 @@ def write_raw(source, folder, longest, shard=0, n_shards=1):
             table.add(document, samples)
             progress.update(len(document.text) * n_shards)  # the other shards' are passed over
 
-    flags = table.final_flags()
+    flags = np.array(table.flags)
     if (flags & HELD_OUT_BIT).all():
-        raise UserError(f"--data={source.data}: only one document with text; "
-                        "expected two or more, to hold one out")
+        raise UserError(f"--data={source.data}: all documents{of_shard(shard, n_shards)} with text "
+                        "are held out; expected one or more to train on")
+    if not (flags & HELD_OUT_BIT).any():  # of the whole source some are, but not of a small shard
+        print(f"corpus: no document{of_shard(shard, n_shards)} is held out")
     write_array(folder / "raw.idx", table.offsets)
     write_array(folder / "flags.bin", flags)
     meta = {
@@ -285,6 +267,11 @@ def write_raw(source, folder, longest, shard=0, n_shards=1):
         "text_bytes": table.offsets[-1],
     }
     write_json(folder / "meta.json", meta)
+
+
+def of_shard(shard, n_shards):
+    """Part of a message."""
+    return f" of shard {shard}/{n_shards}" if n_shards > 1 else ""
 
 
 # -----------------------------------------------------------------------------
@@ -469,6 +456,85 @@ def write_comp(folder, comp_folder, proxy):
 
 
 # -----------------------------------------------------------------------------
+# opening a corpus
+
+
+def known_hashes(path):
+    """What `save_hashes` wrote; nothing where it wrote nothing, or that cannot be read any more."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def open_corpus(data, text_column=None, rehash=False):
+    """A Corpus, of which files hashed before are known by their names, sizes and times.
+
+    rehash: hash them again. One process at a time works here, as a built-in corpus may have to be
+    written first. Raises UserError.
+    """
+    digest = hashlib.sha256(os.fsencode(os.path.abspath(data))).hexdigest()
+    path = CACHE / "hashes" / f"{digest[:12]}.json"
+    with locked(CACHE):
+        before = {} if rehash else known_hashes(path)
+        hashes = dict(before)
+        try:
+            return Corpus(data, text_column, hashes)
+        finally:  # also after Ctrl-C: what was hashed need not be hashed again
+            if hashes != before:
+                path.parent.mkdir(exist_ok=True)
+                write_json(path, hashes)
+
+
+# -----------------------------------------------------------------------------
+# what can be known before a proxy is fitted
+
+WHAT_IS = {True: "held-out", False: "training"}
+
+
+def missing_views(corpus, views):
+    """Those (held out, view) for which no document of the corpus has text: a set.
+
+    views: the ones that are needed, of "raw" and "comp". Reads on only until it has met them all.
+    Raises UserError for a source whose documents cannot be split.
+    """
+    missing = set(itertools.product((False, True), views))
+    for source in corpus.sources:  # one after another, as each has a split of its own
+        for document in source.documents():
+            if document.text:
+                shown = [document.view] if document.view else ["raw", "comp"]
+                missing.difference_update((document.held_out, view) for view in shown)
+            if not missing:
+                break
+    return missing
+
+
+def check_before_fitting(corpus, views, share=1.0):
+    """Refuse what could not be trained on, before hours go into a proxy. Takes no second itself.
+
+    views: those that the training needs, of "raw" and "comp". share: of the corpus that is used,
+    where it is prepared in shards.
+
+    Raises UserError for too few documents, for views that no document may be shown in, and for a
+    disk too small for the views.
+    """
+    missing = missing_views(corpus, views)
+    if missing:
+        held_out, view = min(missing)
+        raise UserError(f"--data={corpus.data}: no {WHAT_IS[held_out]} document may be shown "
+                        f"{view}; use another --mix or other data")
+    # The raw view is as long as the text. The symbols are too, at most: about half as many bytes,
+    # twice, as the parts that processes write are only then joined.
+    needed = corpus.n_bytes * share * (2 if "comp" in views else 1)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(CACHE).free
+    if free < needed:
+        raise UserError(f"--data={corpus.data}: about {needed / 1e9:.1f} GB of views, but only "
+                        f"{free / 1e9:.1f} GB are free in {relative(CACHE)}; set NANOPROXY_CACHE "
+                        "to a folder on a larger disk")
+
+
+# -----------------------------------------------------------------------------
 # a corpus as views
 
 
@@ -491,7 +557,7 @@ def parse_shard(text):
 def prepare_raw(source, folder, longest, shard, n_shards):
     """Have the raw view in `folder`, which is locked."""
     if is_complete(folder):
-        print(f"corpus: {source.data}, cached in {relative(folder)}")
+        print(f"corpus: {printable(source.data)}, cached in {relative(folder)}")
     else:
         write_raw(source, folder, longest, shard, n_shards)
     remove_leftovers(folder)
