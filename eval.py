@@ -17,6 +17,7 @@ With --view=comp all but translate read and write the proxy's symbols instead: t
 
     python eval.py                                    the newest run under out/: bpb, pass, facts
     python eval.py out/neural out/none --task=all     side by side; what is known is not run again
+    python eval.py --all                              every run under out/, and how they differ
     python eval.py --samples=samples.jsonl --problems=HumanEval.jsonl.gz     a file; needs no run
 """
 import functools
@@ -24,27 +25,30 @@ import json
 import math
 import re
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import lib  # first: it says what is missing or too old
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from lib import store
-from lib.checkpoint import newest_run
-from lib.corpus import ROOT, TINYCODE
-from lib.devices import resolve_device
-from lib.options import UserError, command_line, expect, expect_one_of, flag
+from lib.checkpoint import all_runs, newest_run
+from lib.corpus import TINYCODE, tinycode_folder
+from lib.eval_options import SAMPLES, TASKS, EvalOptions
+from lib.options import UserError, command_line
 from lib.perturb import PERTURBATIONS, perturb
-from lib.plots import plot, print_results
-from lib.results import Completions, Results, code_hash, digest, result_key
+from lib.plots import differing_options, plot, print_results
+from lib.results import MEASURING, Completions, Results, code_hash, digest, result_key
 from lib.rows import read_jsonl
-from lib.scoring import read_problems, score
-from mix import COMP, END_COMP, END_RAW, RAW, MixOptions, format_view, pack, prepare
+from lib.scoring import (count_of_canonical_failures, explain_failures, read_problems,
+                         read_samples, score, uneven_samples)
+from lib.show import with_progress
+from mix import COMP, END_COMP, END_RAW, RAW, format_view, pack, prepare
 from model import BYTE0, NO_TARGET, PROXY0
 from proxies import load_proxy
-from sample import complete, complete_in_symbols, continue_views, load_model, raw_sentinels
+from sample import (complete, complete_in_symbols, continue_views, load_model, mix_options,
+                    raw_sentinels)
 
 # What ends a function: HumanEval's stop sequences, and decorators. Where the prompt has no `def`
 # yet, as in MBPP, the function is still to come, and evalplus's end it.
@@ -53,22 +57,12 @@ STOPS_WITHOUT_DEF = (b'\n"""', b"\nassert", b"\nif __name__", b"\nprint(", b"\nd
 ROWS_AT_ONCE = 256   # completions that are written side by side
 NOISE = (0.01, 0.05, 0.10)
 CHANCE_OF_A_FACT = 1 / 9000  # each fact is one of 9,000 numbers
-# results are measured again when one of these has changed
-MEASURING = [ROOT / name for name in (
-    "model.py", "proxies.py", "mix.py", "sample.py", "eval.py", "lib/byte_heads.py",
-    "lib/corpus.py", "lib/masks.py", "lib/store.py", "lib/suffix.py", "lib/trie.py",
-    "lib/write_view.py", "lib/perturb.py", "lib/scoring.py", "lib/judge.py", "lib/sandbox.py")]
 
 
 def spread(items, n):
     """At most n of the items, spread evenly over them."""
     chosen = np.linspace(0, len(items) - 1, min(n, len(items))).astype(int)
     return [items[i] for i in chosen]
-
-
-def with_progress(steps, what):
-    """The steps, with a progress bar where stderr is a terminal."""
-    return tqdm(steps, desc=what, leave=False, disable=None)
 
 
 def with_interval(name, values):
@@ -156,19 +150,22 @@ def bits_per_byte(model, windows, device, batch_size=64):
 
 
 def held_out_samples(trained, data, block_size, view, limit):
-    """At most `limit` held-out samples that may be shown in `view`, a list of uint8 arrays."""
+    """At most `limit` held-out samples that may be shown in `view`, a list of uint8 arrays.
+
+    limit: 0 for SAMPLES.
+    """
     options = replace(trained, data=data, proxy="none", mix=0.0)  # the raw side needs no proxy
     views, _, _ = prepare(options, block_size)
     not_shown = store.COMP_ONLY if view == "raw" else store.RAW_ONLY
     usable = np.flatnonzero(views.held_out & (views.view != not_shown))
-    return [views.raw(i) for i in spread(usable, limit)]
+    return [views.raw(i) for i in spread(usable, limit or SAMPLES)]
 
 
 def held_out_documents(data, text_column, limit):
-    """At most `limit` held-out documents that may be shown raw, a list of uint8 arrays."""
+    """At most `limit` held-out documents that may be shown raw, as `held_out_samples` does."""
     texts = [document.text for document in store.open_corpus(data, text_column).documents()
              if document.held_out and document.view != "comp"]
-    return [np.frombuffer(text, np.uint8) for text in spread(texts, limit)]
+    return [np.frombuffer(text, np.uint8) for text in spread(texts, limit or SAMPLES)]
 
 
 def measure_bpb(model, trained, options, proxy):
@@ -286,12 +283,13 @@ def pass_rates(scored, ks):
 
 
 def score_samples(problems, samples, options):
-    """pass@k of the samples, a dict. --save writes the scored rows."""
+    """(pass@k of the samples, a dict, and the scored rows, which --save writes)."""
     scored = score(problems, samples, options.timeout, options.memory << 20)
     if options.save:
         lines = [json.dumps(row) + "\n" for row in scored]
         store.write_file(options.save, "".join(lines).encode())
-    return pass_rates(scored, options.ks())
+    results = count_of_canonical_failures(scored) | pass_rates(scored, options.ks())
+    return results, scored
 
 
 def measure_pass(write, problems, options, kept):
@@ -300,7 +298,18 @@ def measure_pass(write, problems, options, kept):
     samples = []
     for task_id in problems:
         samples += [{"task_id": task_id, "completion": text} for text in done[task_id]]
-    return score_samples(problems, samples, options)
+    results, _ = score_samples(problems, samples, options)
+    return results
+
+
+def measure_samples_file(options):
+    """What a file of somebody's completions is worth, a dict; stderr says how they failed."""
+    problems = read_problems(options.problems or TINYCODE / "problems.jsonl")
+    samples = read_samples(options.samples, problems)
+    results = uneven_samples(problems, samples)
+    rates, scored = score_samples(problems, samples, options)
+    explain_failures(problems, scored)
+    return results | rates
 
 
 # -----------------------------------------------------------------------------
@@ -326,10 +335,12 @@ def measure_robustness(write, problems, options, kept):
                 solution = prompt + done[task_id][0] + old_name
                 solutions.append({"task_id": task_id, "kind": kind, "solution": solution})
     solved = {kind: dict.fromkeys(problems, True) for kind in ("greedy", *PERTURBATIONS)}
-    for row in score(problems, solutions, options.timeout, options.memory << 20):
+    scored = score(problems, solutions, options.timeout, options.memory << 20)
+    results = count_of_canonical_failures(scored)
+    for row in scored:
         if not row["passed"]:
             solved[row["kind"]][row["task_id"]] = False
-    results = with_interval("greedy pass@1", list(solved["greedy"].values()))
+    results |= with_interval("greedy pass@1", list(solved["greedy"].values()))
     for kind in PERTURBATIONS:
         results |= with_interval(f"robust {kind}", list(solved[kind].values()))
     for kind in PERTURBATIONS:
@@ -393,6 +404,7 @@ def measure_translation(model, proxy, problems, options):
                 exact.append(text == texts[task_id])
                 rows.append({"task_id": task_id, "solution": text.decode("utf-8", "replace")})
         scored = score(problems, rows, options.timeout, options.memory << 20)
+        results |= count_of_canonical_failures(scored)
         results |= with_interval(f"{given} to {wanted}, exact", exact)
         results |= with_interval(f"{given} to {wanted}, pass@1", [row["passed"] for row in scored])
     return results
@@ -422,90 +434,8 @@ def recall_facts(write, path):
     return results | {"facts_chance": CHANCE_OF_A_FACT}
 
 
-def tinycode_folder(data):
-    """Where the problems and facts of a corpus are that data/tinycode.py wrote: beside it. Else
-    None."""
-    if data == "tinycode":
-        return TINYCODE
-    path = Path(data)
-    has_both = all((path.parent / name).exists() for name in ("problems.jsonl", "facts.jsonl"))
-    return path.parent if path.name == "corpus.jsonl" and has_both else None
-
-
 # -----------------------------------------------------------------------------
 # python eval.py
-
-TASKS = {  # what can be measured, and the options that each depends on
-    "bpb": ("view", "limit", "context", "stride", "data"),
-    "pass": ("view", "n", "k", "temperature", "max_new", "timeout", "memory", "seed"),
-    "robust": ("view", "perturbations", "max_new", "timeout", "memory", "limit", "seed"),
-    "translate": ("timeout", "memory"),
-    "facts": ("view",),
-}
-
-
-@dataclass
-class EvalOptions:
-    runs: tuple = flag((), "folders of runs [the newest under out/]", positional=True, nargs="*")
-    task: str = flag("", f"what to measure, with commas: {', '.join(TASKS)}, or all [bpb, and "
-                     "pass and facts for tinycode]")
-    again: bool = flag(False, "results measured again that are in a run's results.json")
-    view: str = flag("raw", "what is read and written: raw bytes, or the proxy's symbols, as by a "
-                     "tokenizer model", choices=("raw", "comp"))
-    limit: int = flag(1000, "bpb: held-out samples at most")
-    context: int = flag(0, "bpb: symbols in a window over whole documents; 0: training's samples")
-    stride: int = flag(0, "bpb: symbols from one window to the next [half of --context]")
-    data: str = flag("", "bpb: corpora, with commas [the run's own]")
-    batch_size: int = flag(64, "bpb: samples at once; the result does not depend on it")
-    problems: str = flag("", "pass, robust, translate: file in the format of HumanEval, HumanEval+ "
-                         "or MBPP+ [tinycode's]")
-    n: int = flag(10, "pass: completions of each problem")
-    k: str = flag("1,10", "pass: the k of pass@k, with commas")
-    temperature: float = flag(None, "pass: temperature; 0 is greedy [0.2, and 0 where n is 1]",
-                              type=float)
-    max_new: int = flag(256, "pass, robust: bytes of a completion at most")
-    timeout: float = flag(3.0, "seconds for a completion's tests, more where the canonical "
-                          "solution needs it")
-    memory: int = flag(1024, "megabytes for a completion's tests")
-    seed: int = flag(0, "pass: seed of the sampling")
-    perturbations: int = flag(3, "robust: seeds of each kind; a problem must be solved under all")
-    samples: str = flag(None, "file of completions to score, JSON lines {task_id, completion}; "
-                        "needs no run")
-    save: str = flag(None, "pass: file for the completions and verdicts, in the same form")
-    plot: str = flag(None, "PNG for bits per byte against compute, and pass@k (needs matplotlib)")
-    json: bool = flag(False, "results as one line of JSON, last")
-    device: str = flag("cpu", "cpu, cuda, mps or auto")
-
-    def resolve(self):
-        """Fill in what depends on other options. Raises UserError for what cannot be."""
-        for task in self.tasks():
-            expect_one_of("task", task, TASKS)
-        expect(self, "above 0", "limit", "n", "max_new", "timeout", "memory", "batch_size",
-               "perturbations")
-        expect(self, "of 0 or more", "seed", "context", "stride")
-        if self.temperature is None:
-            self.temperature = 0.0 if self.n == 1 else 0.2
-        expect(self, "of 0 or more", "temperature")
-        if self.stride > self.context:
-            raise UserError(f"--stride={self.stride}: expected at most --context={self.context}, "
-                            "or bytes are left out")
-        if self.context and self.view == "comp":
-            raise UserError(f"--context={self.context} --view=comp: windows are of raw bytes; "
-                            "leave one out")
-        self.device = resolve_device(self.device)
-        self.ks()
-
-    def tasks(self):
-        if self.task == "all":
-            return list(TASKS)
-        return [task for task in self.task.split(",") if task]
-
-    def ks(self):
-        if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", self.k):
-            raise UserError(f"--k={self.k}: expected positive numbers with commas between, such as "
-                            "1,10")
-        return [int(k) for k in self.k.split(",")]
-
 
 def measure(task, model, trained, options, problems, proxy, kept):
     """The results of one task: {name: number}, with name_95, an interval, beside shares of
@@ -531,6 +461,25 @@ def measure(task, model, trained, options, problems, proxy, kept):
     return recall_facts(write, tinycode_folder(trained.data) / "facts.jsonl")
 
 
+def choose_problems(options, tinycode):
+    """(at most --limit problems of a file, a dict by task_id, and how many it has)."""
+    problems = read_problems(options.problems or (tinycode or TINYCODE) / "problems.jsonl")
+    task_ids = spread(list(problems), options.limit or len(problems))
+    return {task_id: problems[task_id] for task_id in task_ids}, len(problems)
+
+
+def other_content(task, options, trained, tinycode):
+    """What a task reads besides model and problems: facts, and the ids of corpora, a list."""
+    if task == "facts":
+        return list(read_jsonl(tinycode / "facts.jsonl"))
+    if task not in ("bpb", "robust"):
+        return []
+    corpora = [trained.data]
+    if task == "bpb" and options.data:
+        corpora = options.data.split(",")
+    return [store.open_corpus(data, trained.text_column).id for data in corpora]
+
+
 def evaluate(model, checkpoint, options, tasks=None, run=None, results=None):
     """The results of the tasks for a model, a dict of numbers; `results` is the dict to fill.
 
@@ -538,25 +487,30 @@ def evaluate(model, checkpoint, options, tasks=None, run=None, results=None):
     """
     options.resolve()
     results = {} if results is None else results
-    known_options = {field.name for field in fields(MixOptions)}
-    trained = MixOptions(**{name: value for name, value in checkpoint["options"].items()
-                            if name in known_options})
+    trained = mix_options(run or "", checkpoint)
     tinycode = tinycode_folder(trained.data)
     if not tasks:
         tasks = ["bpb", "pass", "facts"] if tinycode else ["bpb"]
     stamp = kept = None
+    code = code_hash(*MEASURING)
     if run and (Path(run) / "ckpt.pt").exists():
         stamp = (Path(run) / "ckpt.pt").stat().st_mtime_ns
-        kept = Path(run) / "completions" / f"{stamp:x}"
+        kept = Path(run) / "completions" / f"{stamp:x}-{code}"
+        if options.again:
+            for path in kept.parent.glob(f"{kept.name}-*"):
+                path.unlink()
     known = Results(run and stamp and Path(run) / "results.json")
     for task in tasks:
         if task == "facts" and not tinycode:
             continue
         problems = None
         if task in ("pass", "robust", "translate"):
-            problems = read_problems(options.problems or (tinycode or TINYCODE) / "problems.jsonl")
+            problems, n_problems = choose_problems(options, tinycode)
+            if len(problems) < n_problems:
+                results["problems"] = f"{len(problems)} of {n_problems}"
         settings = {name: getattr(options, name) for name in TASKS[task]}
-        key = result_key(task, settings, problems, stamp, code_hash(*MEASURING))
+        content = [problems, other_content(task, options, trained, tinycode)]
+        key = result_key(task, settings, content, stamp, code)
         rerun = options.again or (task == "pass" and options.save)
         found = None if rerun else known.get(key)
         if found is None:
@@ -569,29 +523,50 @@ def evaluate(model, checkpoint, options, tasks=None, run=None, results=None):
     return results
 
 
+def measure_runs(options, table, trained_with):
+    """Fill two dicts by run: `table` with its results, `trained_with` with its options.
+
+    With --all a run that can't be measured is left out, and a line on stderr says why.
+    """
+    runs = all_runs() if options.all else options.runs or [newest_run()]
+    for run in map(str, runs):
+        try:
+            model, checkpoint = load_model(run, options.device)
+            trained_with[run] = checkpoint["options"]
+            table[run] = {}
+            evaluate(model, checkpoint, options, options.tasks(), run, table[run])
+        except UserError as error:
+            if not options.all:
+                raise
+            table.pop(run, None)
+            trained_with.pop(run, None)
+            print(f"{run} left out: {error}", file=sys.stderr)
+    if not table:
+        raise UserError("--all: none of the runs under out/ can be measured, as said above")
+
+
 def main(options):
     options.resolve()
-    table = {}  # {run: results}
+    table = {}         # {run: results}
+    trained_with = {}  # {run: its options}
     interrupted = False
     try:
         if options.samples:
-            samples = [row for _, row in read_jsonl(options.samples)]
-            problems = read_problems(options.problems or TINYCODE / "problems.jsonl")
-            table[options.samples] = score_samples(problems, samples, options)
+            table[options.samples] = measure_samples_file(options)
         else:
-            for run in options.runs or [newest_run()]:
-                model, checkpoint = load_model(run, options.device)
-                table[str(run)] = {}
-                evaluate(model, checkpoint, options, options.tasks(), run, table[str(run)])
+            measure_runs(options, table, trained_with)
     except KeyboardInterrupt:
         interrupted = True
-        print("interrupted; what is done is below, the same command goes on from here",
-              file=sys.stderr)
-    print_results(table)
+        # with --again it would start again
+        how_to_go_on = "" if options.again else ", the same command goes on from here"
+        print(f"interrupted; what is done is below{how_to_go_on}", file=sys.stderr)
+    differing = differing_options(trained_with)
+    print_results({run: differing.get(run, {}) | results for run, results in table.items()})
     if options.plot:
         plot(table, options.plot)
     if options.json:
-        print(json.dumps(next(iter(table.values())) if len(table) == 1 else table))
+        alone = len(table) == 1 and not options.all
+        print(json.dumps(next(iter(table.values())) if alone else table))
     if interrupted:
         raise KeyboardInterrupt
 

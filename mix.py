@@ -24,6 +24,7 @@ resuming is exact, and one process or eight train on the same batches.
 """
 from dataclasses import dataclass
 
+import lib  # first: it says what is missing or too old
 import numpy as np
 import torch
 
@@ -117,8 +118,8 @@ def say_if_few_pairs(views):
     training = ~views.held_out
     n_pairable = (training & (views.view == store.ANY)).sum()
     if 0 < n_pairable < training.sum() / 10:
-        print(f"data: of {training.sum():,} training samples only {n_pairable:,} may be shown in both "
-              "views; pairs show those again and again: --mode=sentinel draws none")
+        print(f"data: of {training.sum():,} training samples only {n_pairable:,} may be shown in "
+              "both views; pairs show those again and again: --mode=sentinel draws none")
 
 
 def needed_views(options):

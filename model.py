@@ -31,6 +31,7 @@ Inference needs raw bytes only, whatever the settings.
 """
 from dataclasses import dataclass, replace
 
+import lib  # first: it says what is missing or too old
 import torch
 import torch.nn as nn
 import torch.nn.functional as F

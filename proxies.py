@@ -53,6 +53,7 @@ import io
 import os
 from dataclasses import dataclass, replace
 
+import lib  # first: it says what is missing or too old
 import numpy as np
 import tiktoken
 import torch

@@ -12,31 +12,41 @@ top-k and top-p. (Only the last section, for eval.py's comparisons, writes a pro
 """
 import codecs
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
+import lib  # first: it says what is missing or too old
 import numpy as np
 import torch
 
 from lib.byte_heads import Guessing
-from lib.checkpoint import load_checkpoint, load_shards, newest_run
+from lib.checkpoint import (load_checkpoint, load_shards, newest_run, restore_options,
+                            restore_weights)
 from lib.devices import resolve_device
 from lib.options import UserError, command_line, expect, flag
 from lib.suffix import next_suffix, pack_suffix
 from lib.write_view import write_view
-from mix import BOS, END_COMP, END_RAW, EOS, RAW, format_view
+from mix import BOS, END_COMP, END_RAW, EOS, RAW, MixOptions, format_view
 from model import BYTE0, PROXY0, GPT, GPTConfig, KVCache
 
 
 def load_model(run, device="cpu"):
     """(model, ready to be used, and checkpoint) of a run's folder. Raises UserError."""
-    checkpoint = load_checkpoint(run, device)
-    model = GPT(GPTConfig(**checkpoint["config"])).to(device)
+    checkpoint = load_checkpoint(run)
+    config = restore_options(run, "config", GPTConfig, checkpoint["config"])
+    model = GPT(config).to(device)
     if "shards" in checkpoint:  # of a run with --fsdp: each of its processes wrote a part
         load_shards(run, checkpoint, {"model": model.state_dict()})
     else:
-        model.load_state_dict(checkpoint["model"])
+        restore_weights(run, model, checkpoint["model"])
     return model.eval(), checkpoint
+
+
+def mix_options(run, checkpoint):
+    """The MixOptions that a run was trained with. Raises UserError."""
+    names = {field.name for field in fields(MixOptions)}
+    saved = {name: value for name, value in checkpoint["options"].items() if name in names}
+    return restore_options(run, "options", MixOptions, saved)
 
 
 def raw_sentinels(mode):
@@ -335,10 +345,12 @@ def main(options):
     expect(options, "from 0 to 1", "top_p")
     device = resolve_device(options.device)
     prompt = read_prompt(options)
-    model, checkpoint = load_model(options.run or newest_run(), device)
+    run = options.run or newest_run()
+    model, checkpoint = load_model(run, device)
+    trained = mix_options(run, checkpoint)
     steps = generate(model, [prompt], max_new=options.max_new, temperature=options.temperature,
                      top_k=options.top_k, top_p=options.top_p, seed=options.seed,
-                     sentinels=raw_sentinels(checkpoint["options"]["mode"]))
+                     sentinels=raw_sentinels(trained.mode))
     # a character is shown when its last byte is there
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     sys.stdout.write(decoder.decode(prompt))

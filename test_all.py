@@ -7,6 +7,7 @@ number is computed by hand or by plain torch, never by the code that is tested.
 
     python -m pytest test_all.py
 """
+import ast
 import atexit
 import base64
 import contextlib
@@ -63,8 +64,8 @@ import proxies
 import sample
 import train
 from lib import (
-    bpe, corpus, files, judge, plan, plots, proxy_table, sandbox, scoring, store, trie as
-    trie_file)
+    bpe, checkpoint as checkpoints, corpus, files, judge, plan, plots, proxy_table, sandbox,
+    scoring, store, trie as trie_file)
 from lib.byte_heads import ByteHeads, Guessing
 from lib.checkpoint import drop_log_from, load_checkpoint, new_folder, newest_run
 from lib.corpus import ROOT, Corpus, cut_at_lines
@@ -74,6 +75,7 @@ from lib.parallel import StopSignals, clip_gradients, skip_bad_step
 from lib.perturb import PERTURBATIONS, Program, perturb
 from lib.plan import PlanOptions, flops_per_symbol, raw_share
 from lib.results import Completions, Results, code_hash, digest, result_key
+from lib.rows import read_jsonl
 from lib.scoring import score
 from lib.suffix import next_suffix, pack_suffix
 from lib.trie import Trie
@@ -4833,6 +4835,512 @@ def test_every_file_runs_from_the_shell():
         assert program.returncode == 0 and said in printed, errors
 
 
+# -----------------------------------------------------------------------------
+# as in test_all.py
+
+
+# -----------------------------------------------------------------------------
+# what the tests here need
+
+
+@pytest.fixture(scope="session")
+def trained_run(corpus_file, tmp_path_factory):
+    """A run that no test changes."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    train_with(f"--data={corpus_file}", f"--out={out}", *TINY, "--steps=1", "--proxy=none")
+    return out
+
+
+@pytest.fixture
+def own_run(trained_run, tmp_path):
+    """A copy of it that a test may change."""
+    return shutil.copytree(trained_run, tmp_path / "own-run")
+
+
+def rows_of_table(printed):
+    """{name: the texts of its cells} of a printed table, whose first row is under ""."""
+    rows = {}
+    for line in printed.splitlines():
+        if not line.startswith(("corpus:", "{")):  # what preparing says, and --json's line
+            name, *cells = re.split(r"  +", line.rstrip())
+            rows[name] = cells
+    return rows
+
+
+# -----------------------------------------------------------------------------
+# a file of samples
+
+
+@pytest.fixture
+def scored_file(tmp_path):
+    """scored_file(problems, samples, *flags) is what eval.py prints of a file of samples."""
+    def run(problems, samples, *flags):
+        problems = write_rows(tmp_path / "p.jsonl", problems)
+        samples = write_rows(tmp_path / "s.jsonl", samples)
+        return run_eval(f"--problems={problems}", f"--samples={samples}", "--k=1", "--json", *flags)
+    return run
+
+
+def right(task_id):
+    return {"task_id": task_id, "completion": "    return x + 1\n"}
+
+
+def problem(task_id, **changes):
+    return PROBLEM | {"task_id": task_id} | changes
+
+
+def test_a_canonical_solution_that_fails_is_said_everywhere(scored_file, capsys):
+    """On stderr, in the table, in --json."""
+    scoring.warn_once.cache_clear()
+    broken = problem("t/1", canonical_solution="    return y\n")
+    printed = scored_file([problem("t/0"), broken], [right("t/0"), right("t/1")])
+    assert "t/1: the canonical solution fails (NameError)" in capsys.readouterr().err
+    assert rows_of_table(printed)["canonical solutions that fail"] == ["1"]
+    assert results_in(printed)["canonical solutions that fail"] == 1
+    assert results_in(printed)["pass@1"] == 0.5
+
+
+def test_a_canonical_solution_that_fails_is_counted_under_perturbations_too():
+    problems = {row["task_id"]: row for row in tinycode.problems(2, seed=1)}
+    broken = min(problems)
+    problems[broken] = problems[broken] | {"canonical_solution": "    return undefined\n"}
+
+    def write(prompts, *_, **__):
+        return [[b"    return None\n"]] * len(prompts)
+    options = evaluation.EvalOptions(perturbations=1)
+    measured = evaluation.measure_robustness(write, problems, options, None)
+    assert measured["canonical solutions that fail"] == 1
+
+
+def test_samples_of_some_problems_are_told_as_such(scored_file, capsys):
+    problems = [problem(f"t/{i}") for i in range(4)]
+    printed = scored_file(problems, [right("t/0"), right("t/0"), right("t/2")])
+    assert "samples for 2 of 4 problems" in capsys.readouterr().err
+    rows = rows_of_table(printed)
+    assert rows["problems with samples"] == ["2 of 4"]
+    assert rows["completions a problem"] == ["1 to 2"]
+    assert results_in(printed)["problems with samples"] == "2 of 4"
+    assert results_in(printed)["pass@1"] == 1.0
+
+
+def test_of_a_whole_file_only_pass_rates_are_told(scored_file, capsys):
+    printed = scored_file([problem("t/0")], [right("t/0")])
+    assert results_in(printed) == {"pass@1": 1.0, "pass@1_95": [1.0, 1.0]}
+    assert "failed" not in capsys.readouterr().err
+
+
+def test_how_the_samples_of_a_file_failed_is_on_stderr(scored_file, capsys, tmp_path):
+    fenced = {"task_id": "t/0", "completion": "```python\n    return x + 1\n```\n"}
+    scored_file([problem("t/0")], [fenced] * 3 + [right("t/0")], f"--save={tmp_path}/saved")
+    errors = capsys.readouterr().err
+    assert "3 of 4 completions failed:\n  IndentationError 3\nlikely cause: most" in errors
+    saved = [json.loads(line)["result"] for line in (tmp_path / "saved").read_text().splitlines()]
+    assert saved == ["failed: IndentationError"] * 3 + ["passed"]
+
+
+def test_a_bad_row_of_a_file_is_named(scored_file):
+    bad = {"task_id": "t/0", "completion": {"choices": []}}
+    message = r"s.jsonl, line 2: `completion` is an object \(\{\"choices\": \[\]\}\)"
+    with pytest.raises(UserError, match=message):
+        scored_file([problem("t/0")], [right("t/0"), bad])
+
+
+def test_completions_have_as_much_memory_as_evalplus_gives_them():
+    assert parse(evaluation.EvalOptions, []).memory == 4096
+
+
+# -----------------------------------------------------------------------------
+# --limit
+
+
+def problems_measured(monkeypatch, run, problems, *flags):
+    """The task_ids that eval.py has measured, and what it printed."""
+    seen = []
+
+    def remember(task, model, trained, options, problems, proxy, kept):
+        seen.append(list(problems))
+        return {"pass@1": 0.5}
+    monkeypatch.setattr(evaluation, "measure", remember)
+    printed = run_eval(run, f"--problems={problems}", "--json", *flags)
+    return seen, printed
+
+
+@pytest.fixture
+def nine_problems(tmp_path):
+    return write_rows(tmp_path / "p.jsonl", [problem(f"t/{i}") for i in range(9)])
+
+
+@pytest.mark.parametrize("task", ["pass", "robust", "translate"])
+def test_limit_spreads_over_the_problems(task, own_run, nine_problems, monkeypatch):
+    seen, printed = problems_measured(monkeypatch, own_run, nine_problems, f"--task={task}",
+                                      "--limit=3")
+    assert seen == [["t/0", "t/4", "t/8"]]
+    assert rows_of_table(printed)["problems"] == ["3 of 9"]
+    assert results_in(printed) == {"problems": "3 of 9", "pass@1": 0.5}
+
+
+@pytest.mark.parametrize("flags", [[], ["--limit=9"], ["--limit=100"]])
+def test_without_a_limit_all_problems_are_measured(flags, own_run, nine_problems, monkeypatch):
+    seen, printed = problems_measured(monkeypatch, own_run, nine_problems, "--task=pass", *flags)
+    assert seen == [[f"t/{i}" for i in range(9)]]
+    assert results_in(printed) == {"pass@1": 0.5}
+
+
+def test_the_result_of_some_problems_is_not_taken_for_that_of_all(own_run, nine_problems,
+                                                                  monkeypatch):
+    problems_measured(monkeypatch, own_run, nine_problems, "--task=pass", "--limit=3")
+    seen, _ = problems_measured(monkeypatch, own_run, nine_problems, "--task=pass")
+    assert len(seen) == 1
+
+
+def test_the_result_of_some_problems_is_kept_with_their_number(own_run, nine_problems, monkeypatch):
+    flags = ["--task=pass", "--limit=3"]
+    _, first = problems_measured(monkeypatch, own_run, nine_problems, *flags)
+    seen, second = problems_measured(monkeypatch, own_run, nine_problems, *flags)
+    assert seen == [] and second == first
+
+
+@pytest.mark.parametrize("flags, n_samples", [([], 1000), (["--limit=7"], 7)])
+def test_limit_bounds_the_held_out_samples(flags, n_samples, own_run, monkeypatch):
+    measured = []
+
+    def remember(items, n):
+        measured.append(n)
+        return items[:2]
+    monkeypatch.setattr(evaluation, "spread", remember)
+    run_eval(own_run, "--task=bpb", *flags)
+    assert measured == [n_samples]
+
+
+# -----------------------------------------------------------------------------
+# what is kept
+
+
+def other_corpus(path, seed):
+    return write_rows(path, tinycode.corpus(400, seed=seed))
+
+
+def test_results_of_other_content_at_the_same_path_are_measured_again(own_run, tmp_path,
+                                                                      monkeypatch):
+    data = other_corpus(tmp_path / "other.jsonl", seed=5)
+    flags = [own_run, "--task=bpb", f"--data={data}", "--json", "--limit=20"]
+    first = results_in(run_eval(*flags))
+    other_corpus(data, seed=6)
+    second = results_in(run_eval(*flags))
+    assert first != second
+
+    monkeypatch.setattr(evaluation, "measure", refuse_to_measure)
+    other_corpus(data, seed=5)  # what was measured of it is still there
+    assert results_in(run_eval(*flags)) == first
+
+
+def test_results_are_measured_again_when_the_runs_own_corpus_changed(corpus_file, tmp_path,
+                                                                     monkeypatch):
+    data = shutil.copy(corpus_file, tmp_path / "own.jsonl")
+    out = tmp_path / "run"
+    train_with(f"--data={data}", f"--out={out}", *TINY, "--steps=1", "--proxy=none")
+    flags = [out, "--task=bpb", "--limit=5"]
+    first = rows_of_table(run_eval(*flags))
+    monkeypatch.setattr(evaluation, "measure", refuse_to_measure)
+    assert rows_of_table(run_eval(*flags)) == first
+    other_corpus(data, seed=6)
+    with pytest.raises(MeasuredAgain):
+        run_eval(*flags)
+
+
+class CountingWriter:
+    """Stands in for a writer. calls: how many times it has written."""
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, prompts, n, *_, **__):
+        self.calls += 1
+        return [[b"    return x + 1\n"] * n for _ in prompts]
+
+
+@pytest.mark.parametrize("change, calls", [("nothing", 1), ("code", 2), ("again", 2)])
+def test_completions_of_other_code_are_written_again(change, calls, own_run, tmp_path,
+                                                     monkeypatch):
+    write = CountingWriter()
+    monkeypatch.setattr(evaluation, "writer", lambda *_: write)
+    problems = write_rows(tmp_path / "p.jsonl", [PROBLEM])
+    flags = [own_run, "--task=pass", f"--problems={problems}"]
+    run_eval(*flags)
+    if change == "code":
+        monkeypatch.setattr(evaluation, "code_hash", lambda *paths: "another version")
+    if change == "again":
+        flags.append("--again")
+    run_eval(*flags, "--timeout=2")  # another score, of the same completions
+    assert write.calls == calls
+
+
+# -----------------------------------------------------------------------------
+# runs side by side
+
+
+@pytest.fixture
+def three_runs(trained_run, run_train, tmp_path, monkeypatch):
+    """Folders out/b, out/a, out/c, from the oldest to the newest; c has another seed and lr."""
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "out"
+    shutil.copytree(trained_run, out / "b")
+    shutil.copytree(trained_run, out / "a")
+    run_train("--steps=1", "--proxy=none", "--seed=7", "--lr=0.01", out=out / "c")
+    for age, name in enumerate(("c", "a", "b")):
+        when = 2_000_000_000 - 100 * age
+        os.utime(out / name / "ckpt.pt", (when, when))
+    return out
+
+
+FEW = ("--task=bpb", "--limit=3")
+
+
+def test_all_runs_stand_in_one_table_the_newest_last(three_runs):
+    rows = rows_of_table(run_eval("--all", *FEW))
+    assert rows[""] == ["out/b", "out/a", "out/c"]
+    assert rows["seed"] == ["1337", "1337", "7"]
+    assert rows["lr"] == ["0.004", "0.004", "0.01"]
+    assert rows.keys() == {"", "seed", "lr", "bpb"}  # out differs, too, but says nothing
+    assert rows["bpb"][0] == rows["bpb"][1] != rows["bpb"][2]
+
+
+def test_the_json_of_all_runs_is_by_run_even_of_one(three_runs):
+    shutil.rmtree(three_runs / "a")
+    assert results_in(run_eval("--all", "--json", *FEW)).keys() == {"out/b", "out/c"}
+    shutil.rmtree(three_runs / "b")
+    assert results_in(run_eval("--all", "--json", *FEW)).keys() == {"out/c"}
+
+
+def test_a_run_that_cannot_be_measured_is_left_out_of_all(three_runs, capsys):
+    (three_runs / "a" / "ckpt.pt").write_bytes(b"PK half")
+    rows = rows_of_table(run_eval("--all", *FEW))
+    assert sorted(rows[""]) == ["out/b", "out/c"]
+    assert "out/a left out: out/a/ckpt.pt is corrupt or truncated" in capsys.readouterr().err
+    with pytest.raises(UserError, match="a/ckpt.pt is corrupt"):  # asked for, it is an error
+        run_eval("out/b", "out/a", *FEW)
+
+
+def test_if_no_run_can_be_measured_it_is_an_error(three_runs):
+    with pytest.raises(UserError, match="none of the runs under out/"):
+        run_eval("--all", "--task=bpb", "--context=1000")
+
+
+def test_without_runs_there_is_nothing_to_compare(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no run under out/"):
+        run_eval("--all")
+
+
+@pytest.mark.parametrize("flags", [["--all", "out/a"], ["--all", "--samples=out/a"]])
+def test_all_runs_and_another_are_too_many(flags):
+    with pytest.raises(UserError, match="--all: .* found out/a; leave one out"):
+        run_eval(*flags)
+
+
+def test_a_table_with_nothing_to_lose_has_no_drop(capsys, tmp_path):
+    """Greedy pass@1 of 0 in one of two runs, as measure_robustness gives it."""
+    none = {"greedy pass@1": 0.0, "greedy pass@1_95": [0.0, 0.0], "robust name": 0.0,
+            "robust name_95": [0.0, 0.0], "pass@1": 0.0, "pass@1_95": [0.0, 0.0]}
+    some = none | {"greedy pass@1": 0.5, "greedy pass@1_95": [0.2, 0.8], "drop name": 1.0}
+    plots.print_results({"none": none})
+    assert "drop" not in capsys.readouterr().out
+    plots.print_results({"none": none, "some": some})
+    rows = rows_of_table(capsys.readouterr().out)
+    assert rows["drop name"] == ["1.0000"]
+    assert rows["greedy pass@1"] == ["0.0000 [0.000, 0.000]", "0.5000 [0.200, 0.800]"]
+    pytest.importorskip("matplotlib", reason="pip install matplotlib to draw figures")
+    plots.plot({"none": none, "some": some}, tmp_path / "f.png")
+    assert (tmp_path / "f.png").exists()
+
+
+def test_long_texts_keep_a_table_straight(capsys):
+    long = {"data": "x" * 40, "bpb": 1.5}
+    plots.print_results({"a": long, "b": {"data": "y", "bpb": 2.5}})
+    lines = capsys.readouterr().out.splitlines()
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_a_log_without_raw_views_has_no_curve(tmp_path):
+    rows = [{"flops": 0, "val_comp": 2.0}, {"flops": 10, "val_comp": 1.0}]
+    assert plots.read_curve(write_rows(tmp_path / "log.jsonl", rows)) == ([], [])
+
+
+# -----------------------------------------------------------------------------
+# checkpoints of other programs and versions
+
+
+def change_checkpoint(run, change):
+    checkpoint = torch.load(run / "ckpt.pt", weights_only=True)
+    change(checkpoint)
+    torch.save(checkpoint, run / "ckpt.pt")
+
+
+def drop(*path):
+    """A change of a checkpoint: what stands at this path of keys is gone."""
+    def change(checkpoint):
+        *folders, name = path
+        del functools.reduce(dict.__getitem__, folders, checkpoint)[name]
+    return change
+
+
+def put(value, *path):
+    def change(checkpoint):
+        *folders, name = path
+        functools.reduce(dict.__getitem__, folders, checkpoint)[name] = value
+    return change
+
+
+OTHER_VERSIONS = [  # a change, and what is said of it
+    (drop("version"), "it has no version, expected version 1"),
+    (put(0, "version"), "it has version 0, expected version 1"),
+    (drop("config", "ngram"), "no ngram in its config"),
+    (put(3, "config", "n_experts"), "n_experts in its config"),
+    (drop("options", "mode"), "no mode in its options"),
+    (drop("model", "head.weight"), "no head.weight in its weights"),
+    (put(torch.zeros(2), "model", "extra"), "extra in its weights"),
+    (put(torch.zeros(2), "model", "head.weight"), "its head.weight is [2], expected [320, 64]"),
+]
+
+
+def open_with(file, run):
+    if file == "sample":
+        sample.main(parse(sample.SampleOptions, [str(run), "--prompt=x", "--max_new=2"]))
+    elif file == "eval":
+        run_eval(run, *FEW)
+    else:
+        train_with(f"--resume={run}")
+
+
+@pytest.mark.parametrize("file", ["sample", "eval", "train"])
+@pytest.mark.parametrize("change, says", OTHER_VERSIONS)
+def test_a_checkpoint_of_another_version_is_one_line(file, change, says, own_run):
+    change_checkpoint(own_run, change)
+    with pytest.raises(UserError) as refused:
+        open_with(file, own_run)
+    assert str(refused.value) == (f"{own_run}/ckpt.pt was written by another version of nanoproxy "
+                                  f"({says}); train again")
+
+
+def test_options_of_training_matter_when_it_goes_on(own_run):
+    """Reading and measuring need not know them."""
+    change_checkpoint(own_run, put(3, "options", "momentum"))
+    open_with("sample", own_run)
+    open_with("eval", own_run)
+    with pytest.raises(UserError, match="another version .*momentum in its options"):
+        open_with("train", own_run)
+
+
+def halve(path):
+    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+
+
+def write_module(path):
+    torch.save(torch.nn.Linear(2, 2), path)
+
+
+BROKEN = [  # what is done to ckpt.pt, and what is said
+    (halve, "is corrupt or truncated: its end is missing"),
+    (lambda path: path.write_bytes(b""), "is no checkpoint: another program wrote it"),
+    (lambda path: path.write_text("hello\n"), "is no checkpoint: another program wrote it"),
+    (lambda path: torch.save(torch.zeros(3), path), "expected a dict, found Tensor"),
+    (lambda path: torch.save({"model": {}, "step": 3}, path), "has no config, options: another"),
+    (write_module, "found other objects; another program wrote it"),
+]
+
+
+@pytest.mark.parametrize("file", ["sample", "eval", "train"])
+@pytest.mark.parametrize("spoil, says", BROKEN)
+def test_a_file_that_is_no_whole_checkpoint_is_one_line(file, spoil, says, own_run):
+    spoil(own_run / "ckpt.pt")
+    with pytest.raises(UserError, match=re.escape(says)) as refused:
+        open_with(file, own_run)
+    assert str(own_run / "ckpt.pt") in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("error, says", [
+    (OSError(5, "Input/output error"), "Input/output error"),
+    (OSError(116, "Stale file handle"), "Stale file handle"),
+    (RuntimeError("CUDA error: an illegal memory access\nCUDA kernel errors might"),
+     "CUDA error: an illegal memory access"),
+    (MemoryError(), "MemoryError"),
+])
+def test_other_failures_to_load_are_told_in_their_own_words(error, says, own_run, monkeypatch):
+    def fail(*_, **__):
+        raise error
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(UserError) as refused:
+        load_checkpoint(own_run)
+    told = str(refused.value)
+    assert told.startswith(f"cannot read {own_run}/ckpt.pt: ") and says in told
+    assert "corrupt" not in told and "\n" not in told
+
+
+def test_a_sharded_checkpoint_fails_in_its_own_words(run_train):
+    out = run_train("--steps=1", "--proxy=none", "--fsdp")
+    shards = out / load_checkpoint(out)["shards"]
+    (part,) = shards.glob("*.distcp")
+    part.unlink()
+    with pytest.raises(UserError, match=r"cannot be read: \[Errno 2\] No such file") as refused:
+        sample.load_model(out)
+    assert "\n" not in str(refused.value)
+    (shards / ".metadata").unlink()
+    with pytest.raises(UserError, match="no .metadata in it"):
+        sample.load_model(out)
+
+
+def test_a_checkpoint_says_its_version(trained_run):
+    assert load_checkpoint(trained_run)["version"] == checkpoints.VERSION
+
+
+# -----------------------------------------------------------------------------
+# old versions of Python and of packages
+
+LESSON = ("model.py", "proxies.py", "mix.py", "sample.py", "eval.py", "train.py")
+
+
+def first_words(*arguments, **settings):
+    """(exit code, lines on stderr) of a Python program."""
+    result = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT,
+                            **settings)
+    return result.returncode, result.stderr.splitlines()
+
+
+@pytest.mark.parametrize("version", [(3, 8, 18), (3, 10, 13)])
+def test_an_old_python_is_one_line(version):
+    program = f"import sys; sys.version_info = {version}; import lib"
+    assert first_words("-c", program) == (2, [
+        f"error: nanoproxy needs Python 3.11 or newer, this is Python 3.{version[1]}"])
+
+
+@pytest.mark.parametrize("name", [*LESSON, "lib/__init__.py"])
+def test_an_old_python_can_read_as_far_as_the_check(name):
+    ast.parse((ROOT / name).read_text(), feature_version=(3, 8))
+
+
+@pytest.mark.parametrize("name", LESSON)
+def test_missing_packages_are_one_line_from_every_script(name):
+    status, lines = first_words("-E", "-S", name)  # without site-packages
+    assert status == 2
+    assert lines == ["error: nanoproxy needs torch 2.13 or newer, found none; "
+                     "python -m pip install -r requirements.txt"]
+
+
+@pytest.mark.parametrize("installed, is_told", [
+    ("2.4.1+cu121", True), ("2.9.0", True), ("1.13", True), ("2.13.0", False),
+    ("2.13.0a0+git1234", False), ("3.0", False)])
+def test_an_old_torch_is_one_line(installed, is_told, tmp_path):
+    folder = tmp_path / f"torch-{installed}.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: torch\nVersion: {installed}\n")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    told = [f"error: nanoproxy needs torch 2.13 or newer, found {installed}; "
+            "python -m pip install -r requirements.txt"]
+    expected = (2, told) if is_told else (0, [])
+    assert first_words("-c", "import lib", env=environment) == expected
+
+
 LONGEST = 100     # bytes of a sample
 TIMEOUT = 300     # seconds, for what takes a few
 ONE_SHARD = (range(1), 1)
@@ -5322,7 +5830,7 @@ def test_a_wrong_field_is_met_early(tmp_path):
 
 def test_a_missing_file_of_rows_is_one_line(tmp_path):
     with pytest.raises(UserError, match="none.jsonl: no such file"):
-        list(corpus.read_jsonl(tmp_path / "none.jsonl"))
+        list(read_jsonl(tmp_path / "none.jsonl"))
 
 
 # -----------------------------------------------------------------------------
@@ -6524,15 +7032,15 @@ def test_symbols_that_stand_for_no_piece_are_shown_as_numbers(capsys):
 # lib/results.py
 
 
-def put(path, key, results):
+def table_put(path, key, results):
     Results(path).put(key, "pass", {"n": 2}, "problems.jsonl", results)
 
 
 def test_results_are_found_again(tmp_path):
     path = tmp_path / "results.json"
     assert Results(path).get("a") is None
-    put(path, "a", {"pass@1": 0.5})
-    put(path, "b", {})
+    table_put(path, "a", {"pass@1": 0.5})
+    table_put(path, "b", {})
     assert Results(path).get("a") == {"pass@1": 0.5}
     assert Results(path).get("b") == {} and Results(path).get("c") is None
     assert json.loads(path.read_text())["a"] == {
@@ -6559,7 +7067,7 @@ def test_without_a_path_nothing_is_kept():
 def test_results_that_cannot_be_written_warn_once(tmp_path, capsys):
     path = tmp_path / "no folder" / "results.json"
     for key in "ab":
-        put(path, key, {})
+        table_put(path, key, {})
     printed = capsys.readouterr()
     assert printed.err.startswith(f"results not kept: cannot write {path}") and printed.out == ""
     assert len(printed.err.splitlines()) == 1
@@ -6639,11 +7147,11 @@ def test_the_printed_table(capsys):
         "out/a long name of a run": {"pass@1": 0.25, "noise": 2.0},
     })
     assert capsys.readouterr().out == (
-        "                         out/a  out/a long name of a run\n"
-        "bpb                     1.2346                          \n"
+        "                          out/a  out/a long name of a run\n"
+        "bpb                      1.2346                          \n"
         "pass@1    0.5000 [0.400, 0.612]                    0.2500\n"
-        "problems                 1,640                          \n"
-        "noise                                             2.0000\n")
+        "problems                  1,640                          \n"
+        "noise                                              2.0000\n")
 
 
 def test_a_table_without_results_has_a_heading(capsys):
@@ -6840,13 +7348,72 @@ def test_an_empty_file_of_problems_is_refused(tmp_path):
         scoring.read_problems(write_rows(tmp_path / "p.jsonl", []))
 
 
-@pytest.mark.parametrize("sample", [
-    {"task_id": "t/1", "completion": ""}, {"completion": ""}, {"task_id": "t/0"},
-    {"task_id": "t/0", "completion": 5},
-])
-def test_a_sample_of_no_problem_is_refused(sample):
-    with pytest.raises(UserError, match="sample 2: expected a string `completion`.*task_id"):
+# what is wrong with a sample, and what is said of it after its place
+BAD_SAMPLES = [
+    ({"task_id": "t/0", "completion": {"choices": [{"text": "return 0"}]}},
+     '`completion` is an object ({"choices": [{"text": "return 0"}]}), expected a string'),
+    ({"task_id": "t/0", "completion": ["return 0"]},
+     '`completion` is a list (["return 0"]), expected a string'),
+    ({"task_id": "t/0", "completion": None}, "`completion` is null, expected a string"),
+    ({"task_id": "t/0", "completion": 5}, "`completion` is a number (5), expected a string"),
+    ({"task_id": "t/0", "completion": True}, "`completion` is a boolean (true), expected a string"),
+    ({"task_id": "t/0", "solution": None}, "`solution` is null, expected a string"),
+    ({"task_id": 0, "completion": ""}, "`task_id` is a number (0), expected a string"),
+    ({"task_id": "t/0", "text": ""}, "no `completion` in it, only task_id, text; expected"),
+    ({"completion": ""}, "no `task_id` in it, only completion; expected"),
+    ({}, "no `task_id` in it, only nothing; expected"),
+    ({"task_id": "t/1", "completion": ""}, "`task_id` is 't/1', expected one of the problems', "
+     "such as 't/0'; did you mean 't/0'?"),
+    ({"task_id": "HumanEval/0", "completion": ""}, "`task_id` is 'HumanEval/0', expected one of "
+     "the problems', such as 't/0'"),
+]
+
+
+@pytest.mark.parametrize("sample, says", BAD_SAMPLES)
+def test_a_sample_of_no_problem_is_refused(sample, says):
+    with pytest.raises(UserError, match=f"^sample 2: {re.escape(says)}"):
         scoring.score({"t/0": PROBLEM}, [completion("return 0"), sample])
+
+
+@pytest.mark.parametrize("sample, says", BAD_SAMPLES)
+def test_a_file_with_a_bad_sample_is_refused(tmp_path, sample, says):
+    path = write_rows(tmp_path / "s.jsonl", [completion("return 0"), sample])
+    path.write_text("\n" + path.read_text())  # lines are counted as an editor does
+    with pytest.raises(UserError, match=f"s.jsonl, line 3: {re.escape(says)}"):
+        scoring.read_samples(path, {"t/0": PROBLEM})
+
+
+def test_a_large_value_is_shown_by_its_beginning():
+    sample = {"task_id": "t/0", "completion": {"text": "x" * 10_000}}
+    with pytest.raises(UserError) as refused:
+        scoring.score({"t/0": PROBLEM}, [sample])
+    assert len(str(refused.value)) < 150
+
+
+def test_a_file_without_samples_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no samples in it"):
+        scoring.read_samples(write_rows(tmp_path / "s.jsonl", []), {"t/0": PROBLEM})
+
+
+THREE_PROBLEMS = {f"t/{i}": {**PROBLEM, "task_id": f"t/{i}"} for i in range(3)}
+
+
+@pytest.mark.parametrize("n_samples, told, lines", [
+    ((2, 2, 2), {}, []),
+    ((2, 2, 0), {"problems with samples": "2 of 3"},
+     ["samples for 2 of 3 problems: pass@k is of these 2 alone"]),
+    ((1, 4, 2), {"completions a problem": "1 to 4"},
+     ["1 to 4 completions a problem: pass@k is there for k up to 1"]),
+    ((0, 5, 3), {"problems with samples": "2 of 3", "completions a problem": "3 to 5"},
+     ["samples for 2 of 3 problems: pass@k is of these 2 alone",
+      "3 to 5 completions a problem: pass@k is there for k up to 3"]),
+])
+def test_uneven_samples_are_told(capsys, n_samples, told, lines):
+    samples = []
+    for task_id, n in zip(THREE_PROBLEMS, n_samples):
+        samples += [completion("return x + 1", task_id)] * n
+    assert scoring.uneven_samples(THREE_PROBLEMS, samples) == told
+    assert capsys.readouterr().err.splitlines() == lines
 
 
 def test_rows_come_back_in_their_order_with_what_they_held():
@@ -6997,11 +7564,139 @@ def test_verdicts(problem, body, result):
         assert row["base_passed"] == result.startswith("passed")
 
 
-@pytest.mark.parametrize("problem", [PROBLEM, PLUS])
-def test_a_broken_canonical_solution_is_reported(problem):
-    broken = {**problem, "canonical_solution": "    return y\n"}
+@pytest.mark.parametrize("problem, changes, cause", [
+    (PROBLEM, {"canonical_solution": "    return y\n"}, "NameError"),
+    (PLUS, {"canonical_solution": "    return y\n"}, "NameError"),
+    (PROBLEM, {"canonical_solution": "    return x\n"}, "wrong answer"),
+    (PLUS, {"canonical_solution": "    return bytes(6 << 30)\n"}, "MemoryError"),
+    (PLUS, {"canonical_solution": "    import os; os._exit(0)\n"}, "exited"),
+    (PLUS, {"canonical_solution": "    return 'x' * (300 << 20)\n"}, "too much output"),
+    (PLUS, {"task_id": "Mbpp/124", "base_input": [["no number", "1"]]}, "ValueError in the judge"),
+])
+def test_a_canonical_solution_that_fails_is_said(capsys, problem, changes, cause):
+    broken = {**problem, **changes}
+    scoring.warn_once.cache_clear()
     results = results_of(broken, "return x + 1", "return 0")
-    assert results == ["failed: canonical solution: NameError"] * 2
+    assert results == [f"failed: canonical solution: {cause}"] * 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"{broken['task_id']}: the canonical solution fails ({cause}), so no sample of it passes"]
+
+
+@pytest.mark.usefixtures("cache_of_each_test")
+def test_a_canonical_solution_that_takes_the_judge_down_is_said_once(tmp_path, monkeypatch, capsys):
+    """Its samples get their verdict without another judge being taken down for each."""
+    changes = {"    try:\n        if \"base_input\" in problem:":
+               "    if problem['entry_point'] == 'g':\n        os._exit(1)\n"
+               "    try:\n        if \"base_input\" in problem:"}
+    monkeypatch.setattr(scoring, "JUDGE", copy_programs(tmp_path / "programs", changes))
+    started = []
+
+    class CountedJudge(scoring.Judge):
+        def __init__(self):
+            super().__init__()
+            started.append(self)
+
+    monkeypatch.setattr(scoring, "Judge", CountedJudge)
+    fatal = {**PROBLEM, "task_id": "t/1", "entry_point": "g"}
+    samples = [completion("return 0", "t/1")] * 9 + [completion("return x + 1")]
+    rows = scoring.score({"t/1": fatal, "t/0": PROBLEM}, samples)
+    assert [row["result"] for row in rows] == [
+        "failed: canonical solution: took the judge down"] * 9 + ["passed"]
+    assert len(started) <= 1 + os.cpu_count()
+    assert ("t/1: the canonical solution fails (took the judge down)" in capsys.readouterr().err)
+    assert scoring.count_of_canonical_failures(rows) == {"canonical solutions that fail": 1}
+
+
+def test_canonical_solutions_that_pass_are_not_counted():
+    rows = scoring.score({"t/0": PROBLEM}, [completion("return x + 1"), completion("return 0")])
+    assert scoring.count_of_canonical_failures(rows) == {}
+
+
+def test_problems_need_no_canonical_solution():
+    problem = {key: value for key, value in PROBLEM.items() if key != "canonical_solution"}
+    results = results_of(problem, "return x + 1", "return 0")
+    assert results == ["passed", "failed: wrong answer"]
+
+
+@pytest.mark.parametrize("body", [
+    "import mmap; mmap.mmap(-1, 2 << 30); return x + 1",  # 2 GB of memory
+    "return [('x' * 100,) * 10] * (70_000 + x)",          # an output of 75 MB
+])
+def test_a_canonical_solution_may_need_as_much_as_evalplus_gives_it(body):
+    """evalplus gives 4 GB; Mbpp/255's makes long lists of combinations."""
+    problem = {**PLUS, "canonical_solution": f"    {body}\n"}
+    assert results_of(problem, body, "return 0") == ["passed", "failed: wrong answer"]
+
+
+# -----------------------------------------------------------------------------
+# how completions failed
+
+
+def explained(capsys, problem, samples):
+    """The lines that explain the failures of samples of one problem."""
+    problems = {problem["task_id"]: problem}
+    rows = scoring.score(problems, samples)
+    capsys.readouterr()
+    scoring.explain_failures(problems, rows)
+    return capsys.readouterr().err.splitlines()
+
+
+def test_failures_are_counted_by_kind(capsys):
+    bodies = ["return x"] * 3 + ["return x + 1"] * 2 + ["return ("] * 5 + ["return y"]
+    assert explained(capsys, PROBLEM, [completion(body) for body in bodies]) == [
+        "9 of 11 completions failed:", "  SyntaxError 5", "  wrong answer 3", "  NameError 1"]
+
+
+def test_where_all_pass_nothing_is_explained(capsys):
+    assert explained(capsys, PROBLEM, [completion("return x + 1")]) == []
+
+
+def test_failures_on_the_new_tests_alone_are_of_their_kind_too(capsys):
+    samples = [completion(body) for body in ("return 2", "return 3")]
+    assert explained(capsys, PLUS, samples) == ["2 of 2 completions failed:", "  wrong answer 2"]
+
+
+def test_a_completion_cannot_flood_or_paint_the_terminal(capsys):
+    bodies = [f"raise type('E{i}' + chr(27) + '[31m', (Exception,), {{}})" for i in range(20)]
+    lines = explained(capsys, PROBLEM, [completion(body) for body in bodies])
+    assert len(lines) == 10
+    assert lines[-1] == "  others 12"
+    assert all(line.isprintable() for line in lines)
+
+
+FENCED = "```python\n    return x + 1\n```\n"
+
+
+def test_markdown_fences_are_named(capsys):
+    samples = [{"task_id": "t/0", "completion": FENCED}] * 3 + [completion("return 0")]
+    assert explained(capsys, PROBLEM, samples) == [
+        "4 of 4 completions failed:", "  IndentationError 3", "  wrong answer 1",
+        "likely cause: most completions have Markdown fences (```): strip them"]
+
+
+def test_a_few_fences_are_no_cause(capsys):
+    samples = [{"task_id": "t/0", "completion": FENCED}] * 2 + [completion("return 0")] * 2
+    assert len(explained(capsys, PROBLEM, samples)) == 3
+
+
+@pytest.mark.parametrize("solution", ["    return x + 1\n", "def g(x):\n    return x + 1\n",
+                                      "def f2(x):\n    return x + 1\n"])
+def test_solutions_without_their_function_are_named(capsys, solution):
+    lines = explained(capsys, PROBLEM, [{"task_id": "t/0", "solution": solution}] * 2)
+    assert lines[-1] == ("likely cause: most `solution`s lack their function, as t/0 (no function "
+                         "f in it); if they go on from the prompt, name them `completion`")
+
+
+def test_solutions_with_a_wrong_function_are_not_named(capsys):
+    lines = explained(capsys, PROBLEM, [{"task_id": "t/0", "solution": "def f(x):\n return 0"}])
+    assert lines == ["1 of 1 completions failed:", "  wrong answer 1"]
+
+
+def test_stripped_completions_are_named(capsys):
+    samples = [{"task_id": "t/0", "completion": "y = x + 1\n    return y\n"}] * 2
+    assert explained(capsys, PROBLEM, samples)[-1] == (
+        "likely cause: most completions, as of t/0, lost the indentation of their first line: do "
+        "not strip what a model writes")
 
 
 def test_tests_find_the_helpers_of_the_prompt_and_never_the_completions():
@@ -7043,7 +7738,7 @@ def test_a_busy_machine_changes_no_verdict():
 def test_time_limits_come_from_the_canonical_solution():
     """Four times its time, at least a second: 2 s for one that takes 0.5 s, 1 s for a quick one."""
     slow = "    import time; time.sleep(0.5); return x + 1\n"
-    problems = {"t/0": {**PLUS, "canonical_solution": slow}, "t/1": PLUS}
+    problems = {"t/0": {**PLUS, "canonical_solution": slow}, "t/1": {**PLUS, "task_id": "t/1"}}
     samples = []
     for task_id in problems:
         for seconds in (1.2, 5):
@@ -7510,7 +8205,7 @@ def score_hostile(verdict, bodies, names, timeout):
         if name == "exits while it is defined":
             hostile["completion"] += "import os\nos._exit(0)\n"
         samples += [hostile, completion("return x + 1", name)]
-    rows = scoring.score(problems, samples, timeout)
+    rows = scoring.score(problems, samples, timeout, memory=1 << 30)  # not to fill the machine's
     assert {row["result"] for row in rows[1::2]} == {"passed"}
     return {row["task_id"]: row["result"] for row in rows[0::2]}
 

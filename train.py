@@ -16,13 +16,14 @@ import time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+import lib  # first: it says what is missing or too old
 import torch
 from tqdm import tqdm
 
 import eval as evaluation
 from lib import store
 from lib.checkpoint import (check_folder, describe, drop_log_from, load_checkpoint, new_folder,
-                            restore_checkpoint, save_checkpoint)
+                            restore_checkpoint, restore_options, save_checkpoint)
 from lib.devices import fast_dtype, resolve_device
 from lib.masks import sample_mask
 from lib.options import UserError, command_line, expect, flag
@@ -115,7 +116,9 @@ def resumed(options):
             raise UserError("--resume goes on under the run's own options: leave out "
                             f"--{field.name}")
     checkpoint = load_checkpoint(options.resume)
-    options = Options(**checkpoint["options"] | {"out": options.resume})
+    saved_options = restore_options(options.resume, "options", Options, checkpoint["options"])
+    restore_options(options.resume, "config", GPTConfig, checkpoint["config"])  # to check it
+    options = replace(saved_options, out=options.resume)
     if options.device != "cpu" and options.device != resolve_device("auto"):
         options.device = options.dtype = options.compile = "auto"  # it comes from another machine
     return options, checkpoint

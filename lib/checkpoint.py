@@ -14,12 +14,14 @@ train.py writes all but the last; sample.py and eval.py read checkpoints.
 """
 import json
 import os
+import pickle
 import platform
 import shutil
 import subprocess
 import sys
 import warnings
-from dataclasses import asdict
+import zipfile
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 
@@ -32,6 +34,8 @@ from lib.options import UserError
 
 # one process reads and writes the parts of a sharded run without torch.distributed, as it should
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+
+VERSION = 1  # of checkpoints: one more when what they hold gets another meaning
 
 RUN_FILES = ("ckpt.pt", "log.jsonl")  # a folder with one of these holds a run
 ALL_FILES = (*RUN_FILES, "config.json", "proxy.pt", "report.json", "results.json")
@@ -109,33 +113,110 @@ def describe(options):
     }
 
 
-def newest_run():
-    """The folder under out/ with the newest checkpoint. Raises UserError if there is none."""
+def all_runs():
+    """The folders of the runs under out/, the newest last. Raises UserError if there are none."""
     checkpoints = sorted(Path("out").glob("*/ckpt.pt"), key=lambda path: path.stat().st_mtime)
     if not checkpoints:
         raise UserError("no run under out/: train one first (python train.py), or name its folder")
-    return checkpoints[-1].parent
+    return [path.parent for path in checkpoints]
+
+
+def newest_run():
+    """The folder under out/ with the newest checkpoint. Raises UserError if there is none."""
+    return all_runs()[-1]
 
 
 # -----------------------------------------------------------------------------
-# checkpoints
+# reading a checkpoint
 
 
-def load_checkpoint(run, device="cpu"):
+def check_archive(path):
+    """Raise a UserError where a file is not what `torch.save` writes, a whole zip archive."""
+    with open(path, "rb") as file:
+        begins_as_one = file.read(2) == b"PK"
+        is_whole = zipfile.is_zipfile(file)  # looks for the end, which lists what is inside
+    if begins_as_one and not is_whole:
+        raise UserError(f"{path} is corrupt or truncated: its end is missing; restore it or train "
+                        "again")
+    if not is_whole:
+        raise UserError(f"{path} is no checkpoint: another program wrote it")
+
+
+def read_torch_file(path):
+    """What `torch.save` wrote to a file. Raises UserError, in the system's or torch's words."""
+    try:
+        check_archive(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # torch's own words advise to run what is in the file
+        raise UserError(f"{path}: expected tensors, numbers and text, found other objects; another "
+                        "program wrote it, or it is damaged") from None
+    except (OSError, RuntimeError, MemoryError) as error:
+        raise UserError(f"cannot read {path}: {first_line(error)}") from None
+
+
+def first_line(error):
+    """An exception's own words, without the stack that torch adds; its name if it has none."""
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def load_checkpoint(run):
     """What train.py saved in the folder `run`, a dict. Raises UserError if there is nothing
-    whole."""
+    whole, or if another program or version wrote it."""
     path = Path(run) / "ckpt.pt"
     if not path.exists():
         raise UserError(f"{run}: no run here, expected a file ckpt.pt in it, as train.py writes")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        missing = {"config", "options", "step"} - checkpoint.keys()
-    except Exception as error:  # whatever a broken file makes torch throw
-        raise UserError(f"{path} is corrupt or truncated ({type(error).__name__}); restore it or "
-                        "train again") from None
+    checkpoint = read_torch_file(path)
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"{path}: expected a dict, found {type(checkpoint).__name__}; another "
+                        "program wrote it")
+    missing = {"config", "options", "step"} - checkpoint.keys()
     if missing:
         raise UserError(f"{path} has no {', '.join(sorted(missing))}: another program wrote it")
+    if checkpoint.get("version") != VERSION:
+        found = f"version {checkpoint['version']}" if "version" in checkpoint else "no version"
+        raise_other_version(path, f"it has {found}, expected version {VERSION}")
     return checkpoint
+
+
+def raise_other_version(path, difference):
+    raise UserError(f"{path} was written by another version of nanoproxy ({difference}); "
+                    "train again")
+
+
+def check_same(run, what, expected, found):
+    """Raise a UserError if the names of `what` in a run's checkpoint are not those expected."""
+    missing, unknown = expected - found, found - expected
+    if missing:
+        raise_other_version(Path(run) / "ckpt.pt", f"no {min(missing)} in its {what}")
+    if unknown:
+        raise_other_version(Path(run) / "ckpt.pt", f"{min(unknown)} in its {what}")
+
+
+def restore_options(run, what, dataclass, values):
+    """An instance of `dataclass` with the values, a dict, from a run's checkpoint.
+
+    Its fields are all there, and no others: an option that one version lacks has no value that
+    would do for both. what: "options" or the like. Raises UserError.
+    """
+    names = {field.name for field in fields(dataclass)}
+    check_same(run, what, names, values.keys())
+    return dataclass(**values)
+
+
+def restore_weights(run, model, weights):
+    """Put the weights from a run's checkpoint into a model. Raises UserError if they don't fit."""
+    expected = model.state_dict()
+    check_same(run, "weights", expected.keys(), weights.keys())
+    for name, weight in weights.items():
+        if weight.shape != expected[name].shape:
+            raise_other_version(Path(run) / "ckpt.pt", f"its {name} is {list(weight.shape)}, "
+                                f"expected {list(expected[name].shape)}")
+    model.load_state_dict(weights)
+
+
+# -----------------------------------------------------------------------------
+# writing a checkpoint, and going on from one
 
 
 def save_checkpoint(out, model, optimizer, about, sharded, processes):
@@ -144,6 +225,7 @@ def save_checkpoint(out, model, optimizer, about, sharded, processes):
     about: what it holds besides model and optimizer, {"step": .., ..}. Sharded, each process writes
     its part into a folder that ckpt.pt names.
     """
+    about = about | {"version": VERSION}
     if sharded:
         about = about | {"shards": f"shards-{about['step']:07}"}
         save_shards(out / about["shards"], model, optimizer, processes)
@@ -159,7 +241,7 @@ def save_checkpoint(out, model, optimizer, about, sharded, processes):
 def restore_checkpoint(out, checkpoint, model, optimizer):
     """Put a checkpoint into a model and its optimizer. Raises UserError."""
     if "shards" not in checkpoint:
-        model.load_state_dict(checkpoint["model"])
+        restore_weights(out, model, checkpoint["model"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         return
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
@@ -183,7 +265,15 @@ def save_shards(folder, model, optimizer, processes):
     except (OSError, dcp.api.CheckpointException) as error:
         if processes.is_first:
             shutil.rmtree(folder, ignore_errors=True)
-        raise UserError(f"cannot write {folder}: {error}") from None
+        raise UserError(f"cannot write {folder}: {cause_of(error)}") from None
+
+
+def cause_of(error):
+    """The words of an OSError, or of the first one that a CheckpointException collected."""
+    failures = getattr(error, "failures", None)  # {process: (exception, stack)}
+    if failures:
+        error, _ = failures[min(failures)]
+    return first_line(error)
 
 
 def load_shards(run, checkpoint, state):
@@ -193,11 +283,14 @@ def load_shards(run, checkpoint, state):
     """
     import torch.distributed.checkpoint as dcp
     folder = Path(run) / checkpoint["shards"]
+    if not (folder / ".metadata").exists():  # written last
+        raise UserError(f"{folder} is corrupt or incomplete: no .metadata in it; restore it or "
+                        "train again")
     try:
         dcp.load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
     except (OSError, dcp.api.CheckpointException) as error:
-        raise UserError(f"{folder} is corrupt or incomplete ({type(error).__name__}); restore it "
-                        "or train again") from None
+        raise UserError(f"{folder} is corrupt or incomplete, or cannot be read: {cause_of(error)}; "
+                        "restore it or train again") from None
 
 
 # -----------------------------------------------------------------------------

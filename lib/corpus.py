@@ -505,3 +505,13 @@ class Corpus:
         if not texts:
             raise UserError(f"--data={self.data}: no text to fit a proxy on that is not held out")
         return texts
+
+
+def tinycode_folder(data):
+    """Where the problems and facts of a corpus are that data/tinycode.py wrote: beside it. Else
+    None."""
+    if data == "tinycode":
+        return TINYCODE
+    path = Path(data)
+    has_both = all((path.parent / name).exists() for name in ("problems.jsonl", "facts.jsonl"))
+    return path.parent if path.name == "corpus.jsonl" and has_both else None

@@ -42,7 +42,10 @@ SECOND = 1.0
 MOST_SECONDS = 60.0    # evalplus's for all inputs together; also a canonical solution's, for one
 MANY_SECONDS = 600.0   # a canonical solution's for all inputs
 PATIENCE = 10          # on the wall's clock a limit is so many times as long
-MOST_REPLY = 1 << 26   # bytes that a completion may send before a line ends
+# Bytes that a completion may send before a line ends. A list of a million combinations, which MBPP+
+# asks for, takes a good 100 MB.
+MOST_REPLY = 1 << 28
+OWN_MEMORY = 1 << 32   # bytes that the judge itself may use
 
 
 class Failed(Exception):
@@ -89,7 +92,7 @@ class Host:
         drop_privileges(self.unused_uid(os.getpid()))
         set_process(PR_SET_PDEATHSIG, signal.SIGKILL)  # not to outlive who started it
         with contextlib.suppress(ValueError, OSError):  # macOS has no such limit
-            resource.setrlimit(resource.RLIMIT_AS, (1 << 32, 1 << 32))
+            resource.setrlimit(resource.RLIMIT_AS, (OWN_MEMORY, OWN_MEMORY))
 
     def unused_uid(self, number):
         """A user id that nobody has, made of `number`, which is below 2**30.
@@ -460,7 +463,7 @@ def is_close(out, want, atol):
 
 
 def canonical_code(problem):
-    return problem["prompt"] + problem.get("canonical_solution", "") + "\n"
+    return problem["prompt"] + problem["canonical_solution"] + "\n"
 
 
 def is_floats(out):
@@ -575,15 +578,19 @@ def canonical_results(host, problem, memory):
     """What a judge has to know of a problem's canonical solution before it can judge others.
 
     With inputs: {"base_input": ..., "plus_input": ...}, see `expected_outputs`. With a `check`:
-    {"seconds": ...}. Where the canonical solution fails: {"error": ...}.
+    {"seconds": ...}, 0 if there is no canonical solution. Where it fails: {"error": ...}.
     """
     try:
         if "base_input" in problem:
             return {kind: expected_outputs(host, problem, kind, memory) for kind in KINDS}
+        if problem.get("canonical_solution") is None:
+            return {"seconds": 0.0}
         code = canonical_code(problem)
         return {"seconds": run_check(host, problem, code, memory, MOST_SECONDS)}
     except Failed as error:
         return {"error": str(error)}
+    except Exception as error:  # inputs of another form than expected, or an output too large
+        return {"error": f"{type(error).__name__} in the judge"}
 
 
 def verdict(host, job, code, known):

@@ -1,8 +1,8 @@
 """
 The results of several runs side by side: a text table, and a figure (which needs matplotlib).
 
-Called by eval.py at its end. A `table` is {run: {name: number}}; a name with _95 at its end has the
-95 % interval, [low, high], of the number without.
+Called by eval.py at its end. A `table` is {run: {name: number, or a text such as "21 of 164"}}; a
+name with _95 at its end has the 95 % interval, [low, high], of the number without.
 """
 import io
 import re
@@ -14,6 +14,10 @@ from lib.store import write_file
 
 # -----------------------------------------------------------------------------
 # the text table
+
+# where a run lies and how it was started say nothing about its results
+OPTIONS_OF_NO_INTEREST = ("out", "resume", "overwrite", "report")
+NARROWEST = 20  # characters of a column; a wider cell makes it wider
 
 
 def names_in(table):
@@ -29,11 +33,27 @@ def cell(results, name):
     if name not in results:
         return ""
     value, interval = results[name], results.get(f"{name}_95")
+    if isinstance(value, str):
+        return value
     text = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
     if interval:
         low, high = interval
         text += f" [{low:.3f}, {high:.3f}]"
     return text
+
+
+def differing_options(options_of_runs):
+    """{run: {name: value as text}} of the options in which the runs differ.
+
+    options_of_runs: {run: {name: value}}.
+    """
+    differing = {run: {} for run in options_of_runs}
+    for name in names_in(options_of_runs):
+        values = {run: str(options.get(name, "")) for run, options in options_of_runs.items()}
+        if name not in OPTIONS_OF_NO_INTEREST and len(set(values.values())) > 1:
+            for run, value in values.items():
+                differing[run][name] = value
+    return differing
 
 
 def print_results(table):
@@ -43,7 +63,10 @@ def print_results(table):
         if not name.endswith("_95"):
             names.append(name)
     name_width = max(map(len, names), default=0)
-    widths = {run: max(20, len(run)) for run in table}  # 20: a share with its interval
+    widths = {}
+    for run, results in table.items():
+        texts = [run, *(cell(results, name) for name in names)]
+        widths[run] = max(NARROWEST, *map(len, texts))
 
     heading = " " * name_width
     for run in table:
@@ -69,7 +92,9 @@ def read_curve(path):
     """The points (FLOPs, bits per byte) of a run's log.jsonl: two lists."""
     flops, bits = [], []
     for _, row in read_jsonl(path):
-        if row["flops"] > 0:  # the first row is from before training; 0 has no logarithm
+        # the first row is from before training, and 0 has no logarithm; a corpus that may not be
+        # shown raw has no bits per raw byte
+        if row["flops"] > 0 and "val_raw" in row:
             flops.append(row["flops"])
             bits.append(row["val_raw"])
     return flops, bits

@@ -11,6 +11,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+from lib.corpus import ROOT
 from lib.options import UserError
 from lib.store import write_file
 
@@ -26,6 +27,14 @@ def code_hash(*paths):
     return digest(sources)
 
 
+# results are measured again when one of these has changed
+MEASURING = [ROOT / name for name in (
+    "model.py", "proxies.py", "mix.py", "sample.py", "eval.py", "lib/byte_heads.py",
+    "lib/corpus.py", "lib/files.py", "lib/masks.py", "lib/rows.py", "lib/split.py",
+    "lib/store.py", "lib/suffix.py", "lib/trie.py", "lib/write_view.py", "lib/perturb.py",
+    "lib/scoring.py", "lib/judge.py", "lib/sandbox.py")]
+
+
 @functools.cache  # prints each text once
 def warn_once(text):
     print(text, file=sys.stderr)
@@ -35,13 +44,14 @@ def warn_once(text):
 # measured results
 
 
-def result_key(task, settings, problems, stamp, code):
+def result_key(task, settings, content, stamp, code):
     """The name of a result in results.json: all that the result depends on, as 12 hex digits.
 
-    settings: the options that the task reads, a dict; problems: the rows themselves, or None;
-    stamp: of the checkpoint; code: the `code_hash` of what measures.
+    settings: the options that the task reads, a dict; content: what it reads besides the model,
+    not where that lies: problems, or ids of corpora; stamp: of the checkpoint; code: the
+    `code_hash` of what measures.
     """
-    return digest([task, settings, problems, stamp, code])
+    return digest([task, settings, content, stamp, code])
 
 
 class Results:

@@ -1,29 +1,35 @@
 """
 Scoring: which completions pass their problem's tests, by judges that this file starts.
 
-eval.py calls `score`; the judges are lib/judge.py, and what keeps completions from doing harm is in
-lib/sandbox.py.
+eval.py reads its files with `read_problems` and `read_samples`, calls `score`, and says with
+`explain_failures` what went wrong. The judges are lib/judge.py, and what keeps completions from
+doing harm is in lib/sandbox.py.
 """
 import functools
 import gzip
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
 
 from lib import store
+from lib.options import UserError, did_you_mean
 from lib.rows import read_jsonl
-from lib.options import UserError
 
 # Tests put other programs in its place.
 JUDGE = Path(__file__).resolve().parent / "judge.py"
+
+# parts of results
+TOOK_DOWN = "took the judge down"
+CANONICAL = "failed: canonical solution: "
 
 # -----------------------------------------------------------------------------
 # problems
@@ -52,16 +58,73 @@ def read_problems(path):
     return problems
 
 
-def code_of(sample, number, problems):
-    """The program that a sample stands for. Raises UserError, which names it by its number."""
-    task_id = sample.get("task_id")
-    text = sample.get("solution", sample.get("completion"))
-    if not isinstance(text, str) or task_id not in problems:
-        raise UserError(f"sample {number}: expected a string `completion` (or `solution`) and the "
-                        f"`task_id` of a problem in the file, found task_id {task_id!r}")
-    if "solution" in sample:
-        return text
-    return problems[task_id]["prompt"] + text
+# -----------------------------------------------------------------------------
+# samples
+
+JSON_NAMES = {dict: "an object", list: "a list", type(None): "null", bool: "a boolean",
+              int: "a number", float: "a number"}
+
+
+def described(value):
+    """What a value that is no string is in JSON, with its beginning: an object ({"id": 17, ..)."""
+    if value is None:
+        return "null"
+    return f"{JSON_NAMES[type(value)]} ({json.dumps(value)[:40]})"
+
+
+def code_field(sample):
+    """The field with the sample's code: a whole `solution`, or a `completion` of the prompt."""
+    return "solution" if "solution" in sample else "completion"
+
+
+def check_sample(sample, place, problems):
+    """Raise a UserError, which begins with `place`, if the row is no sample of a problem."""
+    for field in ("task_id", code_field(sample)):
+        if field not in sample:
+            raise UserError(f"{place}: no `{field}` in it, only {', '.join(sample) or 'nothing'}; "
+                            "expected a `task_id` and a `completion` (or `solution`)")
+        if not isinstance(sample[field], str):
+            raise UserError(f"{place}: `{field}` is {described(sample[field])}, expected a string")
+    task_id = sample["task_id"]
+    if task_id not in problems:
+        raise UserError(f"{place}: `task_id` is {task_id!r}, expected one of the problems', such "
+                        f"as {min(problems)!r}{did_you_mean(task_id, problems)}")
+
+
+def read_samples(path, problems):
+    """The samples in a file of JSON lines, a list of rows. Raises UserError, which names a row."""
+    samples = []
+    for number, row in read_jsonl(path):
+        check_sample(row, f"{path}, line {number}", problems)
+        samples.append(row)
+    if not samples:
+        raise UserError(f"{path}: no samples in it")
+    return samples
+
+
+def code_of(sample, problems):
+    """The program that a sample stands for."""
+    code = sample[code_field(sample)]
+    return code if "solution" in sample else problems[sample["task_id"]]["prompt"] + code
+
+
+def uneven_samples(problems, samples):
+    """What a reader of pass@k must know of the samples, {name: text}, which stderr says too.
+
+    {"problems with samples": "21 of 164", "completions a problem": "5 to 10"}, where it is so.
+    """
+    completions = Counter(sample["task_id"] for sample in samples)
+    fewest, most = min(completions.values()), max(completions.values())
+    found = {}
+    if len(completions) < len(problems):
+        found["problems with samples"] = f"{len(completions)} of {len(problems)}"
+        print(f"samples for {len(completions)} of {len(problems)} problems: pass@k is of these "
+              f"{len(completions)} alone", file=sys.stderr)
+    if fewest < most:
+        found["completions a problem"] = f"{fewest} to {most}"
+        print(f"{fewest} to {most} completions a problem: pass@k is there for k up to {fewest}",
+              file=sys.stderr)
+    return found
 
 
 # -----------------------------------------------------------------------------
@@ -112,7 +175,14 @@ def warn_once(text):
 
 
 class JudgeDied(Exception):
-    """The judge is gone. An answer that keeps it busy for too long does that, see `watchdog`."""
+    """The judge is gone. An answer that keeps it busy for too long does that, see `watchdog`.
+
+    in_canonical: whether that was an answer of the canonical solution.
+    """
+
+    def __init__(self, in_canonical=False):
+        super().__init__()
+        self.in_canonical = in_canonical
 
 
 class Judge:
@@ -156,11 +226,14 @@ class Judge:
         # It stays text here: expected outputs can be megabytes, which only the judge has to parse.
         known = known_results.read(task_id)
         self.write(json.dumps(job) + "\n" + known)
-        now_known = self.read_line()
+        try:
+            now_known = self.read_line()
+        except JudgeDied:
+            raise JudgeDied(in_canonical=known == NOT_KNOWN) from None
         if now_known.startswith('{"error"'):
             error = json.loads(now_known)["error"]
             for _ in job["codes"]:
-                yield f"failed: canonical solution: {error}"
+                yield CANONICAL + error
             return
         if known == NOT_KNOWN:
             known_results.write(task_id, now_known)
@@ -220,9 +293,13 @@ class Scoring:
                 for verdict in judge.verdicts(job, self.known_results):
                     verdicts.append(verdict)
                     self.progress.update()
-            except JudgeDied:
-                verdicts.append("failed: took the judge down")
-                self.progress.update()
+            except JudgeDied as death:
+                if death.in_canonical:  # it would take the next judge down too
+                    lost = [CANONICAL + TOOK_DOWN] * len(left)
+                else:
+                    lost = [f"failed: {TOOK_DOWN}"]
+                verdicts += lost
+                self.progress.update(len(lost))
                 judge.kill()  # it may have closed its output and live on
                 judge.close()
                 self.start_judge(number)
@@ -238,18 +315,19 @@ def codes_by_task(problems, samples):
     """The programs that the samples stand for: a list by task_id. Raises UserError."""
     codes = defaultdict(list)
     for number, sample in enumerate(samples, 1):
-        code = code_of(sample, number, problems)
+        check_sample(sample, f"sample {number}", problems)
+        code = code_of(sample, problems)
         codes[sample["task_id"]].append(code)
     return codes
 
 
-def score(problems, samples, timeout=3.0, memory=1 << 30):
+def score(problems, samples, timeout=3.0, memory=4 << 30):
     """Run the samples, rows {task_id, completion} or {task_id, solution}, on their problems' tests.
 
     timeout: seconds for HumanEval's `check`, if the canonical solution's time does not ask for
-    more; memory: bytes. Returns the rows with `result`, "passed" or how it failed, with `passed`
-    and, where the problem has base inputs, `base_passed`. Raises UserError for a sample of no
-    problem.
+    more; memory: bytes, by default as many as evalplus allows. Returns the rows with `result`,
+    "passed" or how it failed, with `passed` and, where the problem has base inputs, `base_passed`.
+    Says on stderr which canonical solutions fail. Raises UserError for a sample of no problem.
     """
     # A problem's samples are judged together: its tests are then sent and compiled once.
     codes = codes_by_task(problems, samples)
@@ -263,7 +341,10 @@ def score(problems, samples, timeout=3.0, memory=1 << 30):
             except BaseException:  # Ctrl-C among them
                 scoring.stop()
                 raise
-    return with_results(samples, problems, scoring.verdicts)
+    rows = with_results(samples, problems, scoring.verdicts)
+    for task_id, cause in canonical_failures(rows).items():
+        warn_once(f"{task_id}: the canonical solution fails ({cause}), so no sample of it passes")
+    return rows
 
 
 def with_results(samples, problems, verdicts):
@@ -278,3 +359,86 @@ def with_results(samples, problems, verdicts):
             row["base_passed"] = result.startswith("passed")
         rows.append(row)
     return rows
+
+
+# -----------------------------------------------------------------------------
+# what went wrong
+
+
+def canonical_failures(rows):
+    """{task_id: how its canonical solution fails}, of scored rows."""
+    causes = {}
+    for row in rows:
+        if row["result"].startswith(CANONICAL):
+            causes[row["task_id"]] = row["result"].removeprefix(CANONICAL)
+    return causes
+
+
+def count_of_canonical_failures(rows):
+    """A result for eval.py's table, {} where all canonical solutions pass."""
+    causes = canonical_failures(rows)
+    return {"canonical solutions that fail": len(causes)} if causes else {}
+
+
+def has_fences(row, problem):
+    return "```" in row[code_field(row)]
+
+
+def lacks_function(row, problem):
+    """Whether a `solution` never names the function that the tests call."""
+    name = re.escape(problem["entry_point"])
+    return "solution" in row and not re.search(rf"\b{name}\b", row["solution"])
+
+
+def lost_indentation(row, problem):
+    """Whether a `completion` should go on inside the prompt's function, but begins at the margin.
+
+    A model's answer does when it was stripped.
+    """
+    is_no_python = row["result"].endswith(("SyntaxError", "IndentationError"))
+    code = row.get("completion", "").lstrip("\n")
+    at_margin = code != "" and not code[0].isspace()
+    return is_no_python and at_margin and "def " in problem["prompt"] and "def " not in code
+
+
+MOST_KINDS = 8  # that are listed
+# What may be wrong with a code that failed, and what to say if it is so with most. The first that
+# applies is named.
+CAUSES = {
+    has_fences: "most completions have Markdown fences (```): strip them",
+    lacks_function: "most `solution`s lack their function, as {task_id} (no function {name} in "
+                    "it); if they go on from the prompt, name them `completion`",
+    lost_indentation: "most completions, as of {task_id}, lost the indentation of their first "
+                      "line: do not strip what a model writes",
+}
+
+
+def kinds_of_failure(failed):
+    """Lines "wrong answer 3", the most frequent first, of scored rows that failed."""
+    kinds = Counter()
+    for row in failed:
+        kind = row["result"].rpartition("failed: ")[2]
+        # a completion may name its exception as it likes, control characters included
+        kinds[kind if kind.isprintable() else repr(kind)] += 1
+    lines = [f"{kind} {count:,}" for kind, count in kinds.most_common(MOST_KINDS)]
+    others = sum(count for _, count in kinds.most_common()[MOST_KINDS:])
+    if others:
+        lines.append(f"others {others:,}")
+    return lines
+
+
+def explain_failures(problems, rows):
+    """Say on stderr how scored rows failed: a line a kind, then the likely cause if most agree."""
+    failed = [row for row in rows if not row["passed"]]
+    if not failed:
+        return
+    print(f"{len(failed):,} of {len(rows):,} completions failed:", file=sys.stderr)
+    for line in kinds_of_failure(failed):
+        print(f"  {line}", file=sys.stderr)
+    for is_so, text in CAUSES.items():
+        alike = [row["task_id"] for row in failed if is_so(row, problems[row["task_id"]])]
+        if len(alike) > len(failed) / 2:
+            name = problems[alike[0]]["entry_point"]
+            cause = text.format(task_id=alike[0], name=name)
+            print(f"likely cause: {cause}", file=sys.stderr)
+            break
