@@ -313,6 +313,7 @@ class Mixer:
         self.options = options
         self.block_size = block_size
         self.total_steps = total_steps
+        expect_one_of("mode", options.mode, MODES)
         usable = views.held_out == held_out
         self.pools = {
             "raw": Pool(np.flatnonzero(usable & (views.view != store.COMP_ONLY)), views),

@@ -57,16 +57,15 @@ import lib  # first: it says what is missing or too old
 import numpy as np
 import tiktoken
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from lib import store
 from lib.bpe import PATTERN, train_bpe
+from lib.byte_lm import LM_BYTES, next_byte_probabilities, train_byte_lm
 from lib.corpus import BUILT_IN, ROOT
 from lib.options import UserError, command_line, did_you_mean, expect_one_of, flag
 from lib.proxy_table import held_out_samples, print_proxy_table, show_symbols
 from lib.results import code_hash
-from lib.suffix import pack_suffix
 from lib.trie import Trie, take_ragged
 from model import GPT, GPTConfig
 
@@ -249,77 +248,29 @@ class Tokenizer(Proxy):
 # -----------------------------------------------------------------------------
 # the neural proxy: its byte LM
 
-LM_BOS = 256    # the LM's start symbol; a byte's id is its value here
-LM_BYTES = 128  # bytes that the LM sees at once
 # one layer is enough: hashed n-gram look-ups do most of the predicting
 LM_CONFIG = GPTConfig(vocab_size=257, n_layer=1, n_embd=64, n_head=2, mlp_hidden=128,
                       block_size=LM_BYTES, ngram=6, ngram_buckets=2 ** 15)
 
 
-def lm_inputs(text):
-    """What the LM reads to predict each byte of `text` (B, T): symbols and suffixes, one step
-    behind."""
-    bos = torch.full_like(text[:, :1], LM_BOS)
-    no_text = torch.zeros_like(bos)
-    before = text[:, :-1]
-    return torch.cat((bos, before), dim=1), torch.cat((no_text, pack_suffix(before)), dim=1)
-
-
-def train_lm(texts, steps=400, batch_size=64, lr=4e-3, seed=1337):
-    """The byte LM, trained on random stretches of LM_BYTES bytes: a window may start anywhere."""
-    data = torch.frombuffer(bytearray(b"".join(texts)), dtype=torch.uint8)
-    if len(data) <= LM_BYTES:
-        data = data.repeat(LM_BYTES // max(1, len(data)) + 2)
-    generator = torch.Generator().manual_seed(seed)
+def train_lm(texts, steps=400, seed=1337):
+    """The byte LM of these texts."""
     with torch.random.fork_rng():  # leaves the caller's random state alone
         torch.manual_seed(seed)
         lm = GPT(LM_CONFIG)
-    optimizer = torch.optim.AdamW(lm.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
-    progress = tqdm(range(steps), desc="byte LM", leave=False, disable=None)
-    for step in progress:
-        # a trapezoid: 50 steps up, flat for the first third, then down to 0
-        warmup = (step + 1) / 50
-        decay = 1.5 * (steps - step) / steps
-        for group in optimizer.param_groups:
-            group["lr"] = lr * min(warmup, 1.0, decay)
-        start = torch.randint(len(data) - LM_BYTES, (batch_size, 1), generator=generator)
-        text = data[start + torch.arange(LM_BYTES)].long()  # (B, T)
-        idx, suffix = lm_inputs(text)
-        logits = lm(idx, suffix=suffix)
-        loss = F.cross_entropy(logits.flatten(0, 1), text.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if step % 20 == 0:
-            progress.set_postfix_str(f"{loss.item() / np.log(2):.2f} bits a byte")
-    return lm.eval()
+    return train_byte_lm(lm, texts, steps, seed)
 
 
 def cached_lm(folder, texts):
     """The byte LM: trained on `texts`, or read from `folder`, since it serves all --bits."""
     if folder is None:
         return train_lm(texts)
-    path = folder / f"byte-lm-{code_hash(__file__, ROOT / 'model.py')}.pt"
+    path = folder / f"byte-lm-{code_hash(ROOT / 'lib/byte_lm.py', ROOT / 'model.py')}.pt"
     if not path.exists():
         store.write_torch(path, train_lm(texts).state_dict())
     lm = GPT(LM_CONFIG).eval()
     lm.load_state_dict(torch.load(path, weights_only=True))
     return lm
-
-
-@torch.inference_mode()
-def next_byte_probabilities(lm, strings):
-    """The probabilities (N, 256) of the byte that follows each of `strings`, uint8 (N, length).
-
-    Each string is the beginning of a window.
-    """
-    p = []
-    for some_strings in torch.from_numpy(strings.copy()).long().split(8192):
-        any_byte = some_strings.new_zeros(len(some_strings), 1)  # the one that is predicted
-        idx, suffix = lm_inputs(torch.cat((some_strings, any_byte), dim=1))
-        logits = lm(idx, suffix=suffix)[:, -1, :256]
-        p.append(torch.softmax(logits, dim=-1))
-    return torch.cat(p).numpy()
 
 
 # -----------------------------------------------------------------------------
@@ -410,7 +361,7 @@ def byte_pairs(data):
 
 
 def uncertain_pairs(texts, cut_rate):
-    """The pairs of bytes after which to cut, bool (2**16,).
+    """The pairs of bytes after which to cut, bool (2**16,): as `byte_pairs` numbers them.
 
     In order of decreasing entropy of the byte that follows them in `texts`, as many as cut at about
     the share `cut_rate` of the positions. After the end of a word many bytes may follow, in the
@@ -509,7 +460,7 @@ class Neural(Proxy):
         # that is not used would be a row of the model's output layer that it learns never to choose
         sample = texts[::max(1, sum(map(len, texts)) // KEEP_BYTES)]
         data, begins = join(sample)
-        node_at = trie.walk_all(data, np.flatnonzero(self.segment_starts(data, begins)))
+        node_at = trie.walk_all(data, self.segment_starts(data, begins))
         used = trie.codeword[node_at[node_at > 0]]
         of_single_bytes = trie.codeword[1:][trie.parent[1:] == 0]
         return self.build(trie, np.union1d(used, of_single_bytes))
@@ -573,7 +524,7 @@ class Neural(Proxy):
         if not texts:
             return []
         data, begins = join(texts)
-        node_at = self.trie.walk_all(data, np.flatnonzero(self.segment_starts(data, begins)))
+        node_at = self.trie.walk_all(data, self.segment_starts(data, begins))
         node_at[begins - 1] = 0  # the newline before each text
         window_ends = np.flatnonzero(node_at)
         nodes = node_at[window_ends]
@@ -587,7 +538,7 @@ class Neural(Proxy):
         return b"".join([self.strings[symbol] for symbol in np.asarray(symbols).tolist()])
 
     def segment_starts(self, data, begins):
-        """Where a segment starts in joined texts, bool (n,): after an uncertain pair of bytes.
+        """Where the segments of joined texts start (n,): after an uncertain pair of bytes.
 
         The coder forgets there what came before, so equal segments are coded equally, and a change
         of the text does not spread.
@@ -596,14 +547,14 @@ class Neural(Proxy):
         starts[2:] = self.cut_after[byte_pairs(data)[:-1]]
         starts[begins[begins < len(data)]] = True  # an empty last text begins at the end
         starts[begins - 1] = True  # the newline before each text is a segment of its own
-        return starts
+        return np.flatnonzero(starts)
 
     def segments(self, text):
         """The pieces of a text that are coded on their own, a list of bytes."""
         if not text:
             return []
         data, begins = join([text])
-        starts = np.flatnonzero(self.segment_starts(data, begins))[1:] - 1
+        starts = self.segment_starts(data, begins)[1:] - 1  # without the newline's
         return [piece.tobytes() for piece in np.split(data[1:], starts[1:])]
 
 
@@ -652,7 +603,8 @@ def load_proxy(path):
 def fitting_code(proxy):
     """A hash of the code that decides how a proxy is fitted: after an edit it is fitted anew."""
     own = inspect.getsourcefile(type(proxy))
-    shared = ("proxies.py", "model.py", "lib/bpe.py", "lib/suffix.py", "lib/trie.py")
+    shared = ("proxies.py", "model.py", "lib/bpe.py", "lib/byte_lm.py",
+              "lib/suffix.py", "lib/trie.py")
     return code_hash(own, *[ROOT / name for name in shared])
 
 

@@ -16,6 +16,7 @@ import functools
 import gzip
 import hashlib
 import importlib
+import importlib.util
 import io
 import itertools
 import json
@@ -57,7 +58,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import eval as evaluation
-import lib
 import mix
 import model as model_file
 import proxies
@@ -67,6 +67,7 @@ from lib import (
     bpe, checkpoint as checkpoints, corpus, files, judge, plan, plots, proxy_table, sandbox,
     scoring, store, trie as trie_file)
 from lib.byte_heads import ByteHeads, Guessing
+from lib.byte_lm import lm_inputs
 from lib.checkpoint import drop_log_from, load_checkpoint, new_folder, newest_run
 from lib.corpus import ROOT, Corpus, cut_at_lines
 from lib.masks import block_mask, sample_mask
@@ -1369,7 +1370,7 @@ def test_intervals_are_split_side_by_side_as_one_by_one(own, fresh):
 
 
 def test_the_lm_reads_what_comes_before_each_byte():
-    idx, suffix = proxies.lm_inputs(torch.tensor([[97, 98, 99]]))
+    idx, suffix = lm_inputs(torch.tensor([[97, 98, 99]]))
     assert idx.tolist() == [[256, 97, 98]]
     assert suffix.tolist() == [[0, 0x61, 0x6162]]
 
@@ -1398,7 +1399,7 @@ def test_the_lm_learns(fitted, python_texts):
     lm = fitted["neural"].lm
     assert log_p_after(lm, b"def").argmax() == ord(" ")
     text = torch.tensor([list(text[5000:5100]) for text in python_texts])
-    idx, suffix = proxies.lm_inputs(text)
+    idx, suffix = lm_inputs(text)
     with torch.no_grad():
         logits = lm(idx, suffix=suffix)
     loss = F.cross_entropy(logits.flatten(0, 1), text.flatten())
@@ -2653,6 +2654,11 @@ def test_held_out_contexts_show_held_out_texts(prepared):
     for row in range(20):
         shown = mix.decode_context(mixer.row(30, row, only="comp").symbols, proxy)
         assert texts.issuperset(text for _, text in shown[:-1])
+
+
+def test_an_unknown_mode_is_refused_by_the_mixer_too():
+    with pytest.raises(UserError, match="--mode=sentinal.*did you mean 'sentinel'"):
+        Mixer(hand_made_views(DEF_PART), MixOptions(mode="sentinal"), 64, 100)
 
 
 @pytest.mark.parametrize("n_pairable, changes, said", [
@@ -4391,6 +4397,38 @@ def test_a_sharded_run_is_read_whole(run_train):
     weights = sample.load_model(sharded)[0].state_dict()
     for name, expected in sample.load_model(plain)[0].state_dict().items():
         torch.testing.assert_close(weights[name], expected)
+
+
+WANDB = """
+import json
+
+class Run:
+    def log(self, line):
+        with open({path!r}, "a") as f:
+            f.write(json.dumps(line) + "\\n")
+
+def init(project, name, config):
+    Run().log({{"project": project, "name": name, "seed": config["seed"]}})
+    return Run()
+"""
+
+
+def test_validations_are_logged_to_weights_and_biases(run_train, tmp_path, monkeypatch):
+    """To what stands in for the package: it writes what it is given into a file."""
+    logged = tmp_path / "logged.jsonl"
+    (tmp_path / "wandb.py").write_text(WANDB.format(path=str(logged)))
+    monkeypatch.syspath_prepend(tmp_path)
+    out = run_train("--steps=4", "--eval_every=2", "--proxy=none", "--seed=5", "--wandb=classroom")
+    monkeypatch.delitem(sys.modules, "wandb")
+    first, *lines = [json.loads(line) for line in logged.read_text().splitlines()]
+    assert first == {"project": "classroom", "name": out.name, "seed": 5}
+    assert lines == read_log(out)
+
+
+def test_wandb_is_missed_before_anything_is_prepared(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="--wandb=classroom: needs wandb; pip install wandb"):
+        train_with("--wandb=classroom", f"--data={tmp_path}/nowhere")
 
 
 def test_a_run_says_what_it_was(run_train, monkeypatch):

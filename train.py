@@ -30,7 +30,7 @@ from lib.options import UserError, command_line, expect, flag
 from lib.parallel import (Processes, StopSignals, autocast, clip_gradients, gradient_sync,
                           replicate, shard, skip_bad_step, whole_weights)
 from lib.plan import flops_per_symbol, raw_share
-from lib.report import log_line, print_report
+from lib.report import expect_wandb, log_line, print_report, start_wandb
 from mix import Mixer, MixOptions, prepare
 from model import GPT, PROXY0, SIZES, GPTConfig
 
@@ -72,6 +72,7 @@ class Options(MixOptions):
     out: str = flag("", "folder of the run [out/<proxy>, or out/<proxy>-2, .. if that exists]")
     overwrite: bool = flag(False, "an earlier run in --out replaced")
     resume: str = flag("", "folder of a run to go on with, under its own options")
+    wandb: str = flag("", "project on Weights & Biases to log validations to (needs wandb)")
     device: str = flag("auto", "cpu, cuda, mps, or auto: the best one there is")
     dtype: str = flag("auto", "precision; auto: bfloat16 where the device has matrix units for it",
                       choices=("auto", "float32", "bfloat16"))
@@ -102,6 +103,7 @@ class Options(MixOptions):
                "lr", "clip")
         expect(self, "of 0 or more", "block_size", "n_byte_heads", "steps", "flops", "weight_decay")
         expect(self, "from 0 to 1", "lr_warmup")
+        expect_wandb(self.wandb)
         self.device = resolve_device(self.device)
         if self.dtype == "auto":
             self.dtype = fast_dtype(self.device)
@@ -257,6 +259,8 @@ class Training:
         self.micro_batches = [rows[i:i + options.micro_batch]
                               for i in range(0, len(rows), options.micro_batch)]
 
+        self.tracker = start_wandb(options) if options.wandb and processes.is_first else None
+
         # where it stands; text_bytes and loss are this process's part of a sum
         self.step = 0
         self.text_bytes = 0.0
@@ -364,6 +368,8 @@ class Training:
             with open(self.out / "log.jsonl", "a") as f:
                 f.write(json.dumps(line) + "\n")
             progress.write(log_line(line))
+            if self.tracker is not None:
+                self.tracker.log(line)
 
     def save(self):
         """Write the checkpoint. If it can't be written the old one stays, and training goes on."""

@@ -1,6 +1,13 @@
 """
-What train.py prints: a line for each validation, and the closing report.
+What train.py tells of a training: a line for each validation, the closing report, and the same to
+Weights & Biases for those who ask for it.
 """
+import importlib.util
+from dataclasses import asdict
+from pathlib import Path
+
+from lib.options import UserError
+
 
 
 def log_line(line):
@@ -45,3 +52,19 @@ def print_next(options):
     if options.proxy != "none":
         data = "" if is_tinycode else f" --data={options.data}"
         print(f"  python train.py --proxy=none{data}      # the baseline: raw bytes only")
+
+
+# -----------------------------------------------------------------------------
+# Weights & Biases, an optional package
+
+
+def expect_wandb(project):
+    """Check that wandb is there, if a project is named. Raises UserError."""
+    if project and importlib.util.find_spec("wandb") is None:
+        raise UserError(f"--wandb={project}: needs wandb; pip install wandb")
+
+
+def start_wandb(options):
+    """A run on Weights & Biases, named as its folder is; its `log` takes a dict of numbers."""
+    import wandb
+    return wandb.init(project=options.wandb, name=Path(options.out).name, config=asdict(options))
