@@ -57,6 +57,7 @@ SHORTEST = 32  # bytes: samples must not be cut shorter than that
 class MixOptions(ProxyOptions):
     shard: str = flag("0/1", "parts of the corpus to use, 2/8 or 0-7/8; each can be prepared on "
                       "another machine")
+    # the mixing rate over the training
     mix: float = flag(0.9, "mixing rate r, the share of compressed views; 0: raw bytes only, 1: "
                       "the proxy only")
     mix_start: float = flag(0.4, "r at the start of its warm-up")
@@ -64,6 +65,7 @@ class MixOptions(ProxyOptions):
     raw_phase: float = flag(0.6, "last share of the training, in which r falls to 0")
     schedule: str = flag("linear", "shape of r's rise and fall; step: at once, in the middle",
                          choices=SCHEDULES)
+    # how views are shown
     pairs: str = flag("warmup", "when pairs are drawn", choices=("warmup", "always"))
     mode: str = flag("translation_random",
                      "; ".join(f"{name}: {what}" for name, what in MODES.items()))
@@ -156,8 +158,8 @@ def format_view(view, raw, comp=None, symbol_lengths=None, mode="sentinel"):
     """
     if view == "raw":
         opening, closing = RAW, END_RAW
-        body = raw.astype(np.int64) + BYTE0
-        suffix = pack(raw)
+        body = raw.astype(np.int64) + BYTE0  # ids
+        suffix = pack(raw)                   # a byte ends at itself
     else:
         opening, closing = COMP, END_COMP
         body = comp.astype(np.int64) + PROXY0
@@ -167,7 +169,7 @@ def format_view(view, raw, comp=None, symbol_lengths=None, mode="sentinel"):
             last_byte = np.cumsum(symbol_lengths[comp]) - 1
             suffix = pack(raw)[last_byte]
     if mode == "vanilla":
-        opening, closing = BOS, EOS
+        opening, closing = BOS, EOS  # the model has to find out which view it reads
     symbols = np.concatenate(([opening], body, [closing]))
     suffix = np.concatenate(([0], suffix, [0]))
     return View(symbols, suffix, len(raw))
@@ -190,7 +192,7 @@ def view_probabilities(r, pairs):
         r <= 1/2   with y = 0:   z / (1 + z) = r,  so  z = r / (1 - r)  and  x = 1 - z
         r >  1/2   with x = 0:   1 / (1 + z) = r,  so  z = 1 / r - 1    and  y = 1 - z = 2 - 1 / r
     """
-    if not pairs:
+    if not pairs:  # each sample is one view
         return {"raw": 1 - r, "comp": r, "pair": 0.0}
     if r <= 0.5:
         return {"raw": 1 - r / (1 - r), "comp": 0.0, "pair": r / (1 - r)}
@@ -333,7 +335,7 @@ class Mixer:
         if options.mix in (0.0, 1.0):  # one view only: nothing to mix
             return options.mix
         if done < options.mix_warmup:
-            start = min(options.mix_start, options.mix)
+            start = min(options.mix_start, options.mix)  # it never starts above its goal
             risen = progress(done / options.mix_warmup, options.schedule)
             return start + (options.mix - start) * risen
         if done > 1 - options.raw_phase:
@@ -402,7 +404,7 @@ class Mixer:
         fits = symbols <= context.room
         share = 1.0 if fits else context.room / symbols
         joined = self.options.mode != "parallel"  # does the second view see the first: translation?
-        context.begin_sample()
+        context.begin_sample()  # both views are one sample to the mask
         context.write(first, int(len(first.symbols) * share))
         if joined and fits:
             # the second view's opening sentinel can be predicted too

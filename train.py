@@ -41,6 +41,7 @@ PLAIN_FROM = "124M"  # from this size on the default is the paper's plain recipe
 
 @dataclass
 class Options(MixOptions):
+    # the model
     size: str = flag("micro", f"size of the model: {', '.join(SIZES)}")
     block_size: int = flag(0, "symbols in a context; 0: the size's own")
     paper: bool = flag(False, "the paper's plain recipe: no n-gram features, no alignment, no raw "
@@ -54,9 +55,11 @@ class Options(MixOptions):
                        action=argparse.BooleanOptionalAction)
     n_byte_heads: int = flag(0, "heads that guess the bytes after the next one, for faster greedy "
                              "generation")
+    # how long it is trained: one of three
     budget: float = flag(2.5e6, "symbols to train on: raw bytes, proxy symbols and sentinels alike")
     steps: int = flag(0, "steps to train for, in place of --budget")
     flops: float = flag(0.0, "FLOPs to train for, in place of --budget: methods at equal compute")
+    # the optimizer
     batch_size: int = flag(8, "contexts in a step, over all devices")
     micro_batch: int = flag(0, "contexts that a device takes at once; gradients accumulate; 0: all")
     lr: float = flag(4e-3, "peak learning rate (the paper's, at its sizes: 9e-4)")
@@ -65,6 +68,7 @@ class Options(MixOptions):
                       choices=("cosine", "linear"))
     weight_decay: float = flag(0.1, "weight decay of the matrices; embeddings have none")
     clip: float = flag(1.0, "norm that gradients are clipped to")
+    # what is measured, and where it goes
     eval_every: int = flag(200, "steps between validations, log lines and checkpoints")
     eval_rows: int = flag(16, "contexts of either view in a validation")
     report: str = flag("all", "closing report: all that the corpus has, or none",
@@ -73,6 +77,7 @@ class Options(MixOptions):
     overwrite: bool = flag(False, "an earlier run in --out replaced")
     resume: str = flag("", "folder of a run to go on with, under its own options")
     wandb: str = flag("", "project on Weights & Biases to log validations to (needs wandb)")
+    # the machine
     device: str = flag("auto", "cpu, cuda, mps, or auto: the best one there is")
     dtype: str = flag("auto", "precision; auto: bfloat16 where the device has matrix units for it",
                       choices=("auto", "float32", "bfloat16"))
@@ -88,6 +93,7 @@ class Options(MixOptions):
         config = GPTConfig.named(self.size)
         is_large = list(SIZES).index(self.size) >= list(SIZES).index(PLAIN_FROM)
         plain = self.paper or is_large
+        # None means that the user has not said: a plain default of 0 could not be told from a wish
         if self.ngram is None:
             self.ngram = 0 if plain else 6
         if self.raw_phase is None:
@@ -136,7 +142,7 @@ def build_model(config, options, processes):
         model = GPT(config)
     model.recompute = options.activation_checkpointing
     if options.compile == "yes":
-        model.compile_blocks()
+        model.compile_blocks()  # before FSDP, which then gathers a block at a time
     if options.fsdp and processes.world_size > 1:
         shard(model, options.dtype)
     model.to_empty(device=processes.device)
@@ -158,12 +164,12 @@ def make_optimizer(model, options):
 
 def lr_at(done, options):
     """The learning rate when the share `done` of the training is over."""
-    if done < options.lr_warmup:
+    if done < options.lr_warmup:  # from a hundredth of it, linearly
         return options.lr * (0.01 + 0.99 * done / options.lr_warmup)
-    left = (1 - done) / max(1e-9, 1 - options.lr_warmup)
+    left = (1 - done) / max(1e-9, 1 - options.lr_warmup)  # of the fall: from 1 to 0
     if options.decay == "linear":
         return options.lr * left
-    cosine = 0.5 * (1 - math.cos(math.pi * left))  # from 1 to 0
+    cosine = 0.5 * (1 - math.cos(math.pi * left))
     return options.lr * (0.1 + 0.9 * cosine)
 
 
@@ -286,9 +292,10 @@ class Training:
                     if self.step > first_step:
                         self.save()
                 if self.step == self.steps:
-                    break
+                    break  # after the last validation and checkpoint
                 self.take_step()
                 progress.update(self.symbols_per_step)
+                # on a CPU, looking costs nothing
                 if self.step % LOOK_EVERY == 0 or self.device == "cpu":
                     self.stop_if_diverged()
                 if processes.sum(int(stop.received)):  # all processes stop at the same step
@@ -328,7 +335,7 @@ class Training:
 
         bad = skip_bad_step(norm, self.model.parameters(), self.optimizer)  # 1 or 0
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)  # free the memory, as the next step sets them
         self.skipped += bad
         self.skipped_in_a_row = (self.skipped_in_a_row + 1) * bad
         self.step += 1
@@ -424,7 +431,7 @@ def train(options):
     if not saved:
         options.out = processes.from_first(lambda: open_run(options, proxy_path))
     report, weights, config = train_model(options, views, proxy, processes, saved)
-    processes.disconnect()
+    processes.disconnect()  # the report is the first process's work alone
     if not processes.is_first:
         return {}
     if options.report == "all":

@@ -28,12 +28,14 @@ class EvalOptions:
                      "tokenizer model", choices=("raw", "comp"))
     all: bool = flag(False, "all runs under out/, the newest last, with the options in which they "
                      "differ")
+    # bits per byte
     limit: int = flag(0, "most held-out samples for bpb, most problems for pass, robust and "
                       f"translate, spread evenly; 0: {SAMPLES:,} samples, all problems")
     context: int = flag(0, "bpb: symbols in a window over whole documents; 0: training's samples")
     stride: int = flag(0, "bpb: symbols from one window to the next [half of --context]")
     data: str = flag("", "bpb: corpora, with commas [the run's own]")
     batch_size: int = flag(64, "bpb: samples at once; the result does not depend on it")
+    # completions and their tests
     problems: str = flag("", "pass, robust, translate: file in the format of HumanEval, HumanEval+ "
                          "or MBPP+ [tinycode's]")
     n: int = flag(10, "pass: completions of each problem")
@@ -46,6 +48,7 @@ class EvalOptions:
     memory: int = flag(4096, "megabytes for a completion's tests")
     seed: int = flag(0, "pass: seed of the sampling")
     perturbations: int = flag(3, "robust: seeds of each kind; a problem must be solved under all")
+    # what goes in and out
     samples: str = flag(None, "file of completions to score, JSON lines {task_id, completion}; "
                         "needs no run")
     save: str = flag(None, "pass: file for the completions and verdicts, in the same form")
