@@ -41,7 +41,7 @@ from lib.perturb import PERTURBATIONS, perturb
 from lib.plots import differing_options, plot, print_results
 from lib.results import MEASURING, Completions, Results, code_hash, digest, result_key
 from lib.rows import read_jsonl
-from lib.scoring import (count_of_canonical_failures, explain_failures, read_problems,
+from lib.scoring import (can_score, count_of_canonical_failures, explain_failures, read_problems,
                          read_samples, score, uneven_samples)
 from lib.show import with_progress
 from mix import COMP, END_COMP, END_RAW, RAW, format_view, pack, prepare
@@ -490,7 +490,7 @@ def evaluate(model, checkpoint, options, tasks=None, run=None, results=None):
     trained = mix_options(run or "", checkpoint)
     tinycode = tinycode_folder(trained.data)
     if not tasks:
-        tasks = ["bpb", "pass", "facts"] if tinycode else ["bpb"]
+        tasks = ["bpb", "pass", "facts"] if tinycode and can_score() else ["bpb"]
     stamp = kept = None
     code = code_hash(*MEASURING)
     if run and (Path(run) / "ckpt.pt").exists():

@@ -123,8 +123,8 @@ class Attention(nn.Module):
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, n_head, T, head_dim)
-        q = norm(rotate(q, rotary)).to(x.dtype)  # the float32 angles have made it float32
-        k = norm(rotate(k, rotary)).to(x.dtype)
+        q = norm(rotate(q, rotary)).to(v.dtype)  # angles and norm have made it float32
+        k = norm(rotate(k, rotary)).to(v.dtype)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)
         y = attend(q, k, v, mask)  # (B, n_head, T, head_dim)
@@ -360,12 +360,12 @@ class GPT(nn.Module):
         B, T, C = x.shape
         x = x.view(B * T, C)
         targets = targets.flatten()
-        losses = torch.zeros(B * T, device=x.device)
-        losses[after_raw] = chunked_cross_entropy(
+        losses = torch.zeros(B, T, device=x.device)
+        in_a_row = losses.view(B * T)  # the same memory
+        in_a_row[after_raw] = chunked_cross_entropy(
             x[after_raw], self.byte_unembedding(), targets[after_raw])
-        losses[after_other] = chunked_cross_entropy(
+        in_a_row[after_other] = chunked_cross_entropy(
             x[after_other], self.unembedding(), targets[after_other])
-        losses = losses.view(B, T)
         if self.byte_heads is not None and torch.is_grad_enabled():
             guesses = self.byte_heads.loss(
                 x.view(B, T, C), targets.view(B, T), after_raw, self.byte_unembedding(), BYTE0,

@@ -13,6 +13,7 @@ import base64
 import contextlib
 import copy
 import functools
+import gc
 import gzip
 import hashlib
 import importlib
@@ -35,6 +36,7 @@ import tarfile
 import tempfile
 import textwrap
 import time
+import weakref
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -52,9 +54,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 import eval as evaluation
@@ -64,15 +68,17 @@ import proxies
 import sample
 import train
 from lib import (
-    bpe, checkpoint as checkpoints, corpus, files, judge, plan, plots, proxy_table, sandbox,
-    scoring, store, trie as trie_file)
+    bpe, checkpoint as checkpoints, corpus, files, judge, parallel, plan, plots, proxy_table,
+    sandbox, scoring, store, trie as trie_file)
 from lib.byte_heads import ByteHeads, Guessing
 from lib.byte_lm import lm_inputs
 from lib.checkpoint import drop_log_from, load_checkpoint, new_folder, newest_run
 from lib.corpus import ROOT, Corpus, cut_at_lines
-from lib.masks import block_mask, sample_mask
+from lib.cuda_on_cpu import cuda_program
+from lib.devices import precision_note, resolve_device, to_device
+from lib.masks import StripMask, block_mask, sample_mask
 from lib.options import UserError, command_line, flag, parse
-from lib.parallel import StopSignals, clip_gradients, skip_bad_step
+from lib.parallel import Processes, StopSignals, clip_gradients, skip_bad_step
 from lib.perturb import PERTURBATIONS, Program, perturb
 from lib.plan import PlanOptions, flops_per_symbol, raw_share
 from lib.results import Completions, Results, code_hash, digest, result_key
@@ -86,6 +92,7 @@ from model import (
 
 sys.path[:0] = [str(ROOT / "data"), str(ROOT / "runs")]
 import findings
+import gpu
 import shakespeare
 import stdlib
 import tinycode
@@ -700,51 +707,6 @@ def test_flex_attention_equals_the_dense_mask():
 
 # -----------------------------------------------------------------------------
 # lib/plan.py
-
-MEASURE = """
-import re, sys
-import torch
-import model as m
-
-size, micro_batch, recompute = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "True"
-torch.set_num_threads(1)
-
-
-def peak_of_a_step(config, micro_batch):
-    model = m.GPT(config)
-    model.recompute = recompute
-    idx = torch.zeros(micro_batch, config.block_size, dtype=torch.long)
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    for _ in range(2):
-        for _ in range(2):  # a step of two micro-batches
-            model(idx, idx).sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    status = open("/proc/self/status").read()
-    return int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) * 1024
-
-
-# until now the peak is that of the process which started this one
-open("/proc/self/clear_refs", "w").write("5")
-tiny = m.GPTConfig(vocab_size=400, n_layer=1, n_embd=32, n_head=2, mlp_hidden=32, block_size=32)
-before = peak_of_a_step(tiny, 1)
-print(peak_of_a_step(m.GPTConfig.named(size, vocab_size=4416), micro_batch) - before)
-"""
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks glibc to give memory back")
-@pytest.mark.parametrize("size, micro_batch, recompute", [("micro", 8, True), ("small", 2, False)])
-def test_the_plan_is_what_a_step_takes(size, micro_batch, recompute):
-    giving_memory_back = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
-    run = subprocess.run(
-        [sys.executable, "-c", MEASURE, size, str(micro_batch), str(recompute)], cwd=ROOT,
-        env=os.environ | giving_memory_back, text=True, check=True, stdout=subprocess.PIPE)
-    measured = int(run.stdout)
-    options = PlanOptions(gpus=1, micro_batch=micro_batch, dtype="float32",
-                          activation_checkpointing=recompute)
-    config = GPTConfig.named(size, vocab_size=4416)
-    planned = plan.memory(options, config, GPT, chunk_rows(config.vocab_size))
-    assert sum(planned.values()) == pytest.approx(measured, rel=0.15)
 
 
 def printed_plan(capsys, *flags):
@@ -5377,6 +5339,540 @@ def test_an_old_torch_is_one_line(installed, is_told, tmp_path):
             "python -m pip install -r requirements.txt"]
     expected = (2, told) if is_told else (0, [])
     assert first_words("-c", "import lib", env=environment) == expected
+
+
+# before lib.store is imported: what is tested is not prepared in the user's cache
+
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+GPU_PATIENCE = 300  # seconds
+
+
+# -----------------------------------------------------------------------------
+# fixtures, as in test_all.py
+
+
+# -----------------------------------------------------------------------------
+# the program of a GPU, on a CPU
+#
+# What a test has compiled serves its other settings too, which is why a test has several of them.
+
+FOUR_STEPS = ["--size=nano", "--steps=4", "--eval_every=2", "--proxy=tokenizer"]
+EQUAL_BATCHES = ["--micro_batch=2"]  # as many rows as a validation has: fewer graphs to wait for
+
+
+def assert_same_losses(run, expected_run, tolerance):
+    log, expected_log = read_log(run), read_log(expected_run)
+    assert len(log) == len(expected_log)
+    for line, expected in zip(log, expected_log):
+        for name in ("loss", "val_raw", "val_comp"):
+            if expected.get(name) is not None:
+                assert line[name] == pytest.approx(expected[name], rel=tolerance), name
+
+
+def assert_same_program(run_train, settings, n_graphs, tolerance=1e-5):
+    """Train with each of `settings`, lists of flags, on the CPU's path and on a GPU's.
+
+    The losses must agree, no graph may break, and all settings together get at most n_graphs.
+    """
+    two_steps = [*FOUR_STEPS, "--steps=2"]
+    plain = [run_train(*two_steps, *flags) for flags in settings]
+    with cuda_program() as graphs:
+        for flags, expected in zip(settings, plain):
+            run = run_train(*two_steps, *flags, "--compile=yes")
+            assert_same_losses(run, expected, tolerance)
+        assert graphs.breaks() == 0
+        assert 2 <= graphs.count() <= n_graphs
+
+
+def test_a_gpus_program_trains_as_a_cpus_in_every_mode(run_train):
+    assert_same_program(run_train, [
+        [*EQUAL_BATCHES, *flags] for flags in (
+            [], ["--mode=parallel"], ["--mode=sentinel"], ["--mode=vanilla"], ["--mix=0"],
+            ["--mix=1"], ["--proxy=none", "--n_byte_heads=4"], ["--activation_checkpointing"])
+    ], n_graphs=3)
+
+
+def test_the_second_validation_has_compiled_all(run_train, monkeypatch):
+    """Through the raw phase to its end, and over an interruption."""
+    counts = []
+    validate = train.validate
+
+    def validate_and_count(*arguments):
+        result = validate(*arguments)
+        counts.append(graphs.count())
+        return result
+    flags = [*FOUR_STEPS, *EQUAL_BATCHES, "--steps=10", "--eval_every=1"]
+    plain = run_train(*flags)
+    monkeypatch.setattr(train, "validate", validate_and_count)
+    with cuda_program() as graphs:
+        interrupt_at(7, monkeypatch)
+        out = plain.with_name("interrupted")
+        with pytest.raises(KeyboardInterrupt):
+            run_train(*flags, "--compile=yes", out=out)
+        train.train(parse(train.Options, [f"--resume={out}"]))
+    assert read_log(out)[-1]["r"] == 0
+    assert_same_losses(out, plain, 1e-5)
+    assert len(counts) == 11
+    assert counts[1] == counts[-1]
+    assert load_checkpoint(out)["options"]["compile"] == "yes"
+    texts = [sample.complete(sample.load_model(run)[0], [b"def "], max_new=20, temperature=0)
+             for run in (out, plain)]
+    assert texts[0] == texts[1]  # sample.py reads the weights of a compiled run
+
+
+def test_in_bfloat16_every_attention_kernel_sees_bfloat16(run_train, monkeypatch):
+    """Queries and keys are normed in float32, but keys and values must have one precision."""
+    seen, seen_by_kernel = set(), set()
+    attend = model_file.attend
+    kernels = sys.modules["torch._higher_order_ops.flex_attention"]  # that attribute is no module
+    dense = kernels.math_attention
+
+    def spy(q, k, v, mask):
+        seen.add((q.dtype, k.dtype, v.dtype))
+        return attend(q, k, v, mask)
+
+    def spy_on_kernel(q, k, v, *rest):
+        seen_by_kernel.add((q.dtype, k.dtype, v.dtype))
+        return dense(q, k, v, *rest)
+    flags = [*FOUR_STEPS, *EQUAL_BATCHES, "--dtype=bfloat16"]
+    with monkeypatch.context() as patches:
+        patches.setattr(model_file, "attend", spy)
+        plain = run_train(*flags)
+    monkeypatch.setattr(kernels, "math_attention", spy_on_kernel)
+    with cuda_program():
+        run = run_train(*flags, "--compile=yes")
+    assert_same_losses(run, plain, 1e-2)
+    assert seen == seen_by_kernel == {(torch.bfloat16,) * 3}
+
+
+def test_the_papers_shapes_compile_once():
+    """16,384 symbols of 65,856, on tensors without storage; groups of every size."""
+    N = 16384
+    with cuda_program() as graphs, torch.device("meta"):
+        model = GPT(GPTConfig.named("1.5B", vocab_size=PROXY0 + 65536, n_layer=2))
+        model.recompute = True
+        model.compile_blocks()
+        idx = torch.zeros(1, N, dtype=torch.long)
+        counts = []
+        for n_raw in (N - 12, 0, 5000, 4000, N - 30, N):
+            groups = torch.arange(n_raw), torch.arange(n_raw, N)
+            for grad in (False, True):
+                with torch.set_grad_enabled(grad):
+                    loss = model(idx, idx, idx, sample_mask(idx), groups=groups).sum()
+                if grad:
+                    loss.backward()
+            counts.append(graphs.count())
+        assert graphs.breaks() == 0
+    assert counts[0] == counts[-1] <= 4
+
+
+def test_a_step_never_waits_for_the_gpu(corpus_file, tmp_path):
+    """On the meta device a tensor has no value: whatever looks at one raises an error."""
+    options = parse(train.Options, [
+        f"--data={corpus_file}", f"--out={tmp_path}", *TINY, *FOUR_STEPS, "--micro_batch=2",
+        "--n_byte_heads=2", "--compile=yes", "--device=cpu"])
+    options.resolve()
+    views, proxy, _ = mix.prepare(options, options.block_size)
+    with cuda_program():
+        training = train.Training(options, views, proxy, Processes("cpu"), None)
+        training.model.to("meta")
+        training.optimizer = train.make_optimizer(training.model, options)
+        training.optimizer.step = lambda: None  # torch's: there is none for the meta device
+        training.device = "meta"
+        training.skipped = training.skipped.to("meta")
+        training.skipped_in_a_row = training.skipped_in_a_row.to("meta")
+        training.take_step()
+        training.take_step()
+    with pytest.raises(RuntimeError, match="meta tensors"):
+        training.stop_if_diverged()  # this one looks, and has to
+
+
+class RecordedTensor:
+    def __init__(self):
+        self.calls = []
+
+    def pin_memory(self):
+        self.calls.append("pinned")
+        return self
+
+    def to(self, device, non_blocking):
+        self.calls.append(f"to {device}, non_blocking={non_blocking}")
+
+
+@pytest.mark.parametrize("device, calls", [
+    ("cuda:1", ["pinned", "to cuda:1, non_blocking=True"]),
+    ("cpu", ["to cpu, non_blocking=True"])])
+def test_what_goes_to_a_gpu_is_pinned(device, calls):
+    tensor = RecordedTensor()
+    to_device(tensor, device)
+    assert tensor.calls == calls
+
+
+# -----------------------------------------------------------------------------
+# several GPUs
+
+
+def test_ddp_leaves_compiled_blocks_whole(monkeypatch):
+    """Compiled inside of DDP, torch.compile would cut the blocks where messages begin."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    monkeypatch.setattr(parallel, "DistributedDataParallel", functools.partial(
+        DistributedDataParallel, bucket_cap_mb=0.02))  # a fifth of a block
+    processes = Processes("cpu")
+    processes.world_size = 2  # replicate asks for no more
+    try:
+        # the setting that is tested is torch's default at first, and afterwards
+        with cuda_program() as graphs, torch._dynamo.config.patch(optimize_ddp=True):
+            model, plain = small_model(), small_model()
+            model.compile_blocks()
+            ddp_model = parallel.replicate(model, processes)
+            idx = torch.randint(64, 600, (2, 64))
+            sample_numbers = torch.arange(64).expand(2, 64) // 20
+            ddp_model(idx, idx, mask=sample_mask(sample_numbers)).sum().backward()
+            plain(idx, idx, mask=StripMask(sample_numbers)).sum().backward()
+            assert graphs.breaks() == 0
+    finally:
+        dist.destroy_process_group()
+    for p, expected in zip(model.parameters(), plain.parameters()):
+        torch.testing.assert_close(p.grad, expected.grad)
+
+
+TWO_SHARDED = """
+import json, sys
+import torch
+import train
+from lib.options import parse
+
+held = []  # bytes of gradients, before each forward pass
+batch_losses = train.batch_losses
+
+def spy(model, *rest):
+    if torch.is_grad_enabled():
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        held.append(sum(gradient.to_local().nbytes for gradient in gradients))
+    return batch_losses(model, *rest)
+train.batch_losses = spy
+train.train(parse(train.Options, sys.argv[2:]))
+open(sys.argv[1] + str(train.Processes("cpu").rank), "w").write(json.dumps(held))
+"""
+
+
+def test_sharded_gradients_are_what_the_plan_counts(corpus_file, tmp_path):
+    """After the first of two micro-batches each of two processes has half of the gradient."""
+    program = tmp_path / "program.py"
+    program.write_text(TWO_SHARDED)
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
+         program, tmp_path / "held", f"--data={corpus_file}", f"--out={tmp_path / 'run'}", *TINY,
+         *FOUR_STEPS, "--steps=1", "--micro_batch=1", "--fsdp", "--device=cpu", "--align"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True,
+        timeout=GPU_PATIENCE)
+    config = GPTConfig(**load_checkpoint(tmp_path / "run")["config"])
+    flags = PlanOptions(gpus=2, fsdp=True)
+    planned = plan.memory(flags, config, GPT, chunk_rows(config.vocab_size))["gradients"]
+    for rank in (0, 1):
+        held = json.loads((tmp_path / f"held{rank}").read_text())
+        assert held == [0, planned]
+
+
+def test_the_sharded_plan_has_the_shares_of_each_device():
+    """Of 7B on eight, counted by hand."""
+    config = GPTConfig.named("7B", vocab_size=PROXY0 + 65536, block_size=64)
+    block = 4 * 4096 ** 2 + 3 * 4096 * 16384
+    embeddings = 2 * (PROXY0 + 65536) * 4096
+    n = 24 * block + embeddings
+    planned = plan.memory(PlanOptions(gpus=8, fsdp=True), config, GPT, 256)
+    assert planned["parameters"] == planned["gradients"] == 4 * n / 8
+    assert planned["optimizer state"] == 8 * n / 8
+    # weights and their gradients in bfloat16 of two blocks and the embeddings, and the float32
+    # copy of a block's gradients
+    assert planned["weights in use"] == 2 * 2 * (2 * block + embeddings) + 4 * block
+
+
+def test_the_plan_of_autocast_keeps_float32_between_blocks():
+    """Each block's input, 16,384 x 2,048 float32 numbers, is what recomputing keeps of 1.5B."""
+    config = GPTConfig.named("1.5B", vocab_size=PROXY0 + 65536)
+    flags = PlanOptions(gpus=8, activation_checkpointing=True)
+    planned = plan.memory(flags, config, GPT, 256)
+    inputs = config.n_layer * 16384 * 2048 * 4
+    assert planned["activations"] == pytest.approx(inputs, rel=0.06)
+    matrices = 20 * (4 * 2048 ** 2 + 3 * 2048 * 8192) + (PROXY0 + 65536) * 2048
+    assert planned["weights in use"] == 2 * matrices  # autocast's copies
+
+
+def test_one_gpu_is_not_sharded():
+    config = GPTConfig.named("nano")
+    sharded = plan.memory(PlanOptions(gpus=1, fsdp=True), config, GPT, 256)
+    assert sharded == plan.memory(PlanOptions(gpus=1), config, GPT, 256)
+
+
+# the same as in test_all.py, with a precision
+MEASURE = """
+import re, sys
+import torch
+import model as m
+
+size, micro_batch, recompute, dtype = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
+
+def peak_of_a_step(config, micro_batch):
+    model = m.GPT(config)
+    model.recompute = recompute == "True"
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    nowhere = torch.zeros(0, dtype=torch.long)
+    for step in range(2):
+        for part in range(2):
+            idx = torch.randint(m.PROXY0, config.vocab_size, (micro_batch, config.block_size))
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+                losses = model(idx, idx, groups=(nowhere, torch.arange(idx.numel())))
+            losses.sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    status = open("/proc/self/status").read()
+    return int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) * 1024
+
+open("/proc/self/clear_refs", "w").write("5")
+tiny = m.GPTConfig(vocab_size=400, n_layer=1, n_embd=32, n_head=2, mlp_hidden=32, block_size=32)
+before = peak_of_a_step(tiny, 1)
+print(peak_of_a_step(m.GPTConfig.named(size, vocab_size=4416), micro_batch) - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks glibc to give memory back")
+@pytest.mark.parametrize("size, micro_batch, recompute, dtype", [
+    ("micro", 8, False, "bfloat16")])
+def test_the_plan_is_what_a_step_takes(size, micro_batch, recompute, dtype):
+    giving_memory_back = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE, size, str(micro_batch), str(recompute), dtype], cwd=ROOT,
+        env=os.environ | giving_memory_back, text=True, check=True, stdout=subprocess.PIPE)
+    options = PlanOptions(gpus=1, micro_batch=micro_batch, dtype=dtype,
+                          activation_checkpointing=recompute)
+    config = GPTConfig.named(size, vocab_size=4416)
+    planned = plan.memory(options, config, GPT, chunk_rows(config.vocab_size))
+    assert sum(planned.values()) == pytest.approx(int(run.stdout), rel=0.1)
+
+
+def pretend_cuda(monkeypatch, n_devices):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_devices)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+
+
+def pretend_torchrun(monkeypatch, n_processes, rank):
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, str(n_processes))
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, str(rank))
+
+
+@pytest.mark.parametrize("device, n_processes, says", [
+    ("cuda:1", 2, "--device=cuda:1: all processes of torchrun would train on that one; use "
+                  "--device=cuda"),
+    ("cuda", 8, "--nproc_per_node=8: expected at most one process for each of the 4 CUDA"),
+])
+def test_processes_that_would_share_a_gpu_are_refused(monkeypatch, device, n_processes, says):
+    pretend_cuda(monkeypatch, 4)
+    pretend_torchrun(monkeypatch, n_processes, rank=0)
+    with pytest.raises(UserError, match=re.escape(says)):
+        Processes(device)
+
+
+def test_each_process_has_its_own_gpu(monkeypatch):
+    pretend_cuda(monkeypatch, 4)
+    pretend_torchrun(monkeypatch, 4, rank=3)
+    assert Processes("cuda").device == "cuda:3"
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert Processes("cuda:1").device == "cuda:1"
+
+
+# -----------------------------------------------------------------------------
+# any machine
+
+
+@pytest.mark.parametrize("has_cuda, has_mps, best", [
+    (True, True, "cuda"), (True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")])
+def test_auto_is_the_best_device(monkeypatch, has_cuda, has_mps, best):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: has_mps)
+    assert resolve_device("auto") == best
+
+
+@pytest.mark.parametrize("device, n_cuda, says", [
+    ("mps", 0, "--device=mps: this torch sees no MPS device; use --device=cpu"),
+    ("cuda", 0, "--device=cuda: this torch sees no CUDA device; use --device=cpu"),
+    ("cuda:4", 4, "--device=cuda:4: expected a number below 4"),
+    ("cuda:x", 4, "--device=cuda:x: expected auto, cpu, cuda, cuda:1 or mps"),
+    ("gpu", 4, "--device=gpu: expected auto"),
+    ("mps:0", 4, "--device=mps:0: expected auto"),
+])
+@pytest.mark.parametrize("main, options, flags", [
+    (train.train, train.Options, []),
+    (sample.main, sample.SampleOptions, ["--prompt=x"]),
+    (evaluation.main, evaluation.EvalOptions, []),
+], ids=["train", "sample", "eval"])
+def test_a_device_that_is_not_there_is_one_line(monkeypatch, device, n_cuda, says, main, options,
+                                                flags):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: n_cuda > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UserError, match=re.escape(says)):
+        main(parse(options, [f"--device={device}", *flags]))
+
+
+def test_mps_takes_the_cpus_path(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    options = parse(train.Options, ["--device=mps"])
+    options.resolve()
+    assert (options.device, options.dtype, options.compile) == ("mps", "float32", "no")
+
+
+@pytest.mark.parametrize("has_units, dtype, note", [
+    (True, "bfloat16", ""), (False, "float32", " (the Tesla T4 has no bfloat16 units)")])
+def test_a_gpu_without_bfloat16_trains_in_float32_and_says_why(monkeypatch, has_units, dtype,
+                                                               note):
+    pretend_cuda(monkeypatch, 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+
+    def is_bf16_supported(including_emulation=True):
+        return has_units or including_emulation  # torch emulates it, slowly
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
+    options = parse(train.Options, ["--device=cuda"])
+    options.resolve()
+    assert (options.dtype, options.compile) == (dtype, "yes")
+    assert precision_note("cuda", "float32") == note  # not where the user chose it
+    assert precision_note("cuda", "bfloat16") == precision_note("cpu", "float32") == ""
+
+
+def test_the_note_is_in_what_train_prints(run_train, monkeypatch, capsys):
+    monkeypatch.setattr(train, "precision_note", lambda device, dtype: f" ({device}, {dtype})")
+    run_train(*FOUR_STEPS, "--steps=1", "--device=cpu")
+    assert "on 1 x cpu, float32 (cpu, float32), compile no" in capsys.readouterr().out
+
+
+# what Windows lacks is taken away once torch and others, which know how to do without, are there
+LIKE_WINDOWS = """
+import multiprocessing, os, signal, subprocess, sys
+import filelock, numpy, tiktoken, torch, tqdm
+import torch._dynamo
+import torch.distributed.checkpoint.state_dict
+import torch.distributed.fsdp
+
+for name in ("fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog"):
+    sys.modules[name] = None
+for name in ("fork", "setsid", "killpg", "getuid", "geteuid", "getgid", "uname", "getpgid",
+             "setpgid", "sched_getaffinity", "getloadavg", "mkfifo", "sysconf"):
+    if hasattr(os, name):
+        delattr(os, name)
+for name in ("SIGKILL", "SIGALRM", "SIGHUP", "SIGUSR1", "alarm", "setitimer", "pthread_sigmask"):
+    if hasattr(signal, name):
+        delattr(signal, name)
+
+import eval, sample, train
+import lib.encode_worker, lib.plots, lib.results, lib.scoring
+from lib.options import parse
+
+report = train.train(parse(train.Options, sys.argv[2:]))
+model, _ = sample.load_model(sys.argv[1])
+(texts,) = sample.complete(model, [b"def "], max_new=5)
+print(report["bpb"], texts)
+"""
+
+
+def test_training_needs_nothing_that_windows_lacks(corpus_file, tmp_path):
+    """Nor do bits per byte and sampling."""
+    run = tmp_path / "run"
+    done = subprocess.run(
+        [sys.executable, "-c", LIKE_WINDOWS, run, f"--data={corpus_file}", f"--out={run}", *TINY,
+         *FOUR_STEPS, "--steps=1", "--report=all"],
+        cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_windows_is_told_that_it_cannot_score(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(UserError, match="can't be scored on Windows"):
+        scoring.score({}, [])
+
+
+@pytest.mark.parametrize("can_score, tasks", [(True, ["bpb", "pass", "facts"]), (False, ["bpb"])])
+def test_a_closing_report_is_what_the_system_can_measure(monkeypatch, can_score, tasks):
+    measured = []
+
+    def measure(task, *rest):
+        measured.append(task)
+        return {}
+    monkeypatch.setattr(evaluation, "can_score", lambda: can_score)
+    monkeypatch.setattr(evaluation, "measure", measure)
+    settings = evaluation.EvalOptions(device="cpu")
+    evaluation.evaluate(small_model(), {"options": {"data": "tinycode"}}, settings)
+    assert measured == tasks
+
+
+def test_the_closing_report_has_trainings_memory(run_train, monkeypatch):
+    """Optimizer, gradients and the trained model are gone before another model is built."""
+    alive = []
+    make_optimizer, measure = train.make_optimizer, train.measure
+
+    def spy(model, options):
+        optimizer = make_optimizer(model, options)
+        alive[:] = [weakref.ref(optimizer), weakref.ref(model)]
+        return optimizer
+
+    def measure_when_freed(*arguments):
+        assert [reference() for reference in alive] == [None, None]
+        alive.clear()
+        return measure(*arguments)
+    monkeypatch.setattr(train, "make_optimizer", spy)
+    monkeypatch.setattr(train, "measure", measure_when_freed)
+    gc.disable()  # it could come by chance
+    try:
+        with cuda_program():
+            run_train(*FOUR_STEPS, "--steps=1", "--report=all", "--compile=yes")
+    finally:
+        gc.enable()
+    assert alive == []
+
+
+# -----------------------------------------------------------------------------
+# runs/gpu.py
+
+
+def test_the_table_of_a_machine_without_a_gpu(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(gpu, "TABLE", tmp_path / "gpu.txt")
+    monkeypatch.setattr(gpu, "check_on_cpu", lambda table: table.run("sum", lambda: (2 > 1, "2")))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    gpu.main()
+    assert re.search(r"^sum +pass  2  \(0 s\)$", capsys.readouterr().out, re.M)
+    assert not gpu.TABLE.exists()
+
+
+def test_a_failed_check_is_shown_and_is_the_exit_status(monkeypatch, capsys, tmp_path):
+    def broken():
+        raise RuntimeError("first line\nsecond")
+
+    def check(table):
+        table.run("broken", broken)
+        table.run("only a figure", lambda: (None, "3 symbols/s"))
+    monkeypatch.setattr(gpu, "TABLE", tmp_path / "gpu.txt")
+    monkeypatch.setattr(gpu, "check_on_gpu", check)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(SystemExit) as ended:
+        gpu.main()
+    assert ended.value.code == 1
+    printed = capsys.readouterr().out
+    assert re.search(r"^broken +FAIL  RuntimeError: first line  ", printed, re.M)
+    assert re.search(r"^only a figure +-     3 symbols/s  ", printed, re.M)
+    assert gpu.TABLE.read_text() == printed
+
+
+def test_the_losses_of_two_logs_are_compared():
+    expected = [{"loss": None, "val_raw": 2.0}, {"loss": 4.0, "val_raw": 1.0}]
+    log = [{"loss": None, "val_raw": 2.02}, {"loss": 4.2, "val_raw": 1.0}]
+    assert gpu.worst_difference(log, expected) == pytest.approx(0.05)
+    with pytest.raises(ValueError):
+        gpu.worst_difference(log[:1], expected)
 
 
 LONGEST = 100     # bytes of a sample

@@ -9,6 +9,7 @@ Train a byte transformer on the mixed stream, then say how well it reads and wri
     torchrun --nproc_per_node=8 train.py --size=7B --fsdp      model and optimizer sharded over them
 """
 import argparse
+import gc
 import json
 import math
 import shutil
@@ -24,7 +25,7 @@ import eval as evaluation
 from lib import store
 from lib.checkpoint import (check_folder, describe, drop_log_from, load_checkpoint, new_folder,
                             restore_checkpoint, restore_options, save_checkpoint)
-from lib.devices import fast_dtype, resolve_device
+from lib.devices import fast_dtype, precision_note, resolve_device, to_device
 from lib.masks import sample_mask
 from lib.options import UserError, command_line, expect, flag
 from lib.parallel import (Processes, StopSignals, autocast, clip_gradients, gradient_sync,
@@ -184,7 +185,7 @@ def count_steps(options, symbols_per_step, flops_per_step):
 def batch_losses(model, batch, device, precision):
     """The losses (B, T) of a batch, in nats."""
     def move(tensor):
-        return tensor.to(device, non_blocking=True)
+        return to_device(tensor, device)
 
     groups = tuple(move(group) for group in batch["groups"])
     with precision:
@@ -318,7 +319,7 @@ class Training:
             batch = self.mixer.batch(self.step, rows)
             self.text_bytes += batch["text_bytes"]
             is_last = rows == self.micro_batches[-1]
-            with gradient_sync(self.model, self.ddp_model, is_last):
+            with gradient_sync(self.ddp_model, is_last):
                 # summed over a constant, so that micro-batches add up to the whole batch
                 losses = batch_losses(self.ddp_model, batch, self.device, self.precision)
                 loss = losses.sum() / self.symbols_per_step
@@ -402,8 +403,9 @@ class Training:
         return (f"training {options.size} in {self.out}: {self.model.n_params():,} parameters, "
                 f"{self.model.n_params(embeddings=False):,} without embeddings, "
                 f"{self.flops_per_step / self.symbols_per_step:.2e} FLOPs a symbol\n"
-                f"on {self.processes.world_size} x {options.device}, {options.dtype}, compile "
-                f"{options.compile}: {self.steps:,} steps of {self.symbols_per_step:,} symbols")
+                f"on {self.processes.world_size} x {options.device}, {options.dtype}"
+                f"{precision_note(self.device, options.dtype)}, compile {options.compile}: "
+                f"{self.steps:,} steps of {self.symbols_per_step:,} symbols")
 
     def report(self):
         """What was done, {name: number}."""
@@ -431,6 +433,7 @@ def train(options):
     if not saved:
         options.out = processes.from_first(lambda: open_run(options, proxy_path))
     report, weights, config = train_model(options, views, proxy, processes, saved)
+    gc.collect()  # the optimizer and compiled blocks hold themselves in circles
     processes.disconnect()  # the report is the first process's work alone
     if not processes.is_first:
         return {}

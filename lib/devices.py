@@ -1,5 +1,6 @@
 """
-Which device, and in which precision. train.py, sample.py and eval.py ask for theirs here.
+Which device, in which precision, and how tensors get there. train.py, sample.py and eval.py ask for
+theirs here.
 """
 import torch
 
@@ -16,11 +17,15 @@ def resolve_device(device):
         if torch.cuda.is_available():
             return "cuda"
         return "mps" if has_mps else "cpu"
-    kind = device.split(":")[0]
-    if kind not in ("cpu", "cuda", "mps"):
-        raise UserError(f"--device={device}: expected auto, cpu, cuda or mps")
+    kind, _, number = device.partition(":")
+    is_numbered = kind == "cuda" and number.isdecimal()
+    if kind not in ("cpu", "cuda", "mps") or (":" in device and not is_numbered):
+        raise UserError(f"--device={device}: expected auto, cpu, cuda, cuda:1 or mps")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device={device}: this torch sees no CUDA device; use --device=cpu")
+    if is_numbered and int(number) >= torch.cuda.device_count():
+        raise UserError(f"--device={device}: expected a number below {torch.cuda.device_count()}, "
+                        "the CUDA devices of this machine")
     if kind == "mps" and not has_mps:
         raise UserError(f"--device={device}: this torch sees no MPS device; use --device=cpu")
     return device
@@ -35,3 +40,17 @@ def fast_dtype(device):
     else:
         has_units = False
     return "bfloat16" if has_units else "float32"
+
+
+def precision_note(device, dtype):
+    """What to add where a GPU's precision is printed: why it is float32, if it had to be."""
+    if dtype != "float32" or not device.startswith("cuda") or fast_dtype(device) == "bfloat16":
+        return ""
+    return f" (the {torch.cuda.get_device_name(device)} has no bfloat16 units)"
+
+
+def to_device(tensor, device):
+    """A copy of a CPU's tensor on `device`, which a GPU makes while the CPU goes on."""
+    if device.startswith("cuda"):
+        tensor = tensor.pin_memory()  # from any other memory the CPU waits for the copy
+    return tensor.to(device, non_blocking=True)

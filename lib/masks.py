@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-STRIP = 64  # queries that a CPU attends from at once
+STRIP = 64                # queries that a CPU attends from at once
+BLOCK_DEVICES = {"cuda"}  # where FlexAttention has a backward pass; lib/cuda_on_cpu.py adds a CPU
 
 
 def sample_mask(sample):
@@ -21,7 +22,8 @@ def sample_mask(sample):
 
         (query >= key) & (sample[query] == sample[key])
     """
-    return block_mask(sample) if sample.is_cuda else StripMask(sample)
+    in_blocks = sample.device.type in BLOCK_DEVICES
+    return block_mask(sample) if in_blocks else StripMask(sample)
 
 
 def attend(q, k, v, mask):
@@ -67,6 +69,7 @@ class StripMask:
         return torch.cat(strips, dim=2)
 
 
+@torch.no_grad()  # else there would be one graph for training and another for validation
 def block_mask(sample):
     """The mask as FlexAttention takes it, on any device."""
     B, T = sample.shape
@@ -75,7 +78,8 @@ def block_mask(sample):
         return (query >= key) & (sample[b, query] == sample[b, key])
 
     # if it is not compiled, create_block_mask makes the dense T x T mask first
-    create = compiled_create_block_mask() if sample.is_cuda else create_block_mask
+    in_blocks = sample.device.type in BLOCK_DEVICES
+    create = compiled_create_block_mask() if in_blocks else create_block_mask
     return create(allowed, B, None, T, T, device=sample.device)
 
 

@@ -135,17 +135,34 @@ class KeptTensors:
         return sum(self.sizes.values())
 
 
-def kept_for_backward(GPT, config, micro_batch, dtype, recompute):
+def model_at_work(GPT, config, dtype, sharded):
+    """A GPT whose weights have the precisions in which a step computes with them."""
+    if dtype == "float32":
+        return GPT(config)
+    if sharded:  # FSDP gathers all weights in bfloat16, and gives all inputs in it
+        torch.set_default_dtype(torch.bfloat16)
+        return GPT(config)
+    # autocast multiplies by bfloat16 copies; the rest, and so the sum over the blocks, is float32
+    model = GPT(config)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight = torch.nn.Parameter(module.weight.bfloat16())
+    return model
+
+
+def kept_for_backward(GPT, config, micro_batch, dtype, sharded, recompute):
     """Bytes that a micro-batch keeps for its backward pass, eager: (by the blocks, by the loss).
 
-    Counted, not estimated: the model runs on fake tensors, which have shapes and no storage.
+    Counted, not estimated: the model runs on fake tensors, which have shapes and no storage. Its
+    weights do not count, nor do their copies in bfloat16.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode  # takes a second
     kept = KeptTensors()
-    torch.set_default_dtype(dtype)
+    mixed = dtype == "bfloat16" and not sharded
     try:
-        with FakeTensorMode(), saved_tensors_hooks(kept.keep, lambda tensor: tensor):
-            model = GPT(config)
+        with (FakeTensorMode(), torch.autocast("cpu", torch.bfloat16, enabled=mixed),
+              saved_tensors_hooks(kept.keep, lambda tensor: tensor)):
+            model = model_at_work(GPT, config, dtype, sharded)
             model.recompute = recompute
             kept.weights = {p.untyped_storage()._cdata for p in model.parameters()}
             idx = torch.zeros(micro_batch, config.block_size, dtype=torch.long)
@@ -159,6 +176,29 @@ def kept_for_backward(GPT, config, micro_batch, dtype, recompute):
         torch.set_default_dtype(torch.float32)
 
 
+def one_block(GPT, config, *settings):
+    """Bytes that a single block keeps for its backward pass. settings: as above."""
+    one, two = (kept_for_backward(GPT, replace(config, n_layer=n_layer), *settings,
+                                  recompute=False)[0] for n_layer in (1, 2))
+    return two - one
+
+
+def weights_in_use(model, dtype, sharded):
+    """Bytes of weights and gradients beside the float32 ones: (of all, of a single block)."""
+    n = model.n_params()
+    n_block = sum(p.numel() for p in model.blocks[0].parameters())
+    bytes_in_use = 2 if dtype == "bfloat16" else 4
+    if sharded:
+        # FSDP gathers the block at work, the next one, and all that is no block; and has their
+        # gradients, those of a block also in float32, while they are added up
+        gathered = n - (model.config.n_layer - 2) * n_block
+        in_use = 2 * bytes_in_use * gathered + 4 * n_block
+        return in_use, in_use
+    if dtype == "bfloat16":  # autocast's copies, which it keeps until the forward pass is over
+        return 2 * model.n_params(embeddings=False), 2 * n_block
+    return 0, 0
+
+
 def memory(options, config, GPT, loss_rows):
     """{what: bytes on a device} at the peak of a training step.
 
@@ -167,38 +207,25 @@ def memory(options, config, GPT, loss_rows):
     """
     model = model_without_memory(GPT, config)
     n = model.n_params()
-    n_block = sum(p.numel() for p in model.blocks[0].parameters())
-    shards = options.gpus if options.fsdp else 1
-    half = options.dtype == "bfloat16"
-    dtype = torch.bfloat16 if half else torch.float32
-    recompute = options.activation_checkpointing
+    sharded = options.fsdp and options.gpus > 1
+    shards = options.gpus if sharded else 1
+    settings = options.micro_batch, options.dtype, sharded
 
-    blocks, loss = kept_for_backward(GPT, config, options.micro_batch, dtype, recompute)
+    blocks, loss = kept_for_backward(GPT, config, *settings, options.activation_checkpointing)
+    all_weights, weights_of_a_block = weights_in_use(model, options.dtype, sharded)
     # a chunk of the loss has logits, log-probabilities and gradients, each in float32
     logits = loss + 3 * 4 * loss_rows * config.vocab_size
-    if recompute:
-        # one block at a time is computed again, when the logits are gone
-        one, two = (kept_for_backward(GPT, replace(config, n_layer=n_layer), options.micro_batch,
-                                      dtype, recompute=False)[0] for n_layer in (1, 2))
-        one_block = two - one
-        blocks += one_block
-        logits = max(0, logits - one_block)
-
-    bytes_in_use = dtype.itemsize
-    if shards > 1:
-        # FSDP gathers the block at work, the next one, and all that is no block; and their
-        # gradients
-        gathered = n - (config.n_layer - 2) * n_block
-        weights_in_use = 2 * bytes_in_use * gathered
-    else:
-        weights_in_use = bytes_in_use * n if half else 0  # autocast's copies
+    peak = {"weights in use": all_weights, "activations": blocks, "logits": logits}
+    if options.activation_checkpointing:
+        # later one block at a time is computed again, when the logits are gone
+        again = blocks + one_block(GPT, config, *settings)
+        later = {"weights in use": weights_of_a_block, "activations": again, "logits": 0}
+        peak = max(peak, later, key=lambda parts: sum(parts.values()))
     return {
         "parameters": 4 * n / shards,
         "gradients": 4 * n / shards,
         "optimizer state": 8 * n / shards,  # of AdamW: two moments
-        "weights in use": weights_in_use,
-        "activations": blocks,
-        "logits": logits,
+        **peak,
     }
 
 

@@ -311,6 +311,11 @@ class Scoring:
             judge.kill()
 
 
+def can_score():
+    """Whether this system has the limits that judges put on completions. Windows has not."""
+    return sys.platform != "win32"
+
+
 def codes_by_task(problems, samples):
     """The programs that the samples stand for: a list by task_id. Raises UserError."""
     codes = defaultdict(list)
@@ -329,6 +334,9 @@ def score(problems, samples, timeout=3.0, memory=4 << 30):
     "passed" or how it failed, with `passed` and, where the problem has base inputs, `base_passed`.
     Says on stderr which canonical solutions fail. Raises UserError for a sample of no problem.
     """
+    if not can_score():
+        raise UserError("completions can't be scored on Windows, which has no POSIX limits: do it "
+                        "on Linux, macOS or WSL, or measure --task=bpb")
     # A problem's samples are judged together: its tests are then sent and compiled once.
     codes = codes_by_task(problems, samples)
     limits = {"timeout": timeout, "memory": memory}

@@ -100,7 +100,7 @@ class PlainGPT(nn.Module):
 
     def forward(self, idx, targets):
         """The mean loss of targets (B, T) after idx (B, T)."""
-        x = self.wte(idx) + self.wpe(torch.arange(idx.size(1)))
+        x = self.wte(idx) + self.wpe(torch.arange(idx.size(1), device=idx.device))
         logits = self.lm_head(self.ln_f(self.blocks(x)))
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=NO_TARGET)
 
@@ -290,7 +290,8 @@ def write_without_cache(model, prompt, n):
     """n bytes, greedily, as it would be without a cache: the whole text again for each byte."""
     text = list(prompt)
     for _ in range(n):
-        idx = torch.tensor([[RAW] + [BYTE0 + byte for byte in text]])
+        idx = torch.tensor([[RAW] + [BYTE0 + byte for byte in text]],
+                           device=model.embed.weight.device)
         last = model.states(idx)[:, -1]
         logits = model.raw_logits(last)[0, BYTE0:BYTE0 + 256]
         text.append(int(logits.argmax()))

@@ -11,7 +11,7 @@ import random
 import subprocess
 import sys
 import tempfile
-import time
+
 from pathlib import Path
 
 import torch
