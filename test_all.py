@@ -38,7 +38,7 @@ import textwrap
 import time
 import weakref
 from collections import Counter, defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -5806,7 +5806,7 @@ def test_a_closing_report_is_what_the_system_can_measure(monkeypatch, can_score,
     monkeypatch.setattr(evaluation, "can_score", lambda: can_score)
     monkeypatch.setattr(evaluation, "measure", measure)
     settings = evaluation.EvalOptions(device="cpu")
-    evaluation.evaluate(small_model(), {"options": {"data": "tinycode"}}, settings)
+    evaluation.evaluate(small_model(), {"options": asdict(MixOptions())}, settings)
     assert measured == tasks
 
 
