@@ -9148,7 +9148,7 @@ def test_readmes_show_what_was_measured(capsys):
         assert indented(path.read_text()) in readme, path.name
 
     findings.print_table("compute")
-    main_result = capsys.readouterr().out.splitlines()[:8]  # header, heading, six methods
+    main_result = capsys.readouterr().out.splitlines()[:9]  # header, heading, seven methods
     assert main_result[-1].startswith("  raw, equal bytes")
     assert indented("\n".join(main_result)) in README.read_text()
 
