@@ -4771,6 +4771,31 @@ def test_a_program_ends_with_a_status(capsys, monkeypatch, raised, rank, status,
     assert capsys.readouterr().err == says
 
 
+PRINTS_AND_WAITS = """
+from dataclasses import dataclass
+from lib.options import command_line
+
+@dataclass
+class Options:
+    pass
+
+def main(options):
+    print("a line")
+    input()
+
+command_line(main, Options)
+"""
+
+
+def test_a_line_in_a_log_file_is_there_at_once():
+    """And not when the program ends: here it waits until its line has been read."""
+    program = subprocess.Popen([sys.executable, "-c", PRINTS_AND_WAITS], cwd=ROOT, text=True,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert program.stdout.readline() == "a line\n"
+    program.communicate("\n", timeout=PATIENCE)
+    assert program.returncode == 0
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 @pytest.mark.parametrize("file", ["train", "sample", "eval"])
 def test_cuda_asked_for_but_absent(file):

@@ -109,6 +109,7 @@ def command_line(main, options, **parser_settings):
 
     Exit status: 2 after a UserError, which is printed as one line, 130 after Ctrl-C.
     """
+    sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line at once
     try:
         main(parse(options, **parser_settings))
     except UserError as error:
