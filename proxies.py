@@ -480,6 +480,10 @@ class Neural(Proxy):
         codeword = trie.codeword.tolist()
         parent = trie.parent.tolist()
         strings = trie.strings()
+        for node in np.flatnonzero(trie.parent == 0)[1:].tolist():  # [0] is the empty string
+            if codeword[node] not in symbol_of:
+                raise ValueError(f"no symbol for the single byte {strings[node]!r}: expected one "
+                                 "for each, so that every text can be spelled")
         self.strings = [b""] * len(kept)  # of each symbol; if several share it, the longest
         self.symbols = [[]]               # of each node: what its string is written as
         for node in range(1, len(strings)):
