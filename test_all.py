@@ -5,7 +5,7 @@ Where something fast stands in for something slow (the codebook for the interval
 for the full forward pass), the slow one is written here, plainly, and is the reference. An expected
 number is computed by hand or by plain torch, never by the code that is tested.
 
-    python -m pytest test_all.py
+    python -m pytest test_all.py              with pytest-xdist, on two cores: -n 2
 """
 import ast
 import atexit
@@ -7097,7 +7097,8 @@ def test_an_accident_in_a_worker_is_one_line(accident, says, cache, rows_file, p
     monkeypatch.setenv("MKL_NUM_THREADS", "2")
     with pytest.raises(UserError, match=says):
         views_of(rows_file, pairing.PairProxy(tmp_path / "log", accident))
-    assert ("KeyError: 'a bug'" in capfd.readouterr().err) == (accident == "bug")
+    # two workers may write their tracebacks at once
+    assert ("'a bug'" in capfd.readouterr().err) == (accident == "bug")
     views = views_of(rows_file, pairing.PairProxy(tmp_path / "log"))
     assert len(views) > 1500
 
@@ -9273,7 +9274,8 @@ def test_readme_prose_fits_a_page(path):
 def test_readme_is_short_and_names_the_test_command():
     readme = README.read_text()
     assert len(readme.splitlines()) <= 260
-    command = "pip install -r requirements.txt pytest && python -m pytest test_all.py"
+    command = ("pip install -r requirements.txt pytest pytest-xdist && "
+               "python -m pytest -n 2 test_all.py")
     assert f"\n    {command}\n" in readme
 
 
@@ -9493,7 +9495,8 @@ def test_the_model_is_a_transformer_by_hand():
     (4, True, "float32", None),
 ])
 def test_a_plan_by_hand(monkeypatch, gpus, fsdp, dtype, in_use):
-    """nano has 4 blocks. FSDP gathers two of them and all else, and their gradients."""
+    """nano has 4 blocks. FSDP gathers two of them and all else, and their gradients, those of one
+    block in float32 too. Autocast copies the matrices, not the embeddings."""
     monkeypatch.setattr(plan, "kept_for_backward", lambda *_, **__: (1e6, 5e3))
     config = GPTConfig.named("nano", vocab_size=1000)
     options = PlanOptions(gpus=gpus, fsdp=fsdp, dtype=dtype)
@@ -9501,9 +9504,9 @@ def test_a_plan_by_hand(monkeypatch, gpus, fsdp, dtype, in_use):
     n = parameters_by_hand(config)
     block = 4 * 64 ** 2 + 3 * 64 * 192
     gathered = n - 2 * block
-    expected_in_use = 2 * {"bfloat16": 2, "float32": 4}[dtype] * gathered
+    expected_in_use = 2 * {"bfloat16": 2, "float32": 4}[dtype] * gathered + 4 * block
     if in_use is not None:
-        expected_in_use = in_use * n
+        expected_in_use = in_use * (n - 1000 * 64)
     shards = 4 if fsdp else 1
     assert found == pytest.approx({
         "parameters": 4 * n / shards, "gradients": 4 * n / shards,
