@@ -251,8 +251,8 @@ class Training:
 
         # how long it takes
         self.symbols_per_step = options.batch_size * options.block_size
-        # the number of steps follows from the FLOPs, and they from the share of raw positions. Any
-        # number will do for that: it only stretches the schedule
+        # steps follow from FLOPs, and FLOPs from the share of raw positions. Any number of steps
+        # gives the same share: it only stretches the schedule
         self.raw_share = raw_share(Mixer(views, options, options.block_size, total_steps=1))
         flops = flops_per_symbol(self.model, PROXY0, self.raw_share)
         self.flops_per_step = self.symbols_per_step * flops
@@ -336,7 +336,7 @@ class Training:
 
         bad = skip_bad_step(norm, self.model.parameters(), self.optimizer)  # 1 or 0
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)  # free the memory, as the next step sets them
+        self.optimizer.zero_grad(set_to_none=True)  # frees their memory until the next step
         self.skipped += bad
         self.skipped_in_a_row = (self.skipped_in_a_row + 1) * bad
         self.step += 1
