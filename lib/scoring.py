@@ -5,7 +5,6 @@ eval.py reads its files with `read_problems` and `read_samples`, calls `score`, 
 `explain_failures` what went wrong. The judges are lib/judge.py, and what keeps completions from
 doing harm is in lib/sandbox.py.
 """
-import functools
 import gzip
 import hashlib
 import json
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from lib import store
 from lib.options import UserError, did_you_mean
+from lib.results import warn_once
 from lib.rows import read_jsonl
 
 # Tests put other programs in its place.
@@ -167,11 +167,6 @@ class KnownResults:
 
 # -----------------------------------------------------------------------------
 # judges
-
-
-@functools.cache
-def warn_once(text):
-    print(text, file=sys.stderr)
 
 
 class JudgeDied(Exception):
