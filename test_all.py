@@ -10,6 +10,7 @@ number is computed by hand or by plain torch, never by the code that is tested.
 import ast
 import atexit
 import base64
+import collections
 import contextlib
 import copy
 import faulthandler
@@ -8934,38 +8935,122 @@ RUNS_README = ROOT / "runs" / "README.md"
 def test_tinycode_is_the_same_bytes_everywhere():
     rows = tinycode.corpus(500, 0) + tinycode.facts(40, 2)[1] + tinycode.problems(20, 1)
     digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-    assert digest[:16] == "fe4390971531af2a"
+    assert digest[:16] == "14ac0f376925f53d"
 
 
-def without_name(function):
-    """A function's text after its first line, which has the drawn name and argument."""
-    return function.split("\n", 1)[1]
+@pytest.fixture(scope="module")
+def written_tinycode(tmp_path_factory):
+    """(texts of the functions, problems), read from the files that a user gets."""
+    folder = tmp_path_factory.mktemp("tinycode")
+    run_tinycode(f"--out={folder}")
+    rows = [json.loads(line) for line in (folder / "corpus.jsonl").open()]
+    functions = [row["text"] for row in rows if row["name"].startswith("function/")]
+    problems = [json.loads(line) for line in (folder / "problems.jsonl").open()]
+    return functions, problems
 
 
-def test_tinycode_holds_out_compositions():
-    problems = tinycode.problems(164, seed=1)
-    prompts = {problem["prompt"] for problem in problems}
-    families = {family for problem in problems for family in problem["families"]}
-    assert len(prompts) == 164
-    assert len(families) >= 12
+def code_lines(body):
+    """The lines of a function's body, without names, numbers and single letters: parsed anew here,
+    by Python's own parser, so that it owes nothing to the generator's templates."""
+    tree = ast.parse(textwrap.dedent(body).replace("return ", "returned = "))
+    # a name that is called or an attribute says what is done; any other is a variable
+    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and id(node) not in called:
+            node.id = "name"
+        elif isinstance(node, ast.Constant) and type(node.value) is int:
+            node.value = 0
+        elif isinstance(node, ast.Constant) and re.fullmatch("[a-z]", str(node.value)):
+            node.value = "c"
+    return tuple(ast.unparse(statement) for statement in tree.body)
 
-    trained_on = {without_name(row["text"]) for row in tinycode.corpus(20000, seed=0)}
-    solved = {without_name(p["prompt"] + p["canonical_solution"]) for p in problems}
-    assert not trained_on & solved
+
+def body_of(function):
+    return function.split('"""\n', 1)[1]
 
 
-def test_no_function_of_tinycode_has_a_held_out_composition():
-    """The hash is computed here again, of the operations that the generator draws."""
-    generator = tinycode.Generator(0)
-    n_held_out = 0
-    for _ in range(5000):
-        names = [operation.name for operation in generator.operations()]
-        digest = hashlib.sha256(">".join(names).encode()).digest()
-        wanted = len(names) > 1 and digest[0] % 10 == 0
-        by_name = {operation.name: operation for operation in tinycode.OPERATIONS}
-        assert tinycode.is_held_out([by_name[name] for name in names]) == wanted
-        n_held_out += wanted
-    assert 250 < n_held_out < 650  # about 26 of 256 hashes
+def test_code_lines_forget_names_and_numbers_alone():
+    kept = code_lines("    xs = [v for v in xs if v > 4]\n    return sum(xs)\n")
+    same = code_lines("    data = [v for v in data if v > 7]\n    return sum(data)\n")
+    other = code_lines("    xs = [v for v in xs if v < 4]\n    return sum(xs)\n")
+    assert kept == ("name = [name for name in name if name > 0]", "name = sum(name)")
+    assert same == kept != other
+
+
+def test_no_problems_body_is_a_training_body_up_to_names_and_numbers(written_tinycode):
+    functions, problems = written_tinycode
+    trained = {code_lines(body_of(text)) for text in functions}
+    solutions = [code_lines(problem["canonical_solution"]) for problem in problems]
+    assert len(functions) == 20000
+    assert len(problems) == 164
+    assert not trained & set(solutions)
+    everything = "\n".join(functions)
+    assert not any(problem["canonical_solution"] in everything for problem in problems)
+
+
+def clauses(function):
+    """What each operation of a function says, without its numbers and letters."""
+    sentence = re.search('"""(.*)[.]"""', function)[1].lower()
+    return [re.sub(r"[0-9]|\b[a-z]\b", "#", clause) for clause in sentence.split(", then ")]
+
+
+def test_each_problem_has_two_neighbours_that_no_function_of_the_corpus_has(written_tinycode):
+    """Read from the docstrings of the written files, not from the rule that held them out."""
+    functions, problems = written_tinycode
+    chains = [clauses(text) for text in functions]
+    trained = {pair for chain in chains for pair in zip(chain, chain[1:])}
+    for problem in problems:
+        chain = clauses(problem["prompt"])
+        assert set(zip(chain, chain[1:])) - trained
+
+    # and what is held out are pairs: each operation by itself is trained on, often, both as the
+    # first of a chain and later in it
+    first = collections.Counter(chain[0] for chain in chains)
+    later = collections.Counter(clause for chain in chains for clause in chain[1:])
+    for problem in problems:
+        chain = clauses(problem["prompt"])
+        assert first[chain[0]] > 50
+        assert all(later[clause] > 50 for clause in chain[1:])
+
+
+def test_a_tenth_of_tinycodes_pairs_is_held_out_by_their_code():
+    """The hash is computed here again, of every pair that the types allow."""
+    by_name = {operation.name: operation for operation in tinycode.OPERATIONS}
+    n_pairs = n_held_out = 0
+    for first in by_name.values():
+        for second in by_name.values():
+            if first.target != second.source or first is second:
+                continue
+            code = re.sub(r"\d|\{k\}", "0", first.code + "\n" + second.code)
+            wanted = hashlib.sha256(code.encode()).digest()[0] < 26
+            assert tinycode.is_held_out_pair(first, second) == wanted
+            n_pairs += 1
+            n_held_out += wanted
+    assert n_pairs == 951
+    assert 0.07 < n_held_out / n_pairs < 0.13
+
+    # the same code, so the same verdict: a list is turned around as a string is
+    assert tinycode.is_held_out_pair(by_name["reverse"], by_name["size"]) == \
+        tinycode.is_held_out_pair(by_name["mirror"], by_name["length"])
+
+
+def test_a_held_out_pair_is_found_anywhere_in_a_chain():
+    """Of these pairs add_each and size, and reverse and max, are held out, and no other is."""
+    by_name = {operation.name: operation for operation in tinycode.OPERATIONS}
+
+    def is_held_out(*names):
+        return tinycode.is_held_out([by_name[name] for name in names])
+
+    assert is_held_out("add_each", "size")
+    assert is_held_out("add_each", "size", "add")
+    assert is_held_out("even", "reverse", "max")
+    assert not is_held_out("even", "reverse", "min")
+    assert not is_held_out("size")
+
+
+def test_validation_functions_are_not_in_the_training_text(written_tinycode):
+    functions, _ = written_tinycode
+    assert len(set(functions)) == len(functions)
 
 
 def test_a_quarter_of_tinycodes_facts_is_never_shown_raw():

@@ -6,10 +6,11 @@ tinycode: a corpus of small Python functions with a docstring that says in words
         values = [v for v in values if v > 4]
         return sum(values)
 
-A function is a chain of one to three operations on lists, strings, words, dicts and integers. A
-*composition* is the chain without its numbers, letters and names, here above>sum. One composition
-in ten is held out: no function of the corpus has it, and the benchmark is drawn from those alone.
-So a right answer was composed, not remembered.
+A function is a chain of one to three operations on lists, strings, words, dicts and integers, here
+two: keep numbers above, add up. One *pair* of operations in ten is held out: in no function of the
+corpus does the second follow the first, and in each problem of the benchmark it does. So a right
+answer was composed, not remembered. Operations that differ by no more than a number or a name, as
+the size of a list and the length of a string, count as the same.
 
 The corpus also has *facts*: functions that return an arbitrary number tied to a name. They can only
 be remembered. One fact in four carries "view": "comp": training shows it compressed, never raw.
@@ -25,6 +26,7 @@ import hashlib
 import json
 import os
 import random
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -203,12 +205,19 @@ FACT_FORMS = [
 # functions
 
 
+def is_held_out_pair(first, second):
+    """Whether the operation `second` right after `first` is kept for the benchmark.
+
+    A hash of their code, all numbers 0, decides: for one pair in ten.
+    """
+    code = f"{first.code}\n{second.code}"
+    pair = re.sub("[0-9]|{k}", "0", code)
+    return hashlib.sha256(pair.encode()).digest()[0] < 256 / 10
+
+
 def is_held_out(operations):
-    """Whether this composition is kept for the benchmark: a hash decides, for one in ten."""
-    if len(operations) == 1:
-        return False
-    composition = ">".join(operation.name for operation in operations)
-    return hashlib.sha256(composition.encode()).digest()[0] % 10 == 0
+    """Whether two neighbours in this chain are a held-out pair."""
+    return any(map(is_held_out_pair, operations, operations[1:]))
 
 
 class Generator:
@@ -299,12 +308,12 @@ def example_cases(generator, operations, solution, name):
 
 
 def problems(count, seed):
-    """`count` problems in HumanEval's format, each of a held-out composition of its own."""
+    """`count` problems in HumanEval's format, each with a held-out pair and code of its own."""
     generator = Generator(seed)
     rows, seen = [], set()
     while len(rows) < count:
         operations = generator.operations()
-        composition = tuple(operation.name for operation in operations)
+        composition = tuple(operation.code for operation in operations)
         if not is_held_out(operations) or composition in seen:
             continue
         prompt, body, name = generator.function(operations)
@@ -365,14 +374,21 @@ def facts(count, seed):
 
 
 def corpus(functions, seed):
-    """`functions` documents, none of a held-out composition."""
+    """`functions` documents, no two alike, so that none is both trained on and validated with.
+
+    None has a held-out pair.
+    """
     generator = Generator(seed)
-    rows = []
+    rows, seen = [], set()
     while len(rows) < functions:
         operations = generator.operations()
-        if not is_held_out(operations):
-            prompt, body, _ = generator.function(operations)
-            rows.append({"name": f"function/{len(rows)}", "text": prompt + body})
+        if is_held_out(operations):
+            continue
+        prompt, body, _ = generator.function(operations)
+        text = prompt + body
+        if text not in seen:
+            seen.add(text)
+            rows.append({"name": f"function/{len(rows)}", "text": text})
     return rows
 
 

@@ -31,7 +31,7 @@ def print_report(report, options, seconds):
             rows.append(("bits per byte", f"{report[key]:.4f} of held-out text, read as {read_as}"))
     if "pass@1" in report:
         rows.append(("pass@1, pass@10", f"{report['pass@1']:.3f}, {report['pass@10']:.3f} of "
-                     f"completions in {read_as}, on problems of held-out compositions"))
+                     f"completions in {read_as}, on problems of held-out pairs of operations"))
         rows.append(("fact recall", f"{report['facts_any']:.3f} of those that may be seen raw, "
                      f"{report['facts_comp']:.3f} of those only seen compressed; chance 0.000"))
     rows.append(("whole run", f"{seconds:.0f} s"))
