@@ -5,7 +5,8 @@ How good is a run, on raw bytes?
              documents.
 - pass:      pass@k of raw-byte completions, by running them on a problem file's tests (Chen et al.
              2021, arXiv 2107.03374). HumanEval's format, or that of HumanEval+ and MBPP+ (Liu et
-             al. 2023, arXiv 2305.01210).
+             al. 2023, arXiv 2305.01210). And bits per byte of the problems' own solutions, given
+             their prompts: the same skill, measured more smoothly.
 - robust:    pass@1 when prompts are perturbed in four ways (ReCode: Wang et al. 2022, arXiv
              2212.10264), and bits per byte under byte noise.
 - translate: the right solution is given in one view, and the model writes it in the other (the
@@ -39,7 +40,7 @@ from lib.eval_options import SAMPLES, TASKS, EvalOptions
 from lib.options import UserError, command_line
 from lib.perturb import PERTURBATIONS, perturb
 from lib.plots import differing_options, plot, print_results
-from lib.results import MEASURING, Completions, Results, code_hash, digest, result_key
+from lib.results import MEASURING, Completions, Kept, code_hash, digest
 from lib.rows import read_jsonl
 from lib.scoring import (can_score, count_of_canonical_failures, explain_failures, read_problems,
                          read_samples, score, uneven_samples)
@@ -89,13 +90,14 @@ class Window:
     text_bytes: int      # bytes of text that the scored targets stand for
 
 
-def raw_windows(text, sentinels, context, stride, noise=0.0, rng=None):
+def raw_windows(text, sentinels, context, stride, noise=0.0, rng=None, prompt=0):
     """A text, uint8, in windows of `context` symbols, each of which starts `stride` further on.
 
     Windows overlap if `stride` is smaller than `context`: a target is scored once, in the first
     window that has it, and so after at least context - stride symbols. noise: the share of the
     bytes that are replaced by random ones, drawn with `rng`. These are not scored, since what they
-    cost says nothing; what they do to the others is.
+    cost says nothing; what they do to the others is. prompt: the number of bytes at the beginning
+    that are read but not scored.
     """
     opening, closing = sentinels
     targets = np.append(text.astype(np.int64) + BYTE0, closing)
@@ -104,7 +106,7 @@ def raw_windows(text, sentinels, context, stride, noise=0.0, rng=None):
         replaced[:-1] = rng.random(len(text)) < noise
         targets[replaced] = BYTE0 + rng.integers(256, size=replaced.sum())
     position = np.arange(len(targets))
-    start = scored_up_to = 0
+    start, scored_up_to = 0, prompt
     while scored_up_to < len(targets):
         here = slice(start, start + context)
         before = targets[here][:-1]
@@ -116,7 +118,7 @@ def raw_windows(text, sentinels, context, stride, noise=0.0, rng=None):
             targets=np.where(is_new, targets[here], NO_TARGET),
             # the closing sentinel's bits count, but it is no byte of text
             text_bytes=int((is_new & is_byte).sum()))
-        scored_up_to = start + len(targets[here])
+        scored_up_to = max(scored_up_to, start + len(targets[here]))
         start += stride
 
 
@@ -199,6 +201,37 @@ def measure_bpb(model, trained, options, proxy):
             name += f" {data}"
         results[name] = bits_per_byte(model, windows, options.device, options.batch_size)
     return results
+
+
+def measure_solutions(model, trained, problems, options, proxy):
+    """{"bpb_solutions": bits per byte of the problems' solutions, each given its prompt}.
+
+    Through the proxy, "bpb_solutions_comp", prompt and solution are encoded one by one, so that no
+    symbol stands for bytes of both. The closing sentinel's bits count, as in `measure_bpb`. {} if
+    no problem has a solution.
+    """
+    context = model.config.block_size
+    windows = []
+    for problem in problems.values():
+        prompt = problem["prompt"].encode()
+        solution = (problem.get("canonical_solution") or "").encode()
+        if not solution:
+            continue
+        text = np.frombuffer(prompt + solution, np.uint8)
+        if options.view == "raw":
+            windows += raw_windows(text, raw_sentinels(trained.mode), context, context // 2,
+                                   prompt=len(prompt))
+        else:
+            read = proxy.encode(prompt)
+            comp = np.concatenate([read, proxy.encode(solution)])
+            view = format_view("comp", text, comp, proxy.symbol_lengths, trained.mode)
+            targets = view.symbols[1:].copy()
+            targets[:len(read)] = NO_TARGET
+            windows.append(Window(view.symbols[:-1], view.suffix[:-1], targets, len(solution)))
+    if not windows:
+        return {}
+    name = "bpb_solutions" if options.view == "raw" else "bpb_solutions_comp"
+    return {name: bits_per_byte(model, windows, options.device, options.batch_size)}
 
 
 # -----------------------------------------------------------------------------
@@ -298,7 +331,22 @@ def measure_pass(write, problems, options, kept):
     samples = []
     for task_id in problems:
         samples += [{"task_id": task_id, "completion": text} for text in done[task_id]]
-    results, _ = score_samples(problems, samples, options)
+    results, scored = score_samples(problems, samples, options)
+    return results | pass_by_operations(problems, scored)
+
+
+def pass_by_operations(problems, scored):
+    """pass@1 of the problems with two operations, with three .., where they say what theirs are, as
+    tinycode's do: {"pass@1, 2 operations": ..}."""
+    by_length = {}
+    for row in scored:
+        operations = problems[row["task_id"]].get("families")
+        if operations:
+            by_length.setdefault(len(operations), []).append(row)
+    results = {}
+    for length, rows in sorted(by_length.items()):
+        for name, value in pass_rates(rows, [1]).items():
+            results[name.replace("pass@1", f"pass@1, {length} operations")] = value
     return results
 
 
@@ -452,7 +500,8 @@ def measure(task, model, trained, options, problems, proxy, kept):
         return measure_translation(model, proxy, problems, options)
     write = writer(model, trained, options, proxy)
     if task == "pass":
-        return measure_pass(write, problems, options, kept)
+        results = measure_pass(write, problems, options, kept)
+        return results | measure_solutions(model, trained, problems, options, proxy)
     if task == "robust":
         results = measure_robustness(write, problems, options, kept)
         if options.view == "raw":
@@ -480,6 +529,18 @@ def other_content(task, options, trained, tinycode):
     return [store.open_corpus(data, trained.text_column).id for data in corpora]
 
 
+def proxy_for(task, run, trained, options, checkpoint):
+    """The run's proxy where the task needs one, else None. Raises UserError if it is not there."""
+    translates = task == "translate" and trained.proxy != "none"
+    if options.view == "raw" and not translates:
+        return None
+    return load_run_proxy(run, checkpoint.get("made_from", {}).get("proxy"))
+
+
+def default_tasks(tinycode):
+    return ["bpb", "pass", "facts"] if tinycode and can_score() else ["bpb"]
+
+
 def evaluate(model, checkpoint, options, tasks=None, run=None, results=None):
     """The results of the tasks for a model, a dict of numbers; `results` is the dict to fill.
 
@@ -489,18 +550,10 @@ def evaluate(model, checkpoint, options, tasks=None, run=None, results=None):
     results = {} if results is None else results
     trained = mix_options(run or "", checkpoint)
     tinycode = tinycode_folder(trained.data)
-    if not tasks:
-        tasks = ["bpb", "pass", "facts"] if tinycode and can_score() else ["bpb"]
-    stamp = kept = None
-    code = code_hash(*MEASURING)
-    if run and (Path(run) / "ckpt.pt").exists():
-        stamp = (Path(run) / "ckpt.pt").stat().st_mtime_ns
-        kept = Path(run) / "completions" / f"{stamp:x}-{code}"
-        if options.again:
-            for path in kept.parent.glob(f"{kept.name}-*"):
-                path.unlink()
-    known = Results(run and stamp and Path(run) / "results.json")
-    for task in tasks:
+    kept = Kept(run, code_hash(*MEASURING))
+    if options.again:
+        kept.forget_completions()
+    for task in tasks or default_tasks(tinycode):
         if task == "facts" and not tinycode:
             continue
         problems = None
@@ -510,15 +563,13 @@ def evaluate(model, checkpoint, options, tasks=None, run=None, results=None):
                 results["problems"] = f"{len(problems)} of {n_problems}"
         settings = {name: getattr(options, name) for name in TASKS[task]}
         content = [problems, other_content(task, options, trained, tinycode)]
-        key = result_key(task, settings, content, stamp, code)
+        key = kept.key(task, settings, content)
         rerun = options.again or (task == "pass" and options.save)
-        found = None if rerun else known.get(key)
+        found = None if rerun else kept.results.get(key)
         if found is None:
-            proxy = None
-            if options.view == "comp" or (task == "translate" and trained.proxy != "none"):
-                proxy = load_run_proxy(run, checkpoint.get("made_from", {}).get("proxy"))
-            found = measure(task, model, trained, options, problems, proxy, kept)
-            known.put(key, task, settings, options.problems, found)
+            proxy = proxy_for(task, run, trained, options, checkpoint)
+            found = measure(task, model, trained, options, problems, proxy, kept.completions)
+            kept.results.put(key, task, settings, options.problems, found)
         results |= found
     return results
 

@@ -46,11 +46,13 @@ written as several shorter ones.
     python proxies.py --report --data=stdlib   ratio, speed and stability of each, on a corpus
 """
 import copy
+import functools
 import gzip
 import hashlib
 import inspect
 import io
 import os
+import zlib
 from dataclasses import dataclass, replace
 
 import lib  # first: it says what is missing or too old
@@ -63,7 +65,7 @@ from lib import store
 from lib.bpe import PATTERN, train_bpe
 from lib.byte_lm import LM_BYTES, next_byte_probabilities, train_byte_lm
 from lib.corpus import BUILT_IN, ROOT
-from lib.options import UserError, command_line, did_you_mean, expect_one_of, flag
+from lib.options import UserError, command_line, did_you_mean, expect, expect_one_of, flag
 from lib.proxy_table import held_out_samples, print_proxy_table, show_symbols
 from lib.results import code_hash
 from lib.trie import Trie, take_ragged
@@ -146,18 +148,54 @@ class Proxy:
 
 
 class Gzip(Proxy):
+    """gzip, or with `zdict` what it is made of: deflate, without gzip's header and checksum, which
+    begins with 32 KB of the corpus in its window. So it compresses short samples, too."""
     kind = "gzip"
     n_symbols = 256
     overhead = 32  # header, trailer, and the frame around a text that does not compress
+    report_variants = ({}, {"zdict": True})
+
+    def __init__(self, zdict=False, dictionary=b""):
+        self.zdict = zdict
+        self.dictionary = dictionary
+
+    @classmethod
+    def from_options(cls, options):
+        return cls(options.zdict)
+
+    @classmethod
+    def from_state(cls, state):
+        return cls("dictionary" in state, state.get("dictionary", b""))
+
+    def state(self):
+        dictionary = {"dictionary": self.dictionary} if self.zdict else {}
+        return {"proxy": self.kind} | dictionary
+
+    @property
+    def name(self):
+        return "gzip-zdict" if self.zdict else "gzip"
+
+    def fit(self, texts, folder=None):
+        if self.zdict:
+            text = b"".join(texts)
+            starts = np.linspace(0, max(0, len(text) - 1024), 32).astype(int)  # spread evenly
+            self.dictionary = b"".join(text[start:start + 1024] for start in starts)
+        return self
 
     def encode(self, text):
         return np.frombuffer(self.bare_encode(text), dtype=np.uint8)
 
     def bare_encode(self, text):
-        return gzip.compress(text, mtime=0)
+        if not self.zdict:
+            return gzip.compress(text, mtime=0)
+        deflate = zlib.compressobj(level=9, wbits=-15, zdict=self.dictionary)  # < 0: no header
+        return deflate.compress(text) + deflate.flush()
 
     def decode(self, symbols):
-        return gzip.decompress(np.asarray(symbols, dtype=np.uint8).tobytes())
+        compressed = np.asarray(symbols, dtype=np.uint8).tobytes()
+        if not self.zdict:
+            return gzip.decompress(compressed)
+        return zlib.decompressobj(wbits=-15, zdict=self.dictionary).decompress(compressed)
 
 
 # -----------------------------------------------------------------------------
@@ -168,10 +206,11 @@ class Tokenizer(Proxy):
     kind = "tokenizer"
     report_variants = ({"tokenizer": "1024"}, {"tokenizer": "4096"}, {"tokenizer": "16384"})
 
-    def __init__(self, which):
+    def __init__(self, which, blind=False):
         """which: how many symbols to fit, as a string of digits, or the name of a tiktoken
-        encoding."""
+        encoding. blind: the model is not told which bytes a symbol stands for."""
         self.which = which
+        self.blind = blind
         known = tiktoken.list_encoding_names()
         if which.isdigit():
             if not 256 < int(which) <= 2 ** 20:
@@ -183,21 +222,22 @@ class Tokenizer(Proxy):
 
     @classmethod
     def from_options(cls, options):
-        return cls(options.tokenizer)
+        return cls(options.tokenizer, options.blind)
 
     @classmethod
     def from_state(cls, state):
-        proxy = cls(state["which"])
+        proxy = cls(state["which"], state.get("blind", False))
         if state["ranks"] is None:  # tiktoken's own encoding
             return proxy.fit([])
         return proxy.build(state["ranks"])
 
     def state(self):
-        return {"proxy": self.kind, "which": self.which, "ranks": self.ranks}
+        blind = {"blind": True} if self.blind else {}
+        return {"proxy": self.kind, "which": self.which, "ranks": self.ranks} | blind
 
     @property
     def name(self):
-        return f"tokenizer-{self.which}"
+        return f"{self.kind}-{self.which}{'-blind' if self.blind else ''}"
 
     def fit(self, texts, folder=None):
         if self.which.isdigit():
@@ -219,11 +259,12 @@ class Tokenizer(Proxy):
         self.tokens = [b""] * self.n_symbols  # tiktoken's encodings have ids without a token
         for token in self.encoding.token_byte_values():
             self.tokens[self.encoding.encode_single_token(token)] = token
-        self.symbol_lengths = np.array([len(token) for token in self.tokens])
+        if not self.blind:
+            self.symbol_lengths = np.array([len(token) for token in self.tokens])
         return self
 
     def symbol_bytes(self):
-        return self.tokens
+        return super().symbol_bytes() if self.blind else self.tokens
 
     def encode(self, text):
         """tiktoken encodes str; bytes that are not UTF-8 become tokens of one byte."""
@@ -243,6 +284,41 @@ class Tokenizer(Proxy):
 
     def decode(self, symbols):
         return self.encoding.decode_bytes(np.asarray(symbols).tolist())
+
+
+class Shuffled(Tokenizer):
+    """A control, which answers what stability is worth: the tokenizer's symbols, permuted anew for
+    each text. They are as short, and mean as little from one text to the next, as gzip's do.
+
+    The first symbol is the number of the permutation, a hash of the text.
+    """
+    kind = "shuffled"
+    overhead = 1
+    report_variants = ({"tokenizer": "1024"},)
+
+    def __init__(self, which, blind=True):  # no symbol stands for the same bytes twice
+        super().__init__(which, blind=True)
+
+    @property
+    def name(self):
+        return f"shuffled-{self.which}"
+
+    def encode(self, text):
+        digest = hashlib.sha256(text).digest()
+        number = int.from_bytes(digest[:8], "big") % self.n_symbols
+        symbols = permutation(number, self.n_symbols)[super().encode(text)]
+        return np.append(number, symbols).astype(self.dtype)
+
+    def decode(self, symbols):
+        number, symbols = symbols[0], symbols[1:]
+        back = np.argsort(permutation(int(number), self.n_symbols))
+        return super().decode(back[symbols])
+
+
+@functools.lru_cache(maxsize=1024)
+def permutation(number, n):
+    """The numbers 0 .. n - 1 in an order that depends on `number`."""
+    return np.random.default_rng(number).permutation(n)
 
 
 # -----------------------------------------------------------------------------
@@ -565,7 +641,7 @@ class Neural(Proxy):
 # -----------------------------------------------------------------------------
 # all of them: a proxy of your own is a class, and its name here
 
-PROXIES = {proxy.kind: proxy for proxy in (Tokenizer, Neural, Gzip)}
+PROXIES = {proxy.kind: proxy for proxy in (Tokenizer, Neural, Gzip, Shuffled)}
 
 
 @dataclass
@@ -578,6 +654,9 @@ class ProxyOptions:
     proxy: str = flag("neural", f"compressor: none (raw bytes only), {', '.join(PROXIES)}")
     tokenizer: str = flag("1024", "tokenizer proxy: number of BPE symbols to fit, or the name of a "
                           "tiktoken encoding (o200k_base)")
+    blind: bool = flag(False, "tokenizer proxy: its symbols stand for no known bytes, as gzip's; so "
+                       "on the compressed side no alignment and no n-gram features")
+    zdict: bool = flag(False, "gzip proxy: 32 KB of the corpus as a preset dictionary, no header")
     bits: int = flag(12, "neural proxy: bits in a window, 9 to 16; at most 2**bits symbols")
     fuzzy: bool = flag(False, "neural proxy: the paper's many-to-one code, not the exact one")
     segment: bool = flag(True, "neural proxy: text cut first where the next byte is uncertain")
@@ -637,18 +716,21 @@ def fitted_proxy(options, corpus):
 class ShowOptions(ProxyOptions):
     text: str = flag(None, "text to cut into symbols", positional=True, nargs="?")
     report: bool = flag(False, "proxy table for --data, in place of a text")
+    sample_bytes: int = flag(2048, "longest sample in the table; a training's has 222 bytes, with "
+                             "contexts of 448 symbols")
 
 
 def main(options):
     if options.text is None and not options.report:
         raise UserError("expected a text to cut into symbols, or --report")
+    expect(options, "above 0", "sample_bytes")
     corpus = store.open_corpus(options.data, options.text_column, options.rehash)
     fitted = []
     for kind, proxy in PROXIES.items():
         for variant in proxy.report_variants if options.report else [{}]:
             fitted.append(fitted_proxy(replace(options, proxy=kind, **variant), corpus)[0])
     if options.report:
-        print_proxy_table(options.data, fitted, held_out_samples(corpus))
+        print_proxy_table(options.data, fitted, held_out_samples(corpus, options.sample_bytes))
         return
     for proxy in fitted:
         show_symbols(proxy, options.text.encode("utf-8", "surrogateescape"))

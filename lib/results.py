@@ -88,6 +88,33 @@ class Results:
             warn_once(f"results not kept: {error}")
 
 
+class Kept:
+    """What a run's folder keeps of its evaluations, for its checkpoint and the `code` that measures.
+
+    results: its Results. completions: a path, how the names of its files of completions begin. Of
+    a model without a checkpoint nothing is kept, and `completions` is None.
+    """
+
+    def __init__(self, run, code):
+        self.code = code
+        self.stamp = None  # of the checkpoint
+        self.completions = None
+        self.results = Results(None)
+        checkpoint = Path(run or "") / "ckpt.pt"
+        if run and checkpoint.exists():
+            self.stamp = checkpoint.stat().st_mtime_ns
+            self.completions = Path(run) / "completions" / f"{self.stamp:x}-{code}"
+            self.results = Results(Path(run) / "results.json")
+
+    def key(self, task, settings, content):
+        return result_key(task, settings, content, self.stamp, self.code)
+
+    def forget_completions(self):
+        if self.completions:
+            for path in self.completions.parent.glob(f"{self.completions.name}-*"):
+                path.unlink()
+
+
 # -----------------------------------------------------------------------------
 # finished completions
 

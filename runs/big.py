@@ -122,16 +122,16 @@ class Phase:
         self.memory = max(self.memory, memory)
 
 
-def phase_of(cache):
+def phase_of(cache, proxy):
     """What is being done now, by the files that are there."""
-    if not list(cache.glob("*/*.pt")):
+    if proxy != "none" and not list(cache.glob("*/*.pt")):
         return "fitting the proxy"
     if not list(cache.glob("*/samples-*/meta.json")):
         return "writing samples"
     return "encoding"
 
 
-def watch(job, cache):
+def watch(job, cache, proxy):
     """{name: Phase} of a preparation, from now to its end."""
     phases = {}
     whole = Phase()
@@ -140,7 +140,7 @@ def watch(job, cache):
         memory, cpu = usage(family(job.pid))
         now = time.time()
         busy = max(0.0, cpu - last_cpu)  # a process that has just ended is missing for a moment
-        phase = phases.setdefault(phase_of(cache), Phase())
+        phase = phases.setdefault(phase_of(cache, proxy), Phase())
         for part in (phase, whole):
             part.add(now - last_time, busy, memory)
         last_time, last_cpu = now, max(cpu, last_cpu)
@@ -203,7 +203,7 @@ def main():
         data, cache, other = (Path(folder) / name for name in ("big.jsonl", "cache", "again"))
         megabytes = write_corpus(data, options.mb * 1e6) / 1e6
         job = start(options, data, cache)
-        phases = watch(job, cache)
+        phases = watch(job, cache, options.proxy)
         if job.returncode:
             sys.exit(job.stderr.read().decode()[-500:])
         print(f"{megabytes:.0f} MB through {options.proxy}, {os.cpu_count()} cores:")

@@ -1,9 +1,9 @@
 """
 The experiments of runs/README.md: the paper's tables in miniature.
 
-    python runs/findings.py compute            prints the table of the study "compute"
-    python runs/findings.py compute --train    makes the runs that it lacks first, which takes hours
-    python runs/findings.py gap                prints and draws the proxies' lead over raw bytes
+    python runs/findings.py main               prints the table of the study "main"
+    python runs/findings.py main --train       makes the runs that it lacks first, which takes hours
+    python runs/findings.py multiplier         how many times a proxy's compute raw bytes need
 
 Every run is a line of runs/results/runs.jsonl: its flags, seed, results and CPU seconds. Studies
 share runs, and an interrupted --train goes on where it was. All runs are made in float32 and on one
@@ -26,20 +26,13 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "runs" / "results" / "runs.jsonl"
-GAP_FIGURE = ROOT / "runs" / "results" / "gap.png"
-SEEDS = (1, 2, 3)
+# runs up to commit 603f95d, whose benchmark held out whole chains of operations: an easier one
+OLD_RESULTS = ROOT / "runs" / "results" / "runs-whole-chains.jsonl"
+FIVE_SEEDS = (1, 2, 3, 4, 5)
+THREE_SEEDS = (1, 2, 3)
 
 # Student's t at 97.5 %, by the number of seeds
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
-
-# What data/tinycode.py writes to data/<name>. tinycode itself has 20,000 functions and 1,000 facts.
-# "fresh" has problems of another seed than those by which the recipe was chosen.
-CORPORA = {
-    "fresh": "--seed=1000 --problems=500 --functions=1 --facts=10",
-    "facts-100": "--facts=100",
-    "facts-2000": "--facts=2000",
-    "few": "--facts=100 --functions=2000",
-}
 
 # -----------------------------------------------------------------------------
 # the methods: each is a line of flags for train.py
@@ -49,20 +42,38 @@ CORPORA = {
 
 TOKENIZER = "--proxy=tokenizer"
 NEURAL = "--proxy=neural"
-# The neural proxy when its byte LM still decided where to cut a text: runs of commit 1780c70, which
-# this script can't make again
-NEURAL_LM_CUTS = "--proxy=neural@1780c70"
+GZIP = "--proxy=gzip"
 RAW_BYTES = "--proxy=none"
 
 THREE_METHODS = {
     "raw bytes": RAW_BYTES,
     "proxy: tokenizer": TOKENIZER,
     "proxy: neural": NEURAL,
-    "neural, LM's cuts": NEURAL_LM_CUTS,
 }
-FIVE_METHODS = THREE_METHODS | {
-    "proxy: gzip": "--proxy=gzip",
+FOUR_METHODS = THREE_METHODS | {"proxy: gzip": GZIP}
+# The neural proxy when its byte LM still decided where to cut a text: runs of commit 1780c70
+OLD_METHODS = {
+    "raw bytes": RAW_BYTES,
+    "proxy: tokenizer": TOKENIZER,
+    "neural, LM's cuts": f"{NEURAL}@1780c70",
+}
+NEURAL_TOO = {
+    "proxy: neural": NEURAL,
     "tokenizer model": f"{TOKENIZER} --mix=1.0",
+}
+MODELS_OF_SYMBOLS = {
+    "tokenizer model": f"{TOKENIZER} --mix=1.0",
+    "neural model": f"{NEURAL} --mix=1.0",
+}
+
+# between the tokenizer's proxy and gzip's one thing changes at a time
+GZIP_CONTROLS = {
+    "raw bytes": RAW_BYTES,
+    "proxy: tokenizer": TOKENIZER,
+    "tokenizer, blind": f"{TOKENIZER} --blind",
+    "tokenizer, shuffled": "--proxy=shuffled",
+    "gzip with dictionary": f"{GZIP} --zdict",
+    "gzip": GZIP,
 }
 
 
@@ -75,12 +86,13 @@ def at_equal_compute(methods, flops, more=""):
     return {name: join(flags, more, f"--flops={flops:.0e}") for name, flags in methods.items()}
 
 
-def six_methods(flops, more=""):
-    """The five methods at equal compute and, sixth, raw bytes without what was read compressed.
+def main_methods(flops, more=""):
+    """Raw bytes, the proxies and the models of symbols at equal compute, and last: raw bytes
+    without what was read compressed.
 
-    The sixth reads as many bytes as the tokenizer proxy was shown raw, and nothing else.
+    The last reads as many bytes as the tokenizer proxy was shown raw, and nothing else.
     """
-    methods = at_equal_compute(FIVE_METHODS, flops, more)
+    methods = at_equal_compute(FOUR_METHODS | MODELS_OF_SYMBOLS, flops, more)
     reference = methods["proxy: tokenizer"]
     methods["raw, equal bytes"] = join(RAW_BYTES, more, f"--budget={{{reference}}}")
     return methods
@@ -88,6 +100,10 @@ def six_methods(flops, more=""):
 
 def three_methods(flops, more=""):
     return at_equal_compute(THREE_METHODS, flops, more)
+
+
+def old_methods(flops, more=""):
+    return at_equal_compute(OLD_METHODS, flops, more)
 
 
 def variations(base, changes, flops=1e13):
@@ -115,17 +131,21 @@ class Study:
     columns: dict     # key of a result: heading of its column
     groups: dict      # heading of a group: its methods {name: flags of train.py}
     task: str = None  # flags of eval.py that measure what train.py's closing report lacks
+    seeds: tuple = THREE_SEEDS
+    is_old: bool = False  # its runs are in OLD_RESULTS, and can't be made again
 
 
 TEXT = {"text_bytes": "text, MB", "bpb": "bits per byte"}
 PASS = {"pass@1": "pass@1"}
-REPORT = TEXT | PASS | {
-    "pass@10": "pass@10",
+REPORT = TEXT | {"bpb_solutions": "of solutions"} | PASS | {"pass@10": "pass@10"}
+PARTS = {
+    "pass@1, 2 operations": "2 operations",
+    "pass@1, 3 operations": "3 operations",
     "facts_any": "facts",
     "facts_comp": "facts, comp",
 }
+OLD_REPORT = TEXT | PASS | {"pass@10": "pass@10"}
 TRANSLATION = PASS | {
-    "facts_comp": "facts, comp",
     "comp to raw, exact": "comp to raw",
     "raw to comp, exact": "raw to comp",
 }
@@ -133,9 +153,7 @@ ROBUSTNESS = {
     "greedy pass@1": "greedy pass@1",
     "robust name": "name",
     "robust format": "format",
-    "robust syntax": "syntax",
     "robust docstring": "docstring",
-    "bpb, 1% noise": "bpb at 1 %",
     "bpb, 10% noise": "bpb at 10 %",
 }
 
@@ -146,8 +164,6 @@ MIXING_RATES = variations(TOKENIZER, {
     "0.95": "--mix=0.95",
     "1, read as tokens": "--mix=1.0",
 })
-MIXING_RATES["0, raw bytes"] = f"{RAW_BYTES} --flops=1e+13"
-
 RAW_PHASES = variations(TOKENIZER, {
     "in the last 60 %": "",
     "never": "--raw_phase=0",
@@ -161,93 +177,80 @@ ADDITIONS = {
     "no n-grams": "--ngram=0",
     "--paper": "--paper",
 }
-LEARNING_RATES = {
-    "as in the tables": "",
-    "lr 2e-3": "--lr=2e-3",
-    "lr 8e-3": "--lr=8e-3",
-}
 PAIRS = {
     "in the warm-up": "",
     "always": "--pairs=always",
-    "always, no raw phase": "--pairs=always --raw_phase=0",
     "none": "--mode=sentinel",
     "none, no sentinels": "--mode=vanilla",
 }
 ALWAYS = f"{TOKENIZER} --pairs=always --raw_phase=0"
-FACTS_100 = f"{NEURAL_LM_CUTS} --size=nano --data=data/facts-100/corpus.jsonl"
-FEW = f"{NEURAL_LM_CUTS} --size=nano --data=data/few/corpus.jsonl"
-FACTS_TRIALS = variations(FACTS_100, {
-    "as above": "",
-    "not aligned": "--no-align",
-    "pairs always": "--pairs=always",
-}, flops=6e12)
+
+NANO = sizes(main_methods, ("nano", 6e12))
+BUDGETS = sizes(three_methods, ("nano", 3e12), ("nano", 6e12))
+# raw bytes alone: how much compute would they need to be as good as a proxy?
+BUDGETS["nano, 1e+13 FLOPs"] = {"raw bytes": f"{RAW_BYTES} --size=nano --flops=1e+13"}
 
 STUDIES = {
-    "compute": Study(REPORT, sizes(
-        six_methods, ("nano", 6e12), ("micro", 1e13), ("mini", 2e13), ("midi", 4e13))),
-    "budget": Study(REPORT, sizes(
-        three_methods, ("nano", 3e12), ("micro", 5e12), ("micro", 2e13), ("mini", 4e13))),
-    "mixing": Study(REPORT, {
+    "main": Study(REPORT, NANO, seeds=FIVE_SEEDS),
+    "parts": Study(PARTS, NANO, seeds=FIVE_SEEDS),
+    "budget": Study(REPORT, BUDGETS, seeds=FIVE_SEEDS),
+    "gzip": Study(REPORT, {
+        "nano, 6e+12 FLOPs": at_equal_compute(GZIP_CONTROLS, 6e12, "--size=nano"),
+    }, seeds=FIVE_SEEDS),
+    "text": Study(TEXT, {
+        f"{corpus}, nano, 3e+12 FLOPs": at_equal_compute(
+            GZIP_CONTROLS | NEURAL_TOO, 3e12, f"--size=nano --data={corpus}")
+        for corpus in ("stdlib", "shakespeare")
+    }),
+    "sizes": Study(OLD_REPORT, sizes(
+        old_methods, ("micro", 1e13), ("micro", 2e13), ("mini", 2e13), ("mini", 4e13),
+        ("midi", 4e13)), is_old=True),
+    "mixing": Study(OLD_REPORT, {
         "mixing rate r": MIXING_RATES,
         "r falls to 0": RAW_PHASES,
         "sample mask": variations(TOKENIZER, {"on": "", "off": "--no-sample_mask"}),
         "additions to the paper": variations(TOKENIZER, ADDITIONS),
-        "raw bytes": variations(RAW_BYTES, LEARNING_RATES | {"--paper: no n-grams": "--paper"}),
-        "raw bytes, nano, 6e+12 FLOPs": variations(
-            f"{RAW_BYTES} --size=nano", LEARNING_RATES, flops=6e12),
-        "nano, 6e+12 FLOPs, all with lr 8e-3": three_methods(6e12, "--size=nano --lr=8e-3"),
-    }),
+        "raw bytes": variations(RAW_BYTES, {"as above": "", "--paper: no n-grams": "--paper"}),
+    }, is_old=True),
     "pairs": Study(TRANSLATION, {
         "pairs": variations(TOKENIZER, PAIRS),
         "always, no raw phase": {
             "1e+13 FLOPs": f"{ALWAYS} --flops=1e+13",
             "4e+13 FLOPs": f"{ALWAYS} --flops=4e+13",
         },
-    }, task="translate"),
+    }, task="translate", is_old=True),
     "robust": Study(ROBUSTNESS, {
-        "micro, 1e+13 FLOPs": at_equal_compute(FIVE_METHODS, 1e13),
-    }, task="robust"),
-    "fresh": Study(
-        PASS, sizes(three_methods, ("micro", 1e13), ("micro", 2e13)),
-        task="pass --n=4 --k=1 --problems=data/fresh/problems.jsonl"),
-    "facts": Study(REPORT, {
-        "nano, 6e+12 FLOPs, 100 facts": three_methods(
-            6e12, "--size=nano --data=data/facts-100/corpus.jsonl"),
-        "nano, 6e+12 FLOPs, 1,000 facts": three_methods(6e12, "--size=nano"),
-        "nano, 6e+12 FLOPs, 2,000 facts": three_methods(
-            6e12, "--size=nano --data=data/facts-2000/corpus.jsonl"),
-        "nano, 6e+12 FLOPs, 100 facts, neural": FACTS_TRIALS | {
-            "2,000 functions": f"{FEW} --flops=6e+12",
-        },
-    }),
-    "stdlib": Study(TEXT, {"stdlib, 1e+13 FLOPs": six_methods(1e13, "--data=stdlib")}),
+        "micro, 1e+13 FLOPs": old_methods(1e13) | at_equal_compute(
+            {"proxy: gzip": GZIP, "tokenizer model": f"{TOKENIZER} --mix=1.0"}, 1e13),
+    }, task="robust", is_old=True),
 }
 
 # -----------------------------------------------------------------------------
 # the runs there are
 
 
-def results():
-    """{(flags, task, seed): row} of all finished runs. task: None for train.py's own report."""
-    if not RESULTS.exists():
+def results(path):
+    """{(flags, task, seed): row} of all finished runs in a file. task: None for train.py's own
+    report."""
+    if not path.exists():
         return {}
     found = {}
-    for line in RESULTS.read_text().splitlines():
+    for line in path.read_text().splitlines():
         row = json.loads(line)
         found[row["flags"], row["task"], row["seed"]] = row
     return found
 
 
-def runs_of(flags, task):
-    """The results of a method, a dict for each seed that has been run.
+def runs_of(flags, study):
+    """The results of a method in a study, a dict for each of its seeds that has been run.
 
     Those of a task are joined to those of train.py's report.
     """
-    found = results()
+    found = results(OLD_RESULTS if study.is_old else RESULTS)
     runs = []
-    for seed in SEEDS:
+    for seed in study.seeds:
         trained = found.get((flags, None, seed))
-        measured = found.get((flags, task, seed))
+        measured = found.get((flags, study.task, seed))
         if trained and measured:
             runs.append(trained | measured)
     return runs
@@ -315,7 +318,7 @@ def print_table(name):
     for heading, methods in study.groups.items():
         runs_by_method = {}
         for method, flags in methods.items():
-            runs = runs_of(flags, study.task)
+            runs = runs_of(flags, study)
             if runs:
                 runs_by_method[method] = runs
         if len(runs_by_method) > 1:
@@ -323,114 +326,87 @@ def print_table(name):
 
 
 # -----------------------------------------------------------------------------
-# the gap: how far a proxy is ahead of raw bytes
+# the compute multiplier: how many times a proxy's FLOPs raw bytes need to be as good
 
-SIZE_NAMES = ["nano", "micro", "mini", "midi"]
-
-# FLOPs that give each size, in this order, about as many symbols
-EQUAL_SYMBOLS = {
-    "about 1 million": (3e12, 1e13, 2e13, 4e13),
-    "about 2 million": (6e12, 2e13, 4e13),
+# key of a result: (heading, 1 if a larger number is better, else -1)
+MEASURES = {
+    "bpb": ("bits per byte", -1),
+    "bpb_solutions": ("of solutions", -1),
+    "pass@1": ("pass@1", 1),
 }
 
 
-def gaps(method):
-    """{(size, FLOPs): (gap, half the width of its 95 % interval)} of every budget there is.
+def needed_flops(budgets, scores, goal):
+    """The FLOPs at which a method reaches `goal`, between its budgets on a line through (log FLOPs,
+    score). 0 where the goal is below all scores, infinite where it is above them.
 
-    gap: pass@1 of the method minus that of raw bytes. Its two errors add up as independent ones do.
+    budgets: FLOPs, rising. scores: there, larger ones better.
     """
-    found = {}
-    groups = STUDIES["compute"].groups | STUDIES["budget"].groups
-    for heading, methods in groups.items():
-        size, flops = heading.removesuffix(" FLOPs").split(", ")
-        base = values_of(runs_of(methods["raw bytes"], None), "pass@1")
-        values = values_of(runs_of(methods[method], None), "pass@1")
-        if len(base) > 1 and len(values) > 1:
-            base_mean, base_half = interval(base)
-            mean, half = interval(values)
-            found[size, float(flops)] = (mean - base_mean, np.hypot(half, base_half))
-    return found
+    rising = np.maximum.accumulate(scores)
+    return np.exp(np.interp(goal, rising, np.log(budgets), left=-np.inf, right=np.inf))
 
 
-def print_gaps():
-    print(f"{'':22}" + "".join(f"{size:>14}" for size in SIZE_NAMES))
-    for method in list(THREE_METHODS)[1:]:
-        found = gaps(method)
-        print(method)
-        for label, budgets in EQUAL_SYMBOLS.items():
-            line = f"  {label:21}"
-            for setting in zip(SIZE_NAMES, budgets):
-                if setting in found:
-                    gap, half = found[setting]
-                    line += f"{gap:6.3f} ±{half:.3f} "
-                else:
-                    line += " " * 14
+def multiplier(raw_scores, proxy_scores, flops, draws=2000):
+    """(multiplier, low, high): the FLOPs that raw bytes need for a proxy's score, over its own
+    `flops`, with a bootstrap 95 % interval over seeds.
+
+    raw_scores: {FLOPs: scores of the seeds}. proxy_scores: of the seeds. Larger ones are better.
+    """
+    budgets = sorted(raw_scores)
+    raw_means = [np.mean(raw_scores[budget]) for budget in budgets]
+    found = needed_flops(budgets, raw_means, np.mean(proxy_scores)) / flops
+
+    def redrawn_mean(scores):
+        return rng.choice(scores, len(scores)).mean()
+
+    rng = np.random.default_rng(0)
+    drawn = []
+    for _ in range(draws):
+        raw_means = [redrawn_mean(raw_scores[budget]) for budget in budgets]
+        drawn.append(needed_flops(budgets, raw_means, redrawn_mean(proxy_scores)) / flops)
+    drawn.sort()
+    return found, drawn[int(0.025 * draws)], drawn[int(0.975 * draws)]
+
+
+def scores_of(flags, key):
+    """The results `key` of a method, a list, with a sign that makes larger ones better."""
+    _, sign = MEASURES[key]
+    return [sign * value for value in values_of(runs_of(flags, STUDIES["budget"]), key)]
+
+
+def multiplier_cell(flags, flops, key):
+    """A proxy's multiplier at a budget, as text: "less" or "more" where it lies outside of raw
+    bytes' budgets."""
+    raw_scores = {}
+    for heading, methods in BUDGETS.items():
+        scores = scores_of(methods["raw bytes"], key)
+        if scores:
+            raw_scores[flops_of(heading)] = scores
+    proxy_scores = scores_of(flags, key)
+    if not proxy_scores or not raw_scores:
+        return ""
+    found, low, high = multiplier(raw_scores, proxy_scores, flops)
+    cell = f"{found:.2f} ({low:.2f} to {high:.2f})"
+    return cell.replace("0.00", "less").replace("inf", "more")
+
+
+def flops_of(heading):
+    """6e12 of "nano, 6e+12 FLOPs"."""
+    return float(heading.split()[1])
+
+
+def print_multipliers():
+    print(f"{'':21}" + "".join(f"{heading:>22}" for heading, _ in MEASURES.values()))
+    for heading, methods in BUDGETS.items():
+        proxies = [name for name in methods if name != "raw bytes"]
+        if proxies:
+            print(heading)
+        for name in proxies:
+            line = f"  {name:19}"
+            for key in MEASURES:
+                cell = multiplier_cell(methods[name], flops_of(heading), key)
+                line += f"{cell:>22}"
             print(line.rstrip())
-
-
-def draw_lines(axes, lines, shift):
-    """Draw lines {label: [(x, gap, half)]} with error bars.
-
-    shift(x, number) moves the line of this number a little, so that no bar hides another.
-    """
-    for number, (label, points) in enumerate(lines.items()):
-        x, gap, half = np.array(points).T
-        axes.errorbar(shift(x, number), gap, half, label=label, capsize=3,
-                      color=str(0.2 * number),
-                      linestyle=("--", "-", ":", "-.")[number],
-                      marker="os^v"[number])
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def draw_against_compute(axes, found):
-    """A line for each size; compute on a log axis."""
-    lines = {}
-    for (size, flops), (gap, half) in sorted(found.items()):
-        lines.setdefault(size, []).append((flops / 1e12, gap, half))
-    in_order = {size: lines[size] for size in SIZE_NAMES if size in lines}
-    draw_lines(axes, in_order, lambda x, number: x * 1.03 ** number)
-
-    ticks = sorted({flops / 1e12 for _, flops in found})
-    axes.set(xscale="log", xlabel="compute of the training, 1e12 FLOPs")
-    axes.minorticks_off()
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-
-
-def draw_against_size(axes, found):
-    """A line for each number of symbols."""
-    lines = {}
-    for label, budgets in EQUAL_SYMBOLS.items():
-        for x, setting in enumerate(zip(SIZE_NAMES, budgets)):
-            if setting in found:
-                lines.setdefault(label, []).append((x, *found[setting]))
-    draw_lines(axes, lines, lambda x, number: x + 0.08 * number)
-
-    axes.set_xticks(range(len(SIZE_NAMES)), SIZE_NAMES)
-    axes.set(xlabel="size", xlim=(-0.4, len(SIZE_NAMES) - 0.6))
-
-
-def draw_gaps():
-    """Draw GAP_FIGURE: a column for each proxy, above against compute, below against size."""
-    import matplotlib  # optional: only the figures need it
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    # of the neural proxy there is one budget as yet; with the LM's cuts there are all
-    methods = ("proxy: tokenizer", "neural, LM's cuts")
-    figure, panels = pyplot.subplots(2, 2, figsize=(9, 6.6), sharey=True, layout="constrained")
-    for (above, below), method in zip(panels.T, methods):
-        found = gaps(method)
-        above.set_title(method)
-        draw_against_compute(above, found)
-        draw_against_size(below, found)
-
-    for axes, title in zip(panels[:, 0], ("size", "symbols of the training")):
-        axes.set_ylabel("pass@1 minus that of raw bytes\nat equal FLOPs, 95 % intervals")
-        axes.legend(frameon=False, title=title, loc="upper left")
-    panels[0, 0].set_ylim(top=0.75)  # room for the legends; the panels share it
-    figure.savefig(GAP_FIGURE, dpi=120)
-    print(f"wrote {GAP_FIGURE.relative_to(ROOT)}")
 
 
 # -----------------------------------------------------------------------------
@@ -463,7 +439,7 @@ def train_flags(flags, seed):
     reference = reference_of(flags)
     if reference is None:
         return flags.split()
-    shown_raw = results()[reference, None, seed]["raw_bytes"]
+    shown_raw = results(RESULTS)[reference, None, seed]["raw_bytes"]
     return flags.replace(f"{{{reference}}}", str(shown_raw)).split()
 
 
@@ -482,6 +458,13 @@ def measure(flags, task, folder):
     return json.loads(printed.splitlines()[-1]), seconds
 
 
+def commit():
+    """The commit of the project's files, short; "" outside of git."""
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True,
+                         capture_output=True)
+    return git.stdout.strip()
+
+
 def add_run(flags, task, seed):
     """Make one run, then add its row to the results."""
     name = f"{flags} --seed={seed}".replace("--", "")
@@ -493,7 +476,8 @@ def add_run(flags, task, seed):
         found, more = measure(flags, task, folder)
         seconds += more
 
-    row = {"flags": flags, "task": task, "seed": seed, "cpu_seconds": round(seconds)}
+    row = {"flags": flags, "task": task, "seed": seed, "commit": commit(),
+           "cpu_seconds": round(seconds)}
     for key, value in found.items():
         if not key.endswith("_95"):  # intervals over problems; the tables' are over seeds
             row[key] = value
@@ -508,12 +492,10 @@ def lacking(study):
     First trainings, then those that need a number of the first, then what needs trained models.
     """
     trainings, dependent, tasks = [], [], []
-    found = results()
+    found = results(RESULTS)
     for methods in study.groups.values():
-        for seed in SEEDS:
+        for seed in study.seeds:
             for flags in methods.values():
-                if NEURAL_LM_CUTS in flags:
-                    continue
                 stage = dependent if reference_of(flags) else trainings
                 stage.append((flags, None, seed))
                 if study.task:
@@ -525,35 +507,29 @@ def lacking(study):
     return stages
 
 
-def write_corpora(runs):
-    """Write the corpora that the runs name and that are not there yet."""
-    for name, flags in CORPORA.items():
-        is_needed = any(f"data/{name}/" in str(run) for run in runs)
-        if is_needed and not (ROOT / "data" / name / "corpus.jsonl").exists():
-            run_script("data/tinycode.py", *flags.split(), f"--out=data/{name}")
-
-
 def complete(study):
     """Make all runs that a study lacks, as many at once as there are cores."""
     RESULTS.parent.mkdir(exist_ok=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for stage in lacking(study):
-            write_corpora(stage)
             list(pool.map(lambda run: add_run(*run), stage))
 
 
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=[*STUDIES, "gap"])
+    parser.add_argument("study", choices=[*STUDIES, "multiplier"])
     parser.add_argument("--train", action="store_true", help="make the runs that it lacks first")
     options = parser.parse_args()
-    if options.study == "gap":
-        print_gaps()
-        draw_gaps()
+    if options.study == "multiplier":
+        print_multipliers()
         return
+    study = STUDIES[options.study]
+    if options.train and study.is_old:
+        raise SystemExit(f"error: {options.study} --train: its runs are of an older benchmark; "
+                         "check out commit 603f95d to make them")
     if options.train:
-        complete(STUDIES[options.study])
+        complete(study)
     print_table(options.study)
 
 
