@@ -209,17 +209,17 @@ def measure(proxy, texts):
         drift_10=stability(proxy, texts[:DRIFT_TEXTS], 0.10))
 
 
-def table_row(proxy):
-    """The line of a Measured proxy in the table, a string."""
-    return table_line(proxy.name, [
-        f"{proxy.ratio:.2f}",
-        f"{np.log2(proxy.n_symbols) / proxy.ratio:.2f}",
-        f"{proxy.speed / 1e6:.2f}",
-        proxy.of_bare,
-        f"{proxy.exact:.1%}",
-        proxy.one_byte,
-        f"{proxy.drift_1:.3f}",
-        f"{proxy.drift_10:.3f}",
+def table_row(measured):
+    """The line of a Measured in the table, a string."""
+    return table_line(measured.name, [
+        f"{measured.ratio:.2f}",
+        f"{np.log2(measured.n_symbols) / measured.ratio:.2f}",
+        f"{measured.speed / 1e6:.2f}",
+        measured.of_bare,
+        f"{measured.exact:.1%}",
+        measured.one_byte,
+        f"{measured.drift_1:.3f}",
+        f"{measured.drift_10:.3f}",
     ])
 
 
@@ -264,7 +264,7 @@ def held_out_samples(corpus, longest):
 
 
 def print_proxy_table(title, proxies, texts):
-    """Print a row for each of the `proxies`, the collisions of the fuzzy ones, and an advice.
+    """Print a row for each of the `proxies`, the collisions of the fuzzy ones, and a line of advice.
 
     title: the corpus's name; texts: held-out samples of it, a list of bytes.
     """
