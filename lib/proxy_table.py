@@ -264,7 +264,7 @@ def held_out_samples(corpus, longest):
 
 
 def print_proxy_table(title, proxies, texts):
-    """Print a row for each of the `proxies`, the collisions of the fuzzy ones, and a line of advice.
+    """Print a row for each of `proxies`, the collisions of the fuzzy ones, and one line of advice.
 
     title: the corpus's name; texts: held-out samples of it, a list of bytes.
     """
