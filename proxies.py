@@ -45,12 +45,10 @@ written as several shorter ones.
     python proxies.py 'some text'              the text cut into each proxy's symbols, in colour
     python proxies.py --report --data=stdlib   ratio, speed and stability of each, on a corpus
 """
-import copy
 import functools
 import gzip
 import hashlib
 import inspect
-import io
 import os
 import zlib
 from dataclasses import dataclass, replace
@@ -58,18 +56,15 @@ from dataclasses import dataclass, replace
 import lib  # first: it says what is missing or too old
 import numpy as np
 import tiktoken
-import torch
 from tqdm import tqdm
 
 from lib import store
 from lib.bpe import PATTERN, train_bpe
-from lib.byte_lm import LM_BYTES, next_byte_probabilities, train_byte_lm
 from lib.corpus import BUILT_IN, ROOT
 from lib.options import UserError, command_line, did_you_mean, expect, expect_one_of, flag
 from lib.proxy_table import held_out_samples, print_proxy_table, show_symbols
 from lib.results import code_hash
 from lib.trie import Trie, take_ragged
-from model import GPT, GPTConfig
 
 
 class Proxy:
@@ -97,7 +92,8 @@ class Proxy:
         return cls()
 
     def state(self):
-        """All that decides how this proxy encodes: a dict that torch.save takes."""
+        """All that decides how this proxy encodes: a dict of what torch.save takes, and of
+        arrays."""
         return {"proxy": self.kind}
 
     @property
@@ -126,7 +122,7 @@ class Proxy:
         return [self.decode([symbol]) for symbol in range(self.n_symbols)]
 
     def save(self, path):
-        store.write_torch(path, self.state())
+        store.write_state(path, self.state())
 
     @property
     def dtype(self):
@@ -138,9 +134,7 @@ class Proxy:
     @property
     def id(self):
         """A hash of the state."""
-        buffer = io.BytesIO()
-        torch.save(self.state(), buffer)
-        return hashlib.sha256(buffer.getvalue()).hexdigest()[:12]
+        return store.state_hash(self.state())
 
 
 # -----------------------------------------------------------------------------
@@ -322,34 +316,6 @@ def permutation(number, n):
 
 
 # -----------------------------------------------------------------------------
-# the neural proxy: its byte LM
-
-# one layer is enough: hashed n-gram look-ups do most of the predicting
-LM_CONFIG = GPTConfig(vocab_size=257, n_layer=1, n_embd=64, n_head=2, mlp_hidden=128,
-                      block_size=LM_BYTES, ngram=6, ngram_buckets=2 ** 15)
-
-
-def train_lm(texts, steps=400, seed=1337):
-    """The byte LM of these texts."""
-    with torch.random.fork_rng():  # leaves the caller's random state alone
-        torch.manual_seed(seed)
-        lm = GPT(LM_CONFIG)
-    return train_byte_lm(lm, texts, steps, seed)
-
-
-def cached_lm(folder, texts):
-    """The byte LM: trained on `texts`, or read from `folder`, since it serves all --bits."""
-    if folder is None:
-        return train_lm(texts)
-    path = folder / f"byte-lm-{code_hash(ROOT / 'lib/byte_lm.py', ROOT / 'model.py')}.pt"
-    if not path.exists():
-        store.write_torch(path, train_lm(texts).state_dict())
-    lm = GPT(LM_CONFIG).eval()
-    lm.load_state_dict(torch.load(path, weights_only=True))
-    return lm
-
-
-# -----------------------------------------------------------------------------
 # the neural proxy: its codebook
 
 LONGEST = 48  # bytes that a window may hold; few that are in use come near
@@ -379,13 +345,14 @@ def split(sizes, p, own, fresh):
     return own + certain * np.arange(n_bytes + 1) + shares
 
 
-def list_codebook(lm, window, own):
+def list_codebook(predict, window, own):
     """The Trie of a window of so many codewords, a length at a time.
 
     A string whose interval has more than one codeword can grow: the LM says how the bytes share
-    them. In float64, so that rounding, which differs between machines, almost never moves an edge.
+    them. predict(strings): its probabilities (N, 256) of the byte that follows each of `strings`,
+    uint8 (N, length), the beginning of a window. In float64, so that rounding, which differs
+    between machines, almost never moves an edge.
     """
-    lm = copy.deepcopy(lm).double()
     parent, byte, codeword = [np.zeros(1, int)], [np.zeros(1, int)], [np.zeros(1, int)]
     # the strings of the present length that can grow: their nodes (N,), their bytes (N, length),
     # and their intervals, (N,) first codewords and (N,) sizes
@@ -395,7 +362,7 @@ def list_codebook(lm, window, own):
     n_nodes = 1
     progress = tqdm(desc="codebook", total=window, leave=False, disable=None)
     while len(growing) > 0 and strings.shape[1] < LONGEST:
-        p = next_byte_probabilities(lm, strings)
+        p = predict(strings)
         edges = split(sizes, p, own, fresh=n_nodes == 1)  # (N, 257)
         of_parent, child_byte = np.nonzero(np.diff(edges))  # a child for each share with codewords
         child_first = first[of_parent] + edges[of_parent, child_byte]
@@ -508,16 +475,15 @@ class Neural(Proxy):
     @classmethod
     def from_state(cls, state):
         proxy = cls(state["bits"], state["fuzzy"], state["segment"])
-        proxy.cut_after = state["cut_after"].numpy()
-        trie = Trie(*[column.numpy() for column in state["nodes"]])
-        return proxy.build(trie, state["kept"].numpy())
+        proxy.cut_after = state["cut_after"]
+        trie = Trie(state["parent"], state["byte"], state["codeword"])
+        return proxy.build(trie, state["kept"])
 
     def state(self):
-        columns = (self.trie.parent, self.trie.byte, self.trie.codeword)
+        trie = self.trie
         return {"proxy": self.kind, "bits": self.bits, "fuzzy": self.fuzzy, "segment": self.segment,
-                "cut_after": torch.from_numpy(self.cut_after),
-                "nodes": [torch.from_numpy(column) for column in columns],
-                "kept": torch.from_numpy(self.kept)}
+                "cut_after": self.cut_after, "parent": trie.parent, "byte": trie.byte,
+                "codeword": trie.codeword, "kept": self.kept}
 
     @property
     def name(self):
@@ -526,11 +492,12 @@ class Neural(Proxy):
         return f"neural-{self.bits}{fuzzy}{whole}"
 
     def fit(self, texts, folder=None):
+        from lib import byte_lm  # and with it PyTorch, which an encoding process can do without
         if self.lm is None:
-            self.lm = cached_lm(folder, texts)
+            self.lm = byte_lm.cached_lm(folder, texts)
         if self.segment:
             self.cut_after = uncertain_pairs(texts, CUT_RATE)
-        trie = list_codebook(self.lm, self.window, self.own)
+        trie = list_codebook(byte_lm.predictor(self.lm), self.window, self.own)
 
         # of the codewords keep what some of the texts use, and those of single bytes: each symbol
         # that is not used would be a row of the model's output layer that it learns never to choose
@@ -674,7 +641,7 @@ def make_proxy(options):
 def load_proxy(path):
     """The proxy that was saved at `path`. Raises UserError if that is no proxy file."""
     try:
-        state = torch.load(path, weights_only=True)
+        state = store.read_state(path)
         return PROXIES[state["proxy"]].from_state(state)
     except UserError:
         raise
@@ -702,10 +669,11 @@ def fitted_proxy(options, corpus):
     with store.locked(folder):  # one process fits, others wait for it and read
         if path.exists():
             print(f"proxy: {proxy.name}, cached in {os.path.relpath(path)}")
-            return load_proxy(path), path
-        print(f"proxy: fitting {proxy.name} on {options.data}")
-        proxy.fit(corpus.fitting_texts(), folder).save(path)
-        return proxy, path
+        else:
+            print(f"proxy: fitting {proxy.name} on {options.data}")
+            make_proxy(options).fit(corpus.fitting_texts(), folder).save(path)
+            store.return_freed_memory()
+    return load_proxy(path), path  # without what was only needed to fit it
 
 
 # -----------------------------------------------------------------------------

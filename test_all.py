@@ -25,6 +25,7 @@ import itertools
 import json
 import math
 import os
+import pickle
 import platform
 import random
 import re
@@ -71,10 +72,9 @@ import proxies
 import sample
 import train
 from lib import (
-    bpe, checkpoint as checkpoints, corpus, files, judge, parallel, plan, plots, proxy_table,
+    bpe, byte_lm, checkpoint as checkpoints, corpus, files, judge, parallel, plan, plots, proxy_table,
     sandbox, scoring, store, trie as trie_file)
 from lib.byte_heads import ByteHeads, Guessing
-from lib.byte_lm import lm_inputs
 from lib.checkpoint import drop_log_from, load_checkpoint, new_folder, newest_run
 from lib.corpus import ROOT, Corpus, cut_at_lines
 from lib.cuda_on_cpu import cuda_program
@@ -143,11 +143,11 @@ def no_test_hangs(restart_the_clock):
 @pytest.fixture(scope="session", autouse=True)
 def quick_lm():
     """Fits the byte LM in seconds; what is tested does not depend on how good it is."""
-    train_lm, keep_bytes = proxies.train_lm, proxies.KEEP_BYTES
-    proxies.train_lm = functools.partial(train_lm, steps=40)
+    train_lm, keep_bytes = byte_lm.train_lm, proxies.KEEP_BYTES
+    byte_lm.train_lm = functools.partial(train_lm, steps=40)
     proxies.KEEP_BYTES = 1_000_000
     yield
-    proxies.train_lm = train_lm
+    byte_lm.train_lm = train_lm
     proxies.KEEP_BYTES = keep_bytes
 
 
@@ -197,7 +197,7 @@ def fitted(python_texts):
         "whole": proxies.Neural(12, segment=False),
         "fuzzy": proxies.Neural(12, fuzzy=True),
     }
-    lm = proxies.train_lm(python_texts)
+    lm = byte_lm.train_lm(python_texts)
     for proxy in neural.values():
         proxy.lm = lm
         proxy.fit(python_texts)
@@ -1302,7 +1302,7 @@ def codewords_by_definition(proxy, segment):
     @functools.cache
     def probabilities(held):
         strings = np.frombuffer(held, dtype=np.uint8)[None]
-        return proxies.next_byte_probabilities(lm, strings)[0].tolist()
+        return byte_lm.next_byte_probabilities(lm, strings)[0].tolist()
 
     return interval_codewords(segment, proxy.window, proxy.own, probabilities)
 
@@ -1370,7 +1370,7 @@ def test_intervals_are_split_side_by_side_as_one_by_one(own, fresh):
 
 
 def test_the_lm_reads_what_comes_before_each_byte():
-    idx, suffix = lm_inputs(torch.tensor([[97, 98, 99]]))
+    idx, suffix = byte_lm.lm_inputs(torch.tensor([[97, 98, 99]]))
     assert idx.tolist() == [[256, 97, 98]]
     assert suffix.tolist() == [[0, 0x61, 0x6162]]
 
@@ -1387,7 +1387,7 @@ def test_the_probabilities_of_the_next_byte(fitted):
     """One row for each string, that sums to 1: the LM's start symbol is no choice."""
     lm = copy.deepcopy(fitted["neural"].lm).double()
     strings = [b"de", b"  ", b"\xff\0"]
-    p = proxies.next_byte_probabilities(lm, np.array([list(s) for s in strings], np.uint8))
+    p = byte_lm.next_byte_probabilities(lm, np.array([list(s) for s in strings], np.uint8))
     assert p.shape == (3, 256)
     for row, string in zip(p, strings):
         expected = log_p_after(lm, string)[:256].exp()
@@ -1399,7 +1399,7 @@ def test_the_lm_learns(fitted, python_texts):
     lm = fitted["neural"].lm
     assert log_p_after(lm, b"def").argmax() == ord(" ")
     text = torch.tensor([list(text[5000:5100]) for text in python_texts])
-    idx, suffix = lm_inputs(text)
+    idx, suffix = byte_lm.lm_inputs(text)
     with torch.no_grad():
         logits = lm(idx, suffix=suffix)
     loss = F.cross_entropy(logits.flatten(0, 1), text.flatten())
@@ -1412,17 +1412,17 @@ def test_the_lm_is_a_function_of_its_texts_and_seed(python_texts):
     torch.manual_seed(5)
     expected_draw = torch.rand(3)
     torch.manual_seed(5)
-    one = proxies.train_lm(texts, steps=3).state_dict()
+    one = byte_lm.train_lm(texts, steps=3).state_dict()
     assert torch.equal(torch.rand(3), expected_draw)
-    same = proxies.train_lm(texts, steps=3).state_dict()
-    other = proxies.train_lm(texts, steps=3, seed=1).state_dict()
+    same = byte_lm.train_lm(texts, steps=3).state_dict()
+    other = byte_lm.train_lm(texts, steps=3, seed=1).state_dict()
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["embed.weight"], other["embed.weight"])
 
 
 @pytest.mark.parametrize("texts", [[b"a"], [b"short"], [b"x" * 128], [b"x" * 129]])
 def test_the_lm_can_be_fitted_on_little_text(texts):
-    lm = proxies.train_lm(texts, steps=2)
+    lm = byte_lm.train_lm(texts, steps=2)
     assert all(p.isfinite().all() for p in lm.parameters())
 
 
@@ -1530,7 +1530,7 @@ def test_codebook_of_another_window_equals_the_interval_coder(fitted, python_tex
     """Of 9 bits, which have hardly room for the bytes."""
     proxy = proxies.Neural(9, fuzzy=own == 0, segment=False)
     proxy.lm = fitted["whole"].lm
-    trie = proxies.list_codebook(proxy.lm, 2 ** 9, own)
+    trie = proxies.list_codebook(byte_lm.predictor(proxy.lm), 2 ** 9, own)
     proxy.build(trie, np.arange(2 ** 9))
     for text in (python_texts[6][500:700], b"\xff\xfe  \n" * 9):
         assert proxy.encode_segment(text) == codewords_by_definition(proxy, text)
@@ -1538,7 +1538,7 @@ def test_codebook_of_another_window_equals_the_interval_coder(fitted, python_tex
 
 def test_no_window_holds_more_than_its_longest_string(fitted, monkeypatch):
     monkeypatch.setattr(proxies, "LONGEST", 3)
-    trie = proxies.list_codebook(fitted["whole"].lm, 2 ** 12, own=1)
+    trie = proxies.list_codebook(byte_lm.predictor(fitted["whole"].lm), 2 ** 12, own=1)
     assert max(len(string) for string in trie.strings()) == 3
 
 
@@ -1917,13 +1917,13 @@ def tiny_file(tmp_path_factory):
 @pytest.fixture
 def two_step_lm(monkeypatch):
     """A byte LM that has hardly been trained. Lists the calls that trained one."""
-    train_lm, calls = proxies.train_lm, []
+    train_lm, calls = byte_lm.train_lm, []
 
     def counted(texts):
         calls.append(len(texts))
         return train_lm(texts, steps=2)
 
-    monkeypatch.setattr(proxies, "train_lm", counted)
+    monkeypatch.setattr(byte_lm, "train_lm", counted)
     return calls
 
 
@@ -1965,6 +1965,33 @@ def test_one_byte_lm_serves_all_neural_proxies(tiny_file, empty_cache, two_step_
         options = options_for(tiny_file, proxy="neural", bits=bits)
         proxies.fitted_proxy(options, corpus)
     assert len(two_step_lm) == 1
+
+
+def test_what_only_a_fit_needs_is_not_kept(tiny_file, empty_cache, two_step_lm):
+    options = options_for(tiny_file, proxy="neural")
+    proxy, path = proxies.fitted_proxy(options, Corpus(options.data))
+    assert proxy.lm is None
+    assert proxy.id == proxies.load_proxy(path).id
+
+
+ENCODE_WITHOUT_TORCH = """
+import pickle
+import sys
+
+proxy = pickle.load(sys.stdin.buffer)
+symbols = proxy.encode_batch([b"def f(x):\\n    return x\\n", b""])
+print([text_symbols.tolist() for text_symbols in symbols], "torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "neural", "gzip"])
+def test_an_encoding_process_has_no_use_for_torch(prepared, kind):
+    """Which would take 140 MB in each of them, for nothing."""
+    proxy = prepared[kind][2]
+    encoding = subprocess.run([sys.executable, "-c", ENCODE_WITHOUT_TORCH], cwd=ROOT,
+                              input=pickle.dumps(proxy), capture_output=True)
+    symbols = [proxy.encode(text).tolist() for text in (b"def f(x):\n    return x\n", b"")]
+    assert encoding.stdout.decode() == f"{symbols} False\n", encoding.stderr.decode()
 
 
 def test_without_a_proxy_there_is_nothing_to_fit(corpus_file, empty_cache):
@@ -7114,6 +7141,22 @@ def test_files_are_written_whole(tmp_path):
     assert (tmp_path / "array").read_bytes() == bytes([1, 0, 3, 0, 2, 0, 4, 0])
     assert torch.load(tmp_path / "state")["weight"].tolist() == [0, 1, 2]
     assert {path.name for path in tmp_path.iterdir()} == {"file", "array", "state"}
+
+
+def test_a_state_is_read_as_it_was_written(tmp_path):
+    """Its arrays as arrays, in a file that torch reads without trusting it."""
+    state = {"proxy": "own", "ranks": {b"a": 0}, "kept": np.array([3, 5], dtype=np.int32),
+             "cut_after": np.array([True, False])}
+    store.write_state(tmp_path / "state", state)
+    read = store.read_state(tmp_path / "state")
+    assert (read["proxy"], read["ranks"]) == ("own", {b"a": 0})
+    for name in ("kept", "cut_after"):
+        assert read[name].dtype == state[name].dtype
+        assert read[name].tolist() == state[name].tolist()
+    assert torch.load(tmp_path / "state", weights_only=True)["kept"].tolist() == [3, 5]
+
+    other = state | {"kept": np.array([3, 6], dtype=np.int32)}
+    assert store.state_hash(read) == store.state_hash(state) != store.state_hash(other)
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left"), RuntimeError("No space left")])

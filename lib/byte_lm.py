@@ -1,16 +1,29 @@
 """
-The small byte LM that drives the neural proxy: an ordinary language model of 256 bytes and a start
-symbol. proxies.py builds it, trains it here, and asks it for probabilities.
+The small byte LM that drives the neural proxy: the project's own GPT, over 256 bytes and a start
+symbol. proxies.py has it trained here, and lists with its probabilities what a window can hold.
 """
+import copy
+import functools
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from lib import store
+from lib.corpus import ROOT
+from lib.results import code_hash
 from lib.suffix import pack_suffix
+from model import GPT, GPTConfig
 
 LM_BOS = 256    # the LM's start symbol; a byte's id is its value here
 LM_BYTES = 128  # bytes that the LM sees at once
+# one layer is enough: hashed n-gram look-ups do most of the predicting
+LM_CONFIG = GPTConfig(vocab_size=257, n_layer=1, n_embd=64, n_head=2, mlp_hidden=128,
+                      block_size=LM_BYTES, ngram=6, ngram_buckets=2 ** 15)
+
+# -----------------------------------------------------------------------------
+# training
 
 
 def lm_inputs(text):
@@ -21,8 +34,12 @@ def lm_inputs(text):
     return torch.cat((bos, before), dim=1), torch.cat((no_text, pack_suffix(before)), dim=1)
 
 
-def train_byte_lm(lm, texts, steps, seed, batch_size=64, lr=4e-3):
-    """Train an LM on random stretches of LM_BYTES bytes: a window may start anywhere."""
+def train_lm(texts, steps=400, seed=1337, batch_size=64, lr=4e-3):
+    """An LM of `texts`, a list of bytes, trained on random stretches of LM_BYTES bytes: a window
+    may start anywhere."""
+    with torch.random.fork_rng():  # leaves the caller's random state alone
+        torch.manual_seed(seed)
+        lm = GPT(LM_CONFIG)
     data = torch.frombuffer(bytearray(b"".join(texts)), dtype=torch.uint8)
     if len(data) <= LM_BYTES:
         data = data.repeat(LM_BYTES // len(data) + 2)
@@ -48,6 +65,22 @@ def train_byte_lm(lm, texts, steps, seed, batch_size=64, lr=4e-3):
     return lm.eval()
 
 
+def cached_lm(folder, texts):
+    """The LM of `texts`: trained now, or read from `folder`, since it serves all --bits."""
+    if folder is None:
+        return train_lm(texts)
+    path = folder / f"byte-lm-{code_hash(ROOT / 'lib/byte_lm.py', ROOT / 'model.py')}.pt"
+    if not path.exists():
+        store.write_torch(path, train_lm(texts).state_dict())
+    lm = GPT(LM_CONFIG).eval()
+    lm.load_state_dict(torch.load(path, weights_only=True))
+    return lm
+
+
+# -----------------------------------------------------------------------------
+# what it predicts
+
+
 @torch.inference_mode()
 def next_byte_probabilities(lm, strings):
     """The probabilities (N, 256) of the byte that follows each of `strings`, uint8 (N, length).
@@ -61,3 +94,9 @@ def next_byte_probabilities(lm, strings):
         logits = lm(idx, suffix=suffix)[:, -1, :256]
         p.append(torch.softmax(logits, dim=-1))
     return torch.cat(p).numpy()
+
+
+def predictor(lm):
+    """`next_byte_probabilities` of a copy of the LM that computes in float64, a function of
+    `strings` alone."""
+    return functools.partial(next_byte_probabilities, copy.deepcopy(lm).double())

@@ -15,13 +15,12 @@ in as arguments. What a proxy needs to have:
     encode_segment(s)    the symbols of one such piece, a list of int
 """
 import itertools
-import os.path
+import os
 import time
 from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from lib.corpus import cut_at_lines
 from lib.show import BOLD, PLAIN
@@ -271,7 +270,7 @@ def print_proxy_table(title, proxies, texts):
     megabytes = sum(len(text) for text in texts) / 1e6
     longest = max(map(len, texts))
     print(f"\n{title}: {len(texts)} held-out samples of up to {longest:,} bytes, "
-          f"{megabytes:.2f} MB; {torch.get_num_threads()} cores")
+          f"{megabytes:.2f} MB; {os.cpu_count()} cores")
     print(table_line("", COLUMNS))
     measured = []
     for proxy in proxies:

@@ -124,7 +124,7 @@ class Phase:
 
 def phase_of(cache, proxy):
     """What is being done now, by the files that are there."""
-    if proxy != "none" and not list(cache.glob("*/*.pt")):
+    if proxy != "none" and not list(cache.glob(f"*/{proxy}*.pt")):  # there is a byte LM before
         return "fitting the proxy"
     if not list(cache.glob("*/samples-*/meta.json")):
         return "writing samples"
