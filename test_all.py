@@ -97,6 +97,7 @@ sys.path[:0] = [str(ROOT / "data"), str(ROOT / "runs")]
 import findings
 import gpu
 import mistakes
+import mutants
 import shakespeare
 import stdlib
 import tinycode
@@ -9590,6 +9591,15 @@ RIGHT_ANSWER = "    xs = [v for v in xs if v > 4]\n    return xs.count('a')\n"
 ])
 def test_a_mistake_is_named_by_what_differs(completion, kind):
     assert mistakes.mistake(completion, RIGHT_ANSWER) == kind
+
+
+def test_each_bug_of_mutants_can_be_put_into_the_code():
+    """After an edit of the code a bug may have nowhere to go, and its test is no longer tried."""
+    code = {path: path.read_text() for path in [*ROOT.glob("*.py"), *ROOT.glob("*/*.py")]}
+    for kind in mutants.KINDS.values():
+        for mutant in kind:
+            places = code[ROOT / mutant.file].count(mutant.old)
+            assert places == 1, f"{mutant.name}: {places} places in {mutant.file}"
 
 
 def test_mistakes_are_shares_of_a_runs_completions(tmp_path, capsys, monkeypatch):
