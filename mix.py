@@ -63,8 +63,8 @@ class MixOptions(ProxyOptions):
     mix_start: float = flag(0.4, "r at the start of its warm-up")
     mix_warmup: float = flag(0.2, "share of the training in which r rises and pairs are shown")
     raw_phase: float = flag(0.6, "last share of the training, in which r falls to 0")
-    schedule: str = flag("linear", "shape of r's rise and fall; step: at once, in the middle",
-                         choices=SCHEDULES)
+    schedule: str = flag("linear", "shape of r's rise and fall; step: neither, r is mix_start, "
+                         "then mix, then 0", choices=SCHEDULES)
     # how views are shown
     pairs: str = flag("warmup", "when pairs are drawn", choices=("warmup", "always"))
     mode: str = flag("translation_random",
@@ -204,7 +204,7 @@ def progress(done, schedule):
     if schedule == "cosine":
         return (1 - np.cos(np.pi * done)) / 2
     if schedule == "step":
-        return 1.0 if done >= 0.5 else 0.0
+        return 0.0  # no ramp: r jumps where the warm-up ends, and where the raw phase begins
     return done
 
 

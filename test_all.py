@@ -2381,8 +2381,8 @@ def test_as_many_pairs_as_possible_are_shown(r, raw, comp, pair):
     ("cosine", 0, 0.3), ("cosine", 10, 0.3732233), ("cosine", 20, 0.55), ("cosine", 30, 0.7267767),
     ("cosine", 70, 0.8), ("cosine", 125, 0.6828427), ("cosine", 150, 0.4),
     ("cosine", 175, 0.1171573), ("cosine", 200, 0.0),
-    ("step", 0, 0.3), ("step", 19, 0.3), ("step", 20, 0.8), ("step", 70, 0.8), ("step", 149, 0.8),
-    ("step", 151, 0.0), ("step", 200, 0.0),
+    ("step", 0, 0.3), ("step", 39, 0.3), ("step", 40, 0.8), ("step", 70, 0.8), ("step", 100, 0.8),
+    ("step", 101, 0.0), ("step", 200, 0.0),
 ])
 def test_r_by_hand(schedule, step, r):
     options = MixOptions(mix=0.8, mix_start=0.3, mix_warmup=0.2, raw_phase=0.5, schedule=schedule)
