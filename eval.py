@@ -203,12 +203,25 @@ def measure_bpb(model, trained, options, proxy):
     return results
 
 
+def solution_in_symbols(prompt, solution, proxy, mode):
+    """A Window of a problem as a proxy's symbols, with targets from the solution's first symbol on.
+
+    Both, bytes, are encoded one by one, so that no symbol stands for bytes of both.
+    """
+    read = proxy.encode(prompt)
+    comp = np.concatenate([read, proxy.encode(solution)])
+    text = np.frombuffer(prompt + solution, np.uint8)
+    view = format_view("comp", text, comp, proxy.symbol_lengths, mode)
+    targets = view.symbols[1:].copy()
+    targets[:len(read)] = NO_TARGET
+    return Window(view.symbols[:-1], view.suffix[:-1], targets, len(solution))
+
+
 def measure_solutions(model, trained, problems, options, proxy):
     """{"bpb_solutions": bits per byte of the problems' solutions, each given its prompt}.
 
-    Through the proxy, "bpb_solutions_comp", prompt and solution are encoded one by one, so that no
-    symbol stands for bytes of both. The closing sentinel's bits count, as in `measure_bpb`. {} if
-    no problem has a solution.
+    Through the proxy it is "bpb_solutions_comp". The closing sentinel's bits count, as in
+    `measure_bpb`. {} if no problem has a solution.
     """
     context = model.config.block_size
     windows = []
@@ -217,17 +230,12 @@ def measure_solutions(model, trained, problems, options, proxy):
         solution = (problem.get("canonical_solution") or "").encode()
         if not solution:
             continue
-        text = np.frombuffer(prompt + solution, np.uint8)
         if options.view == "raw":
+            text = np.frombuffer(prompt + solution, np.uint8)
             windows += raw_windows(text, raw_sentinels(trained.mode), context, context // 2,
                                    prompt=len(prompt))
         else:
-            read = proxy.encode(prompt)
-            comp = np.concatenate([read, proxy.encode(solution)])
-            view = format_view("comp", text, comp, proxy.symbol_lengths, trained.mode)
-            targets = view.symbols[1:].copy()
-            targets[:len(read)] = NO_TARGET
-            windows.append(Window(view.symbols[:-1], view.suffix[:-1], targets, len(solution)))
+            windows.append(solution_in_symbols(prompt, solution, proxy, trained.mode))
     if not windows:
         return {}
     name = "bpb_solutions" if options.view == "raw" else "bpb_solutions_comp"

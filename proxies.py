@@ -621,8 +621,8 @@ class ProxyOptions:
     proxy: str = flag("neural", f"compressor: none (raw bytes only), {', '.join(PROXIES)}")
     tokenizer: str = flag("1024", "tokenizer proxy: number of BPE symbols to fit, or the name of a "
                           "tiktoken encoding (o200k_base)")
-    blind: bool = flag(False, "tokenizer proxy: its symbols stand for no known bytes, as gzip's; so "
-                       "on the compressed side no alignment and no n-gram features")
+    blind: bool = flag(False, "tokenizer proxy: its symbols stand for no known bytes, as gzip's; "
+                       "so on the compressed side no alignment and no n-gram features")
     zdict: bool = flag(False, "gzip proxy: 32 KB of the corpus as a preset dictionary, no header")
     bits: int = flag(12, "neural proxy: bits in a window, 9 to 16; at most 2**bits symbols")
     fuzzy: bool = flag(False, "neural proxy: the paper's many-to-one code, not the exact one")

@@ -72,8 +72,8 @@ import proxies
 import sample
 import train
 from lib import (
-    bpe, byte_lm, checkpoint as checkpoints, corpus, files, judge, parallel, plan, plots, proxy_table,
-    sandbox, scoring, store, trie as trie_file)
+    bpe, byte_lm, checkpoint as checkpoints, corpus, files, judge, parallel, plan, plots,
+    proxy_table, sandbox, scoring, store, trie as trie_file)
 from lib.byte_heads import ByteHeads, Guessing
 from lib.checkpoint import drop_log_from, load_checkpoint, new_folder, newest_run
 from lib.corpus import ROOT, Corpus, cut_at_lines

@@ -89,7 +89,7 @@ class Results:
 
 
 class Kept:
-    """What a run's folder keeps of its evaluations, for its checkpoint and the `code` that measures.
+    """What a run's folder keeps of its evaluations: those of its checkpoint, by this `code`.
 
     results: its Results. completions: a path, how the names of its files of completions begin. Of
     a model without a checkpoint nothing is kept, and `completions` is None.
