@@ -104,7 +104,8 @@ def prepare(options, block_size):
     corpus = store.open_corpus(options.data, options.text_column, options.rehash)
     if not (store.CACHE / corpus.id).exists():  # all that can be refused is refused before a fit
         store.check_before_fitting(corpus, needed_views(options), len(shards) / n_shards)
-    proxy, path = fitted_proxy(options, corpus)
+    proxy, path = fitted_proxy(
+        options, corpus, store.writing_samples(corpus, longest, shards, n_shards))
     proxy_name = proxy.name if proxy else None
     views = store.prepare_views(corpus, proxy, proxy_name, longest, shards, n_shards)
     if options.mode not in NO_PAIRS and 0 < options.mix < 1:

@@ -45,6 +45,7 @@ written as several shorter ones.
     python proxies.py 'some text'              the text cut into each proxy's symbols, in colour
     python proxies.py --report --data=stdlib   ratio, speed and stability of each, on a corpus
 """
+import contextlib
 import functools
 import gzip
 import hashlib
@@ -658,9 +659,12 @@ def fitting_code(proxy):
     return code_hash(own, *[ROOT / name for name in shared])
 
 
-def fitted_proxy(options, corpus):
+def fitted_proxy(options, corpus, meanwhile=contextlib.nullcontext()):
     """(proxy, its file): fitted on the corpus, or read from the cache; (None, None) for raw bytes
-    only."""
+    only.
+
+    meanwhile: a block to fit it in.
+    """
     proxy = make_proxy(options)
     if proxy is None:
         return None, None
@@ -671,7 +675,8 @@ def fitted_proxy(options, corpus):
             print(f"proxy: {proxy.name}, cached in {os.path.relpath(path)}")
         else:
             print(f"proxy: fitting {proxy.name} on {options.data}")
-            make_proxy(options).fit(corpus.fitting_texts(), folder).save(path)
+            with meanwhile:
+                make_proxy(options).fit(corpus.fitting_texts(), folder).save(path)
             store.return_freed_memory()
     return load_proxy(path), path  # without what was only needed to fit it
 

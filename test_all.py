@@ -7467,6 +7467,86 @@ def test_of_two_runs_at_once_one_works(rows_file, pairing, tmp_path):
 
 
 # -----------------------------------------------------------------------------
+# samples that are written while a proxy is fitted
+
+
+def fit_once(condition, monkeypatch):
+    """Have gzip's fit wait for a condition."""
+    def fit(self, texts, folder=None):
+        wait_until(condition)
+        return self
+    monkeypatch.setattr(proxies.Gzip, "fit", fit)
+
+
+def samples_in(cache):
+    return list(cache.glob("*/samples-*/meta.json"))
+
+
+@pytest.fixture
+def all_corpora_are_large(monkeypatch):
+    monkeypatch.setattr(store, "WORTH_A_PROCESS", 0)
+
+
+def test_samples_are_written_while_a_proxy_is_fitted(rows_file, cache, monkeypatch, tmp_path,
+                                                     all_corpora_are_large):
+    alone = views_of(rows_file)  # by this process, in samples of LONGEST bytes
+    monkeypatch.setattr(store, "CACHE", tmp_path / "another")
+    fit_once(lambda: samples_in(tmp_path / "another"), monkeypatch)
+    options = options_for(rows_file, proxy="gzip")
+    views, _, _ = mix.prepare(options, 2 * LONGEST + 4 + proxies.Gzip.overhead)
+    (there,), (here,) = samples_in(tmp_path / "another"), samples_in(cache)
+    for name in ("raw.bin", "raw.idx", "flags.bin", "meta.json"):
+        assert (there.parent / name).read_bytes() == (here.parent / name).read_bytes()
+    assert text_of(views) == text_of(alone)
+
+
+def test_a_small_corpus_is_not_worth_a_process(rows_file, cache, monkeypatch):
+    monkeypatch.setattr(store.subprocess, "Popen", None)
+    with store.writing_samples(Corpus(str(rows_file)), LONGEST, *ONE_SHARD):
+        pass
+    assert not samples_in(cache)
+
+
+def test_samples_that_another_process_could_not_write_are_written(rows_file, cache, monkeypatch,
+                                                                  all_corpora_are_large):
+    monkeypatch.setattr(store, "ROOT", Path("nowhere"))
+    use_cores(monkeypatch, 1)  # encodes here
+    options = options_for(rows_file, proxy="gzip")
+    views, _, _ = mix.prepare(options, 256)
+    assert len(views) > 1500
+
+
+def test_what_keeps_samples_from_being_written_is_said_once(cache, tmp_path, capfd, monkeypatch,
+                                                            all_corpora_are_large):
+    """Here a folder that cannot be made, where the proxy's can."""
+    path = write_rows(tmp_path / "c.jsonl", [{"text": f"x = {i}\n" * 9} for i in range(200)])
+    fit_once(lambda: True, monkeypatch)
+    (cache / Corpus(str(path)).id).mkdir(parents=True)
+    (cache / Corpus(str(path)).id / "samples-110").write_text("not a folder")
+    with pytest.raises(UserError, match="cannot write .*samples-110"):
+        mix.prepare(options_for(path, proxy="gzip"), 256)
+    assert capfd.readouterr().err == ""
+
+
+def test_what_interrupts_a_fit_ends_the_writing(rows_file, cache, monkeypatch,
+                                                all_corpora_are_large):
+    """Which would wait for ever here, for a folder that is locked."""
+    started = []
+
+    class Recorded(subprocess.Popen):
+        def __init__(self, *args, **named):
+            super().__init__(*args, **named)
+            started.append(self)
+    monkeypatch.setattr(store.subprocess, "Popen", Recorded)
+    source = Corpus(str(rows_file))
+    with store.locked(cache / source.id / f"samples-{LONGEST}"):
+        with pytest.raises(KeyboardInterrupt):
+            with store.writing_samples(source, LONGEST, *ONE_SHARD):
+                raise KeyboardInterrupt
+    assert [process.poll() is None for process in started] == [False]
+
+
+# -----------------------------------------------------------------------------
 # sources and shards
 
 

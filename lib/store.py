@@ -645,3 +645,32 @@ def prepare_views(corpus, proxy, proxy_name, longest, shards, n_shards):
         groups = list(zip(first_parts, corpus.weights))
     symbol_lengths = None if proxy is None else proxy.symbol_lengths
     return Views(parts, symbol_lengths, groups)
+
+
+# -----------------------------------------------------------------------------
+# both cores at once
+
+WORTH_A_PROCESS = 50_000_000  # bytes of text: less than that is written in a second
+
+
+@contextlib.contextmanager
+def writing_samples(corpus, longest, shards, n_shards):
+    """A block, to fit a proxy in, during which another process writes the raw view of a large
+    corpus: lib/write_samples.py.
+
+    What it has not written, `prepare_views` writes afterwards, or says why it can't.
+    """
+    if corpus.n_bytes < WORTH_A_PROCESS:
+        yield
+        return
+    process = subprocess.Popen([sys.executable, ROOT / "lib" / "write_samples.py"],
+                               env=os.environ | {"TQDM_POSITION": "1"},  # below the fit's bar
+                               stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    try:
+        with process.stdin, contextlib.suppress(OSError):  # it may have ended
+            pickle.dump((CACHE, corpus, longest, shards, n_shards), process.stdin)
+        yield
+        process.wait()
+    finally:
+        process.kill()
+        process.wait()
