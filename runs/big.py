@@ -99,8 +99,8 @@ def usage(pids):
     memory = seconds = 0.0
     for pid in pids:
         try:
+            seconds += cpu_seconds_of(pid)  # first: one that has ended, unnoticed yet, still has it
             memory += memory_of(pid)
-            seconds += cpu_seconds_of(pid)
         except OSError:
             pass  # it has ended
     return memory, seconds

@@ -190,9 +190,17 @@ BUDGETS = sizes(three_methods, ("nano", 3e12), ("nano", 6e12))
 # raw bytes alone: how much compute would they need to be as good as a proxy?
 BUDGETS["nano, 1e+13 FLOPs"] = {"raw bytes": f"{RAW_BYTES} --size=nano --flops=1e+13"}
 
+# eight times the compute of the main table: does a proxy catch up with the tokenizer model?
+LONGER = {"nano, 5e+13 FLOPs": at_equal_compute({
+    "tokenizer model": f"{TOKENIZER} --mix=1.0",
+    "proxy: neural": NEURAL,
+    "raw bytes": RAW_BYTES,
+}, 5e13, "--size=nano")}
+
 STUDIES = {
     "main": Study(REPORT, NANO, seeds=FIVE_SEEDS),
     "parts": Study(PARTS, NANO, seeds=FIVE_SEEDS),
+    "longer": Study(TEXT | PASS | PARTS, LONGER, seeds=FIVE_SEEDS),
     "budget": Study(REPORT, BUDGETS, seeds=FIVE_SEEDS),
     "gzip": Study(REPORT, {
         "nano, 6e+12 FLOPs": at_equal_compute(GZIP_CONTROLS, 6e12, "--size=nano"),
