@@ -372,27 +372,36 @@ def measure_samples_file(options):
 # robustness
 
 
+def perturbed_solutions(write, problems, kind, seed, options, kept):
+    """Rows to score, one for each problem: its prompt, perturbed unless `kind` is "greedy", with
+    the greedy completion."""
+    prompts, names = {}, {}
+    for task_id, problem in problems.items():
+        prompts[task_id], names[task_id] = problem["prompt"], problem["entry_point"]
+        if kind != "greedy":
+            prompts[task_id], _, names[task_id] = perturb(problem, kind, seed)
+    done = complete_problems(write, prompts, 1, options, 0.0, kept)
+    rows = []
+    for task_id, problem in problems.items():
+        # the tests call the function by its old name
+        old_name = f"\n{problem['entry_point']} = {names[task_id]}\n"
+        solution = prompts[task_id] + done[task_id][0] + old_name
+        rows.append({"task_id": task_id, "kind": kind, "solution": solution})
+    return rows
+
+
 def measure_robustness(write, problems, options, kept):
     """Greedy pass@1 on the prompts as they are; for each kind of perturbation the share of problems
     that are solved under all of `options.perturbations` seeds, and the drop (ReCode's RP_s@1 and
     RD_s@1)."""
-    solutions = []  # rows to score
-    for kind in ("greedy", *PERTURBATIONS):
-        for seed in range(1 if kind == "greedy" else options.perturbations):
-            prompts, names = {}, {}
-            for task_id, problem in problems.items():
-                prompts[task_id], names[task_id] = problem["prompt"], problem["entry_point"]
-                if kind != "greedy":
-                    prompts[task_id], _, names[task_id] = perturb(problem, kind, seed)
-            done = complete_problems(write, prompts, 1, options, 0.0, kept)
-            for task_id, prompt in prompts.items():
-                # the tests call the function by its old name
-                old_name = f"\n{problems[task_id]['entry_point']} = {names[task_id]}\n"
-                solution = prompt + done[task_id][0] + old_name
-                solutions.append({"task_id": task_id, "kind": kind, "solution": solution})
-    solved = {kind: dict.fromkeys(problems, True) for kind in ("greedy", *PERTURBATIONS)}
-    scored = score(problems, solutions, options.timeout, options.memory << 20)
+    rows = perturbed_solutions(write, problems, "greedy", 0, options, kept)
+    for kind in PERTURBATIONS:
+        for seed in range(options.perturbations):
+            rows += perturbed_solutions(write, problems, kind, seed, options, kept)
+    scored = score(problems, rows, options.timeout, options.memory << 20)
     results = count_of_canonical_failures(scored)
+
+    solved = {kind: dict.fromkeys(problems, True) for kind in ("greedy", *PERTURBATIONS)}
     for row in scored:
         if not row["passed"]:
             solved[row["kind"]][row["task_id"]] = False
@@ -426,39 +435,59 @@ def measure_noise(model, trained, options):
 # translation, and facts
 
 
-def measure_translation(model, proxy, problems, options):
-    """Oracle translation (the paper's): prompt and canonical solution are given in one view, and
-    the model writes the other. Shares of the problems that come out exactly, and that pass their
-    tests; those too long for a context are left out."""
-    texts, views = {}, {}
+def views_that_fit(problems, proxy, room):
+    """{task_id: {"raw": View, "comp": View}} of the problems, each with its canonical solution,
+    whose two views have at most `room` symbols together."""
+    views = {}
     for task_id, problem in problems.items():
         text = (problem["prompt"] + problem["canonical_solution"]).encode()
         raw = np.frombuffer(text, np.uint8)
         pair = {view: format_view(view, raw, proxy.encode(text), proxy.symbol_lengths)
                 for view in ("raw", "comp")}
-        if len(pair["raw"].symbols) + len(pair["comp"].symbols) <= model.config.block_size:
-            texts[task_id] = text
+        if len(pair["raw"].symbols) + len(pair["comp"].symbols) <= room:
             views[task_id] = pair
-    results = {"translated problems": len(texts)}
-    if not texts:
+    return views
+
+
+def translate(model, proxy, views, given):
+    """{task_id: text, bytes} that the model writes where it is given one view and asked for the
+    other. views: from `views_that_fit`."""
+    if given == "comp":
+        opening, closing, first = RAW, END_RAW, BYTE0
+        symbol_bytes = [bytes([byte]) for byte in range(256)]
+    else:
+        opening, closing, first = COMP, END_COMP, PROXY0
+        symbol_bytes = proxy.symbol_bytes()
+    texts = {}
+    task_ids = list(views)
+    for start in with_progress(range(0, len(task_ids), 64), "translating"):
+        batch = task_ids[start:start + 64]
+        prompts = []
+        for task_id in batch:
+            view = views[task_id][given]
+            prompts.append((np.append(view.symbols, opening), np.append(view.suffix, 0)))
+        written = continue_views(model, prompts, first, closing, symbol_bytes)
+        for task_id, symbols in zip(batch, written):
+            is_raw = opening == RAW
+            texts[task_id] = bytes(symbols) if is_raw else decode_or_empty(proxy, symbols)
+    return texts
+
+
+def measure_translation(model, proxy, problems, options):
+    """Oracle translation (the paper's): prompt and canonical solution are given in one view, and
+    the model writes the other. Shares of the problems that come out exactly, and that pass their
+    tests; those too long for a context are left out."""
+    views = views_that_fit(problems, proxy, model.config.block_size)
+    results = {"translated problems": len(views)}
+    if not views:
         return results
-    every_byte = [bytes([byte]) for byte in range(256)]
-    ways = (("comp", "raw", RAW, END_RAW, BYTE0, every_byte),
-            ("raw", "comp", COMP, END_COMP, PROXY0, proxy.symbol_bytes()))
-    for given, wanted, opening, closing, first, symbol_bytes in ways:
+    for given, wanted in (("comp", "raw"), ("raw", "comp")):
         exact, rows = [], []
-        task_ids = list(texts)
-        for start in with_progress(range(0, len(task_ids), 64), "translating"):
-            batch = task_ids[start:start + 64]
-            prompts = []
-            for task_id in batch:
-                view = views[task_id][given]
-                prompts.append((np.append(view.symbols, opening), np.append(view.suffix, 0)))
-            codes = continue_views(model, prompts, first, closing, symbol_bytes)
-            for task_id, symbols in zip(batch, codes):
-                text = bytes(symbols) if wanted == "raw" else decode_or_empty(proxy, symbols)
-                exact.append(text == texts[task_id])
-                rows.append({"task_id": task_id, "solution": text.decode("utf-8", "replace")})
+        for task_id, text in translate(model, proxy, views, given).items():
+            problem = problems[task_id]
+            right = (problem["prompt"] + problem["canonical_solution"]).encode()
+            exact.append(text == right)
+            rows.append({"task_id": task_id, "solution": text.decode("utf-8", "replace")})
         scored = score(problems, rows, options.timeout, options.memory << 20)
         results |= count_of_canonical_failures(scored)
         results |= with_interval(f"{given} to {wanted}, exact", exact)
@@ -491,7 +520,8 @@ def recall_facts(write, path):
 
 
 # -----------------------------------------------------------------------------
-# python eval.py
+# a run and its tasks
+
 
 def measure(task, model, trained, options, problems, proxy, kept):
     """The results of one task: {name: number}, with name_95, an interval, beside shares of
@@ -602,6 +632,10 @@ def measure_runs(options, table, trained_with):
             print(f"{run} left out: {error}", file=sys.stderr)
     if not table:
         raise UserError("--all: none of the runs under out/ can be measured, as said above")
+
+
+# -----------------------------------------------------------------------------
+# python eval.py
 
 
 def main(options):
