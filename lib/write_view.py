@@ -7,15 +7,30 @@ import torch
 from lib.suffix import next_suffix
 
 
-def begins_with(symbol_bytes, begin):
-    """bool (n_symbols + 1,): the symbols whose bytes begin so; the closing sentinel does not."""
-    return torch.tensor([text.startswith(begin) for text in symbol_bytes] + [False])
-
-
 def pad(arrays):
     """int64 arrays (n,) as the rows of one tensor (B, longest), with zeros after the shorter."""
     rows = [torch.from_numpy(array) for array in arrays]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def read_prompts(model, cache, prompts):
+    """Read all prompts into the cache. Returns the model's states (B, C) after each of them."""
+    device = model.embed.weight.device
+    lengths = torch.tensor([len(symbols) for symbols, _ in prompts])
+    idx = pad([symbols for symbols, _ in prompts])
+    suffix = pad([suffix for _, suffix in prompts])
+    states = model.states(idx.to(device), suffix.to(device), cache=cache)
+    cache.pos = lengths.to(device)
+    return states[torch.arange(len(prompts)), lengths - 1]
+
+
+def allowed_first(symbol_bytes, begins):
+    """bool (B, n_symbols + 1): the symbols that may come first after each prompt. Their bytes begin
+    as `begins` says for it; the closing sentinel has none."""
+    allowed = {}
+    for begin in set(begins):
+        allowed[begin] = [text.startswith(begin) for text in symbol_bytes] + [False]
+    return torch.tensor([allowed[begin] for begin in begins])
 
 
 @torch.inference_mode()
@@ -33,22 +48,18 @@ def write_view(model, cache, prompts, first, closing, symbol_bytes, pick_one, be
     """
     device = model.embed.weight.device
     n_symbols = len(symbol_bytes)
-    lengths = torch.tensor([len(symbols) for symbols, _ in prompts])
-    idx = pad([symbols for symbols, _ in prompts]).to(device)
-    states = model.states(idx, pad([suffix for _, suffix in prompts]).to(device), cache=cache)
-    states = states[torch.arange(len(prompts)), lengths - 1]  # (B, C) after each prompt
-    cache.pos = lengths.to(device)
+    states = read_prompts(model, cache, prompts)
+    room = cache.length - max(len(symbols) for symbols, _ in prompts)
 
     suffix = [int(prompt_suffix[-1]) for _, prompt_suffix in prompts]
     written = [[] for _ in prompts]
     ended = [False] * len(prompts)
-    for step in range(cache.length - int(lengths.max())):
+    for step in range(room):
         logits = model.logits(states)
         of_view = logits[:, first:first + n_symbols]
         choices = torch.cat((of_view, logits[:, closing, None]), dim=1)  # (B, n_symbols + 1)
         if step == 0 and begins:
-            allowed_after = {begin: begins_with(symbol_bytes, begin) for begin in set(begins)}
-            allowed = torch.stack([allowed_after[begin] for begin in begins]).to(device)
+            allowed = allowed_first(symbol_bytes, begins).to(device)
             choices = choices.masked_fill(~allowed, -torch.inf)
         chosen = pick_one(choices).tolist()
         for row, symbol in enumerate(chosen):

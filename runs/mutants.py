@@ -461,7 +461,7 @@ MORE = [
            "begins_as_it_is_told",
            "every symbol has to begin with the healed bytes"),
     Mutant("room-of-the-shortest", "lib/write_view.py",
-           "cache.length - int(lengths.max())", "cache.length - int(lengths.min())",
+           "cache.length - max(len(symbols)", "cache.length - min(len(symbols)",
            "a_view_is_written",
            "rows with long prompts write past the cache"),
     Mutant("suffix-of-one-byte", "lib/write_view.py",
