@@ -138,12 +138,11 @@ class Study:
 TEXT = {"text_bytes": "text, MB", "bpb": "bits per byte"}
 PASS = {"pass@1": "pass@1"}
 REPORT = TEXT | {"bpb_solutions": "of solutions"} | PASS | {"pass@10": "pass@10"}
-PARTS = {
+LENGTHS = {
     "pass@1, 2 operations": "2 operations",
     "pass@1, 3 operations": "3 operations",
-    "facts_any": "facts",
-    "facts_comp": "facts, comp",
 }
+PARTS = LENGTHS | {"facts_any": "facts", "facts_comp": "facts, comp"}
 OLD_REPORT = TEXT | PASS | {"pass@10": "pass@10"}
 TRANSLATION = PASS | {
     "comp to raw, exact": "comp to raw",
@@ -200,7 +199,8 @@ LONGER = {"nano, 5e+13 FLOPs": at_equal_compute({
 STUDIES = {
     "main": Study(REPORT, NANO, seeds=FIVE_SEEDS),
     "parts": Study(PARTS, NANO, seeds=FIVE_SEEDS),
-    "longer": Study(TEXT | PASS | PARTS, LONGER, seeds=FIVE_SEEDS),
+    "longer": Study({"text_bytes": "text, MB"} | PASS | LENGTHS | {"facts_comp": "facts, comp"},
+                    LONGER, seeds=FIVE_SEEDS),
     "budget": Study(REPORT, BUDGETS, seeds=FIVE_SEEDS),
     "gzip": Study(REPORT, {
         "nano, 6e+12 FLOPs": at_equal_compute(GZIP_CONTROLS, 6e12, "--size=nano"),
