@@ -51,8 +51,8 @@ from proxies import load_proxy
 from sample import (complete, complete_in_symbols, continue_views, load_model, mix_options,
                     raw_sentinels)
 
-# What ends a function: HumanEval's stop sequences, and decorators. Where the prompt has no `def`
-# yet, as in MBPP, the function is still to come, and evalplus's end it.
+# What ends a function: HumanEval's stop sequences, and decorators. Where a file has prompts without
+# a `def`, as MBPP's, the function is still to come, and evalplus's stop sequences are used.
 STOPS = (b"\nclass", b"\ndef", b"\n#", b"\nif", b"\nprint", b"\n@")
 STOPS_WITHOUT_DEF = (b'\n"""', b"\nassert", b"\nif __name__", b"\nprint(", b"\ndef main(")
 ROWS_AT_ONCE = 256   # completions that are written side by side
@@ -91,13 +91,14 @@ class Window:
 
 
 def raw_windows(text, sentinels, context, stride, noise=0.0, rng=None, prompt=0):
-    """A text, uint8, in windows of `context` symbols, each of which starts `stride` further on.
+    """Yields a text, uint8, as Windows of `context` symbols, each `stride` after the one before.
 
-    Windows overlap if `stride` is smaller than `context`: a target is scored once, in the first
-    window that has it, and so after at least context - stride symbols. noise: the share of the
-    bytes that are replaced by random ones, drawn with `rng`. These are not scored, since what they
-    cost says nothing; what they do to the others is. prompt: the number of bytes at the beginning
-    that are read but not scored.
+    They overlap if `stride` is smaller than `context`: a target is scored once, in the first window
+    that has it, and so after at least context - stride symbols, but in the first of all.
+
+    noise: the share of the bytes that are replaced by random ones, drawn with `rng`. These are not
+    scored, since what they cost says nothing; what they do to the others is. prompt: the number of
+    bytes at the beginning that are read but not scored.
     """
     opening, closing = sentinels
     targets = np.append(text.astype(np.int64) + BYTE0, closing)
@@ -260,7 +261,8 @@ def load_run_proxy(run, checkpoint_proxy=None):
 
 
 def writer(model, trained, options, proxy):
-    """A function that completes prompts in the chosen view, with the model already bound.
+    """A function that completes prompts in the chosen view: write(prompts, n, stops, max_new=..,
+    temperature=.., seed=..) returns, as `complete` does, n completions (bytes) of each.
 
     Raises UserError if the run can't do so.
     """
@@ -302,13 +304,14 @@ def complete_problems(write, prompts, n, options, temperature, kept=None):
 
 
 def pass_at_k(n, c, k):
-    """The chance that one of k completions is right, drawn from n of which c are: 1 - C(n-c, k) /
+    """The chance that any of k completions is right, drawn from n of which c are: 1 - C(n-c, k) /
     C(n, k) (Chen et al. 2021, eq. 1)."""
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
 def pass_rates(scored, ks):
-    """pass@k of scored rows for each k in `ks` that has enough completions; base tests' apart."""
+    """pass@k of scored rows for each k in `ks` that has enough completions; "base_pass@k" by the
+    tests of HumanEval and MBPP alone, where the file is of HumanEval+ or MBPP+."""
     results = {}
     for prefix, key in (("", "passed"), ("base_", "base_passed")):
         verdicts = {}
@@ -436,10 +439,12 @@ def measure_noise(model, trained, options):
 
 
 def views_that_fit(problems, proxy, room):
-    """{task_id: {"raw": View, "comp": View}} of the problems, each with its canonical solution,
-    whose two views have at most `room` symbols together."""
+    """{task_id: {"raw": View, "comp": View}} of the problems that have a canonical solution, each
+    with it, whose two views have at most `room` symbols together."""
     views = {}
     for task_id, problem in problems.items():
+        if not problem.get("canonical_solution"):
+            continue
         text = (problem["prompt"] + problem["canonical_solution"]).encode()
         raw = np.frombuffer(text, np.uint8)
         pair = {view: format_view(view, raw, proxy.encode(text), proxy.symbol_lengths)
@@ -503,15 +508,16 @@ def decode_or_empty(proxy, symbols):
 
 
 def recall_facts(write, path):
-    """How many facts greedy decoding gives back from their prompts: of those that may be seen raw,
-    {"facts_any"}, of those that are only seen compressed, {"facts_comp"}, and of a guess,
-    {"facts_chance"}."""
+    """The share of facts that greedy decoding gives back from their prompts: "facts_any", of those
+    that may be seen raw, "facts_comp", of those that are only seen compressed, and "facts_chance",
+    what guessing would give."""
     facts = [row for _, row in read_jsonl(path)]
     recalled = {"any": [], "comp": []}
     for start in with_progress(range(0, len(facts), ROWS_AT_ONCE), "recalling"):
         batch = facts[start:start + ROWS_AT_ONCE]
         prompts = [fact["prompt"].encode() for fact in batch]
-        for fact, (text,) in zip(batch, write(prompts, stops=(b"\n",), max_new=24, temperature=0)):
+        completions = write(prompts, stops=(b"\n",), max_new=24, temperature=0)
+        for fact, (text,) in zip(batch, completions):
             recalled[fact["view"]].append(text.strip() == f"return {fact['answer']}".encode())
     results = {}
     for view, right in recalled.items():
@@ -580,9 +586,10 @@ def default_tasks(tinycode):
 
 
 def evaluate(model, checkpoint, options, tasks=None, run=None, results=None):
-    """The results of the tasks for a model, a dict of numbers; `results` is the dict to fill.
+    """The results of the tasks for a model: numbers, intervals, and of how many problems.
 
-    A run's results and completions are kept in its folder, where the next call finds them.
+    results: the dict to fill; if this is interrupted, it has what was done. A run's results and
+    completions are kept in its folder, where the next call finds them.
     """
     options.resolve()
     results = {} if results is None else results
@@ -602,6 +609,7 @@ def evaluate(model, checkpoint, options, tasks=None, run=None, results=None):
         settings = {name: getattr(options, name) for name in TASKS[task]}
         content = [problems, other_content(task, options, trained, tinycode)]
         key = kept.key(task, settings, content)
+        # --save needs the verdicts, which are not kept
         rerun = options.again or (task == "pass" and options.save)
         found = None if rerun else kept.results.get(key)
         if found is None:

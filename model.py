@@ -273,8 +273,10 @@ class GPT(nn.Module):
         lengths = [len(text) for text in symbol_bytes]
         self.n_bytes.fill_(1)  # a byte or a sentinel moves one position on
         self.n_bytes[PROXY0:] = torch.tensor(lengths)
+        self.first_byte.fill_(BYTE0)  # any, where a tokenizer's id stands for nothing
+        self.last_byte.fill_(BYTE0)
         for symbol, text in enumerate(symbol_bytes):
-            if text:  # a tokenizer may have an id that stands for nothing
+            if text:
                 self.first_byte[symbol] = BYTE0 + text[0]
                 self.last_byte[symbol] = BYTE0 + text[-1]
 

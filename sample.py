@@ -4,7 +4,7 @@ and is not loaded.
 
 Text stands after the sentinel that opened raw samples in training, and ends where the model writes
 the closing one. This is a language model's usual generation, in bytes: a KV cache, temperature,
-top-k and top-p. (Only the last section, for eval.py's comparisons, writes a proxy's symbols.)
+top-k and top-p. (One section, for eval.py's comparisons, reads and writes a proxy's symbols.)
 
     python sample.py --prompt='def add('                           the newest run under out/
     python sample.py out/neural --prompt='def add(' --temperature=0
@@ -240,7 +240,7 @@ def generate(model, prompts, n=1, max_new=256, stops=(), temperature=0.8, top_k=
 
 
 def find_stop(text, stops):
-    """Where that one of `stops` begins which is the first to be complete in `text`, or None."""
+    """Where the stop that is completed first begins in `text`, or None."""
     found = []
     for stop in stops:
         start = text.find(stop)
@@ -268,7 +268,8 @@ def complete(model, prompts, n=1, stops=(), **settings):
 
 def continue_views(model, prompts, first, closing, symbol_bytes, temperature=0.0, seed=0,
                    begins=None):
-    """What the model writes inside a view; see `write_view` in lib/write_view.py."""
+    """What the model writes inside a given view, of bytes or of symbols: see `write_view` in
+    lib/write_view.py, whose arguments these are."""
     device = model.embed.weight.device
     generator = torch.Generator(device).manual_seed(seed)
 
@@ -281,7 +282,8 @@ def continue_views(model, prompts, first, closing, symbol_bytes, temperature=0.0
 
 def complete_in_symbols(model, proxy, symbol_bytes, prompts, n=1, stops=(), max_new=256,
                         temperature=0.8, seed=0):
-    """`complete`, but reading and writing the proxy's symbols: what a tokenizer model does.
+    """`complete`, but reading and writing the proxy's symbols: what a tokenizer model does. Each
+    view is written to its end, and only then cut by `max_new` and `stops`.
 
     Token healing: a prompt's last symbol is taken off, and the first new one must begin with its
     bytes; in a longer text the tokenizer might have cut elsewhere. A prompt has at most half of the

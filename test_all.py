@@ -471,6 +471,16 @@ def test_aligned_symbols_stand_where_their_bytes_do():
     assert torch.allclose(logits_after(c), logits_after(abc))
 
 
+def test_an_id_that_stands_for_nothing_has_a_byte_all_the_same():
+    """train.py makes a model without memory, so its buffers hold anything until they are set."""
+    model = aligned_model()
+    model.first_byte.fill_(10 ** 9)
+    model.last_byte.fill_(10 ** 9)
+    model.set_symbol_bytes(SYMBOL_BYTES)  # of which the first is empty
+    assert model.first_byte.tolist() == [BYTE0 + byte for byte in b"\0aada"]
+    assert model.last_byte.tolist() == [BYTE0 + byte for byte in b"\0aceg"]
+
+
 @torch.no_grad()
 def test_an_aligned_symbol_stands_at_its_last_byte():
     """What follows a symbol sees what was before it as it would after the symbol's bytes."""
@@ -3396,9 +3406,24 @@ def test_a_view_is_written_as_without_a_cache(prepared):
     model = greedy_model(vocab_size=PROXY0 + proxy.n_symbols)
     prompts = view_prompts(prepared, [5, 12, 9])
     written = sample.continue_views(model, prompts, PROXY0, END_COMP, proxy.symbol_bytes())
-    room = BLOCK - 12  # of all rows
-    assert written == [slow_view(model, prompt, proxy)[:room] for prompt in prompts]
+    assert written == [slow_view(model, prompt, proxy) for prompt in prompts]
     assert max(len(symbols) for symbols in written) > 5
+
+
+@torch.no_grad()
+def test_each_row_of_a_view_has_room_of_its_own(prepared):
+    """A model that never closes a view writes up to the end of the context, whatever the length of
+    the other prompts."""
+    _, _, proxy = prepared["tokenizer"]
+    model = greedy_model(vocab_size=PROXY0 + proxy.n_symbols)
+    model.embed.weight[END_COMP] = 0.0  # the logit 0 is never the largest
+    prompts = view_prompts(prepared, [5, 12])
+    symbols, suffix = prompts[0]
+    full = [np.append(part[0], np.resize(part[1:], BLOCK - 1)) for part in (symbols, suffix)]
+    prompts.append(full)
+    written = sample.continue_views(model, prompts, PROXY0, END_COMP, proxy.symbol_bytes())
+    assert [len(symbols) for symbols in written] == [BLOCK - 5, BLOCK - 12, 0]
+    assert written == [slow_view(model, prompt, proxy) for prompt in prompts]
 
 
 def test_the_first_symbol_of_a_view_begins_as_it_is_told(prepared):
@@ -3410,7 +3435,7 @@ def test_the_first_symbol_of_a_view_begins_as_it_is_told(prepared):
     written = sample.continue_views(model, prompts, PROXY0, END_COMP, symbol_bytes, begins=begins)
     for prompt, begin, symbols in zip(prompts, begins, written):
         assert symbol_bytes[symbols[0]].startswith(begin)
-        assert symbols == slow_view(model, prompt, proxy, begin)[:BLOCK - 12]
+        assert symbols == slow_view(model, prompt, proxy, begin)
 
 
 # -----------------------------------------------------------------------------
@@ -3987,6 +4012,15 @@ def test_what_is_too_long_for_a_context_is_not_translated(prepared):
     assert results == {"translated problems": 0}
 
 
+def test_problems_without_a_solution_are_not_translated(translation):
+    proxy, problems, script = translation
+    first, second, *_ = problems
+    del problems[first]["canonical_solution"]
+    problems[second]["canonical_solution"] = None
+    views = evaluation.views_that_fit(problems, proxy, room=900)
+    assert list(views) == list(problems)[2:]
+
+
 @pytest.fixture(params=["tokenizer", "neural"])
 def tokenizer_model(request, prepared):
     """(proxy, problems, model): a model of symbols only, which solves the problems.
@@ -4514,6 +4548,48 @@ def test_interrupted_and_resumed_is_bit_exact(run_train, monkeypatch, capsys, tm
     train_with(f"--resume={parts}")
     assert_same_state(parts, whole)
     assert_same_log(read_log(parts), read_log(whole))
+
+
+def test_what_could_not_be_saved_is_not_said_to_be(run_train, monkeypatch, capsys, tmp_path):
+    def full(*_):
+        raise UserError("cannot write ckpt.pt: No space left on device")
+    monkeypatch.setattr(train, "save_checkpoint", full)
+    interrupt_at(1, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run_train("--steps=5", "--proxy=none", out=tmp_path / "run")
+    assert "interrupted at step 2, not saved." in capsys.readouterr().out
+
+
+def test_a_resumed_run_has_taken_the_time_of_both_parts(run_train, monkeypatch, tmp_path):
+    interrupt_at(1, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run_train("--steps=5", "--proxy=none", out=tmp_path / "run")
+    checkpoint = load_checkpoint(tmp_path / "run")
+    assert 0 < checkpoint["seconds"] < PATIENCE
+    checkpoint["seconds"] += 10_000
+    torch.save(checkpoint, tmp_path / "run" / "ckpt.pt")
+    train_with(f"--resume={tmp_path / 'run'}")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert 10_000 < report["seconds"] < 10_000 + PATIENCE
+    assert 10_000 <= read_log(tmp_path / "run")[-1]["seconds"] < 10_000 + PATIENCE
+
+
+@pytest.mark.parametrize("device, n_cuda, expected", [
+    ("cuda:1", 2, ("cuda:1", "float32", "no")),  # here as there: the run's own options
+    ("cuda:1", 1, ("auto", "auto", "auto")),
+    ("cuda", 0, ("auto", "auto", "auto")),
+    ("cpu", 2, ("cpu", "float32", "no")),
+])
+def test_a_run_goes_on_on_its_device_if_that_is_here(run_train, monkeypatch, device, n_cuda,
+                                                     expected):
+    out = run_train("--steps=1", "--proxy=none")
+    checkpoint = load_checkpoint(out)
+    checkpoint["options"] |= {"device": device, "dtype": "float32", "compile": "no"}
+    torch.save(checkpoint, out / "ckpt.pt")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: n_cuda > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_cuda)
+    options, _ = train.resumed(parse(train.Options, [f"--resume={out}"]))
+    assert (options.device, options.dtype, options.compile) == expected
 
 
 def test_a_resumed_run_knows_of_the_steps_that_it_skipped(run_train, monkeypatch, tmp_path):

@@ -25,7 +25,7 @@ import eval as evaluation
 from lib import store
 from lib.checkpoint import (check_folder, describe, drop_log_from, load_checkpoint, new_folder,
                             restore_checkpoint, restore_options, save_checkpoint)
-from lib.devices import fast_dtype, precision_note, resolve_device, to_device
+from lib.devices import fast_dtype, is_here, precision_note, resolve_device, to_device
 from lib.masks import sample_mask
 from lib.options import UserError, command_line, expect, flag
 from lib.parallel import (Processes, StopSignals, autocast, clip_gradients, gradient_sync,
@@ -133,8 +133,8 @@ def resumed(options):
     saved_options = restore_options(options.resume, "options", Options, checkpoint["options"])
     restore_options(options.resume, "config", GPTConfig, checkpoint["config"])  # to check it
     options = replace(saved_options, out=options.resume)
-    if options.device != "cpu" and options.device != resolve_device("auto"):
-        options.device = options.dtype = options.compile = "auto"  # it comes from another machine
+    if not is_here(options.device):  # the run comes from another machine
+        options.device = options.dtype = options.compile = "auto"
     return options, checkpoint
 
 
@@ -256,8 +256,8 @@ class Training:
 
         # how long it takes
         self.symbols_per_step = options.batch_size * options.block_size
-        # steps follow from FLOPs, and FLOPs from the share of raw positions. Any number of steps
-        # gives the same share: it only stretches the schedule
+        # steps follow from FLOPs, and FLOPs from the expected share of positions that hold a raw
+        # byte, the mean over the schedule. That has no length yet: any gives the same share
         self.raw_share = raw_share(Mixer(views, options, options.block_size, total_steps=1))
         flops = flops_per_symbol(self.model, PROXY0, self.raw_share)
         self.flops_per_step = self.symbols_per_step * flops
@@ -279,18 +279,20 @@ class Training:
         self.loss = None                                         # of the last step, a tensor ()
         self.skipped = torch.zeros((), device=self.device)       # steps that were not finite
         self.skipped_in_a_row = torch.zeros((), device=self.device)
+        self.seconds = 0.0                                       # that the training has taken
         if saved:
             restore_checkpoint(self.out, saved, self.model, self.optimizer)
             self.step = saved["step"]
             self.skipped += saved["skipped"]
             self.text_bytes = saved["text_bytes"] if processes.is_first else 0.0
             self.loss = torch.tensor(saved["loss"] if processes.is_first else 0.0)
+            self.seconds = saved.get("seconds", 0.0)  # older checkpoints lack it
 
     def train(self):
-        """All steps that are left. Raises KeyboardInterrupt after Ctrl-C, when all is saved."""
+        """All steps that are left. Raises KeyboardInterrupt after Ctrl-C, once it has saved."""
         options, processes = self.options, self.processes
         first_step = self.step
-        self.began = time.time()
+        self.began = time.time() - self.seconds  # as if it had never been interrupted
         with StopSignals() as stop, self.show_progress() as progress:
             while True:
                 if self.step % options.eval_every == 0 or self.step == self.steps:
@@ -306,8 +308,8 @@ class Training:
                     self.stop_if_diverged()
                 if processes.sum(int(stop.received)):  # all processes stop at the same step
                     progress.close()
-                    self.save()
-                    processes.print0(f"interrupted at step {self.step}, saved. To go on: python "
+                    saved = "saved" if self.save() else "not saved"
+                    processes.print0(f"interrupted at step {self.step}, {saved}. To go on: python "
                                      f"train.py --resume={self.out}")
                     processes.disconnect()
                     raise KeyboardInterrupt
@@ -325,18 +327,19 @@ class Training:
             self.text_bytes += batch["text_bytes"]
             is_last = rows == self.micro_batches[-1]
             with gradient_sync(self.ddp_model, is_last):
-                # summed over a constant, so that micro-batches add up to the whole batch
                 losses = batch_losses(self.ddp_model, batch, self.device, self.precision)
+                # divided by a constant, so that micro-batches add up to the whole batch
                 loss = losses.sum() / self.symbols_per_step
                 # DDP and FSDP divide by the number of processes, and this undoes it. A loss that is
                 # not finite becomes a NaN gradient: so every process sees it, and skips the step
-                weight = float(self.processes.world_size)
-                loss.backward(torch.where(loss.isfinite(), weight, torch.nan))
+                scale = float(self.processes.world_size)
+                loss.backward(torch.where(loss.isfinite(), scale, torch.nan))
             self.loss = self.loss + loss.detach()
 
         norm = clip_gradients(self.parameters(byte_heads=False), options.clip)
         if self.model.byte_heads is not None:
             # by themselves, so that the model's gradient is clipped as without them
+            # from here on it only matters whether it is finite
             norm = norm + clip_gradients(self.parameters(byte_heads=True), options.clip)
 
         bad = skip_bad_step(norm, self.model.parameters(), self.optimizer)  # 1 or 0
@@ -385,17 +388,22 @@ class Training:
                 self.tracker.log(line)
 
     def save(self):
-        """Write the checkpoint. If it can't be written the old one stays, and training goes on."""
+        """Write the checkpoint. If it can't be written the old one stays, and training goes on.
+
+        Returns whether it was written, in the first process; in the others True.
+        """
         processes = self.processes
         about = {"step": self.step, "skipped": int(self.skipped), "made_from": self.made_from,
                  "text_bytes": processes.sum(self.text_bytes),
-                 "loss": processes.sum(self.loss.item()),
+                 "loss": processes.sum(self.loss.item()), "seconds": time.time() - self.began,
                  "options": asdict(self.options), "config": asdict(self.config)}
         try:
             save_checkpoint(self.out, self.model, self.optimizer, about, self.options.fsdp,
                             processes)
         except UserError as error:
             processes.print0(f"checkpoint skipped: {error}")
+            return False
+        return True
 
     def show_progress(self):
         """A bar over all symbols; none where stderr is a file, or in processes but the first."""
@@ -438,7 +446,7 @@ def train(options):
     if not saved:
         options.out = processes.from_first(lambda: open_run(options, proxy_path))
     report, weights, config = train_model(options, views, proxy, processes, saved)
-    gc.collect()  # the optimizer and compiled blocks hold themselves in circles
+    gc.collect()  # the optimizer and compiled blocks are in reference cycles
     processes.disconnect()  # the report is the first process's work alone
     if not processes.is_first:
         return {}

@@ -31,6 +31,15 @@ def resolve_device(device):
     return device
 
 
+def is_here(device):
+    """Is the device that a --device flag means there?"""
+    try:
+        resolve_device(device)
+    except UserError:
+        return False
+    return True
+
+
 def fast_dtype(device):
     """bfloat16 where the device has matrix units for it, else float32."""
     if device.startswith("cuda"):

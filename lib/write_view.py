@@ -20,7 +20,7 @@ def read_prompts(model, cache, prompts):
     idx = pad([symbols for symbols, _ in prompts])
     suffix = pad([suffix for _, suffix in prompts])
     states = model.states(idx.to(device), suffix.to(device), cache=cache)
-    cache.pos = lengths.to(device)
+    cache.pos = lengths.clamp(max=cache.length - 1).to(device)  # of a full row the last: see below
     return states[torch.arange(len(prompts)), lengths - 1]
 
 
@@ -35,7 +35,8 @@ def allowed_first(symbol_bytes, begins):
 
 @torch.inference_mode()
 def write_view(model, cache, prompts, first, closing, symbol_bytes, pick_one, begins=None):
-    """Go on from prompts that end inside a view, up to the `closing` sentinel or the context's end.
+    """Go on from prompts that end inside a view, each up to the `closing` sentinel or to the end of
+    the context.
 
     cache: an empty KVCache for a whole context.
     prompts: (symbols, suffix) of each, int64 arrays.
@@ -49,12 +50,12 @@ def write_view(model, cache, prompts, first, closing, symbol_bytes, pick_one, be
     device = model.embed.weight.device
     n_symbols = len(symbol_bytes)
     states = read_prompts(model, cache, prompts)
-    room = cache.length - max(len(symbols) for symbols, _ in prompts)
+    room = [cache.length - len(symbols) for symbols, _ in prompts]
 
     suffix = [int(prompt_suffix[-1]) for _, prompt_suffix in prompts]
     written = [[] for _ in prompts]
-    ended = [False] * len(prompts)
-    for step in range(room):
+    ended = [n == 0 for n in room]
+    for step in range(max(room)):
         logits = model.logits(states)
         of_view = logits[:, first:first + n_symbols]
         choices = torch.cat((of_view, logits[:, closing, None]), dim=1)  # (B, n_symbols + 1)
@@ -70,10 +71,12 @@ def write_view(model, cache, prompts, first, closing, symbol_bytes, pick_one, be
             written[row].append(symbol)
             for byte in symbol_bytes[symbol] or b"":
                 suffix[row] = next_suffix(suffix[row], byte)
+            ended[row] = len(written[row]) == room[row]
         if all(ended):
             break
         new = torch.tensor(chosen, device=device)[:, None] + first
         new_suffix = torch.tensor(suffix, device=device)[:, None]
         states = model.states(new, new_suffix, cache=cache)[:, -1]
-        cache.pos = cache.pos + 1
+        # a row that has ended stays where it is, and so inside of the cache
+        cache.pos = cache.pos + torch.tensor([not row for row in ended], device=device)
     return written
