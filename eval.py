@@ -278,15 +278,15 @@ def writer(model, trained, options, proxy):
 # pass@k
 
 
-def complete_problems(write, prompts, n, options, temperature, kept=None):
+def complete_problems(write, prompts, n, options, temperature, keep_as=None):
     """{task_id: n completions, strings} of `prompts`, {task_id: prompt}.
 
-    write: from `writer`. kept: how the names of this model's files begin. Completions are added to
-    one as they are finished, and read from it when the same call is made again: after an
-    interruption, or for another score.
+    write: from `writer`. keep_as: how the names of this model's files begin, each of which has the
+    completions of one call. They are added as they are finished, and read when the same call is
+    made again: after an interruption, or for another score. None keeps nothing.
     """
     about = [prompts, n, temperature, options.max_new, options.seed, options.view]
-    completions = Completions(kept and Path(f"{kept}-{digest(about)}.jsonl"), n)
+    completions = Completions(keep_as and Path(f"{keep_as}-{digest(about)}.jsonl"), n)
     has_def = all(re.search(r"^ *(async )?def ", prompt, re.M) for prompt in prompts.values())
     stops = STOPS if has_def else STOPS_WITHOUT_DEF
     by_length = sorted(prompts, key=lambda task_id: len(prompts[task_id]))  # for little padding
@@ -336,9 +336,9 @@ def score_samples(problems, samples, options):
     return results, scored
 
 
-def measure_pass(write, problems, options, kept):
+def measure_pass(write, problems, options, keep_as):
     prompts = {task_id: problem["prompt"] for task_id, problem in problems.items()}
-    done = complete_problems(write, prompts, options.n, options, options.temperature, kept)
+    done = complete_problems(write, prompts, options.n, options, options.temperature, keep_as)
     samples = []
     for task_id in problems:
         samples += [{"task_id": task_id, "completion": text} for text in done[task_id]]
@@ -375,7 +375,7 @@ def measure_samples_file(options):
 # robustness
 
 
-def perturbed_solutions(write, problems, kind, seed, options, kept):
+def perturbed_solutions(write, problems, kind, seed, options, keep_as):
     """Rows to score, one for each problem: its prompt, perturbed unless `kind` is "greedy", with
     the greedy completion."""
     prompts, names = {}, {}
@@ -383,7 +383,7 @@ def perturbed_solutions(write, problems, kind, seed, options, kept):
         prompts[task_id], names[task_id] = problem["prompt"], problem["entry_point"]
         if kind != "greedy":
             prompts[task_id], _, names[task_id] = perturb(problem, kind, seed)
-    done = complete_problems(write, prompts, 1, options, 0.0, kept)
+    done = complete_problems(write, prompts, 1, options, 0.0, keep_as)
     rows = []
     for task_id, problem in problems.items():
         # the tests call the function by its old name
@@ -393,14 +393,14 @@ def perturbed_solutions(write, problems, kind, seed, options, kept):
     return rows
 
 
-def measure_robustness(write, problems, options, kept):
+def measure_robustness(write, problems, options, keep_as):
     """Greedy pass@1 on the prompts as they are; for each kind of perturbation the share of problems
     that are solved under all of `options.perturbations` seeds, and the drop (ReCode's RP_s@1 and
     RD_s@1)."""
-    rows = perturbed_solutions(write, problems, "greedy", 0, options, kept)
+    rows = perturbed_solutions(write, problems, "greedy", 0, options, keep_as)
     for kind in PERTURBATIONS:
         for seed in range(options.perturbations):
-            rows += perturbed_solutions(write, problems, kind, seed, options, kept)
+            rows += perturbed_solutions(write, problems, kind, seed, options, keep_as)
     scored = score(problems, rows, options.timeout, options.memory << 20)
     results = count_of_canonical_failures(scored)
 
@@ -529,12 +529,12 @@ def recall_facts(write, path):
 # a run and its tasks
 
 
-def measure(task, model, trained, options, problems, proxy, kept):
+def measure(task, model, trained, options, problems, proxy, keep_as):
     """The results of one task: {name: number}, with name_95, an interval, beside shares of
     problems.
 
-    problems: by task_id, for the tasks that have some. proxy: the run's, for the tasks that need
-    it.
+    trained: the MixOptions that the model was trained with. problems: by task_id, for the tasks
+    that have some. proxy: the run's, for the tasks that need it. keep_as: see `complete_problems`.
     """
     if task == "bpb":
         return measure_bpb(model, trained, options, proxy)
@@ -544,10 +544,10 @@ def measure(task, model, trained, options, problems, proxy, kept):
         return measure_translation(model, proxy, problems, options)
     write = writer(model, trained, options, proxy)
     if task == "pass":
-        results = measure_pass(write, problems, options, kept)
+        results = measure_pass(write, problems, options, keep_as)
         return results | measure_solutions(model, trained, problems, options, proxy)
     if task == "robust":
-        results = measure_robustness(write, problems, options, kept)
+        results = measure_robustness(write, problems, options, keep_as)
         if options.view == "raw":
             results |= measure_noise(model, trained, options)
         return results

@@ -91,8 +91,9 @@ def prepare(options, block_size):
     """(views, proxy, its file) for `options.data` and `options.proxy`: from the cache, or made now.
 
     A sample is cut such that a pair fits in a context: both of its views and their four sentinels.
-    A proxy makes at most one symbol a byte, and its `overhead` more. Without a proxy samples are
-    cut alike, so that all runs see the same ones. Raises UserError.
+    A proxy makes at most one symbol a byte, and its `overhead` more. Raw bytes, the tokenizer and
+    the neural proxy have none, so they see the same samples; gzip's are shorter by 16 bytes.
+    Raises UserError.
     """
     unfitted = make_proxy(options)
     fixed_cost = 4 + (unfitted.overhead if unfitted else 0)  # symbols of any pair
@@ -150,8 +151,10 @@ class View:
 def format_view(view, raw, comp=None, symbol_lengths=None, mode="sentinel"):
     """The `view`, "raw" or "comp", of a sample: a View.
 
-    raw: its bytes, uint8. comp: its proxy symbols. symbol_lengths: the bytes that each proxy symbol
-    stands for; None if they stand for none, as gzip's: then there are no suffixes either.
+    raw: its bytes, uint8. comp: its proxy symbols. symbol_lengths: how many bytes each proxy symbol
+    stands for; None if that is not known, as of gzip's: then there are no suffixes either. The
+    View's symbols are those of the joint vocabulary: bytes count from BYTE0, the proxy's symbols
+    from PROXY0, which the example leaves off.
 
         text        def_f             of two proxy symbols, "def" is 17 and "_f" is 9
         raw view    <raw> d  e  f  _  f </raw>      suffixes 0  d  de  def  def_  def_f  0
@@ -159,7 +162,7 @@ def format_view(view, raw, comp=None, symbol_lengths=None, mode="sentinel"):
     """
     if view == "raw":
         opening, closing = RAW, END_RAW
-        body = raw.astype(np.int64) + BYTE0  # ids
+        body = raw.astype(np.int64) + BYTE0
         suffix = pack(raw)                   # a byte ends at itself
     else:
         opening, closing = COMP, END_COMP
@@ -200,13 +203,13 @@ def view_probabilities(r, pairs):
     return {"raw": 0.0, "comp": 2 - 1 / r, "pair": 1 / r - 1}
 
 
-def progress(done, schedule):
-    """How far a ramp has got, from 0 to 1, after the share `done` of its duration."""
+def ramp(x, schedule):
+    """The height at x of a ramp from 0, at x = 0, to 1, at x = 1."""
     if schedule == "cosine":
-        return (1 - np.cos(np.pi * done)) / 2
+        return (1 - np.cos(np.pi * x)) / 2
     if schedule == "step":
-        return 0.0  # no ramp: r jumps where the warm-up ends, and where the raw phase begins
-    return done
+        return 0.0  # its foot: r jumps where the warm-up ends, and where the raw phase begins
+    return x
 
 
 # -----------------------------------------------------------------------------
@@ -337,11 +340,11 @@ class Mixer:
             return options.mix
         if done < options.mix_warmup:
             start = min(options.mix_start, options.mix)  # it never starts above its goal
-            risen = progress(done / options.mix_warmup, options.schedule)
+            risen = ramp(done / options.mix_warmup, options.schedule)
             return start + (options.mix - start) * risen
         if done > 1 - options.raw_phase:
             left = (1 - done) / options.raw_phase
-            return options.mix * progress(left, options.schedule)
+            return options.mix * ramp(left, options.schedule)
         return options.mix
 
     def draws_pairs(self, step):
@@ -377,7 +380,8 @@ class Mixer:
         """
         rng = np.random.default_rng((self.options.seed, step, row))
         probabilities = {only: 1.0} if only else self.probabilities(step)
-        context = Context(self.block_size + 1)  # the last column is only a target; `batch` drops it
+        # one more: the last symbol is the target of the one before it, and `batch` drops its column
+        context = Context(self.block_size + 1)
         while context.room >= MIN_ROOM:
             kind = rng.choice(list(probabilities), p=list(probabilities.values()))
             index = self.pools[kind].draw(rng)
@@ -405,13 +409,13 @@ class Mixer:
         symbols = len(first.symbols) + len(second.symbols)
         fits = symbols <= context.room
         share = 1.0 if fits else context.room / symbols
-        joined = self.options.mode != "parallel"  # does the second view see the first: translation?
-        context.begin_sample()  # both views are one sample to the mask
+        parallel = self.options.mode == "parallel"  # the views can't see each other
+        context.begin_sample()
         context.write(first, int(len(first.symbols) * share))
-        if joined and fits:
+        if fits and not parallel:
             # the second view's opening sentinel can be predicted too
             context.targets[context.filled - 1] = second.symbols[0]
-        if not joined:
+        if parallel:
             context.begin_sample()
         context.write(second, int(len(second.symbols) * share))
 

@@ -10,6 +10,8 @@ Each turns bytes into an array of symbols, 0 .. n_symbols - 1, and back:
              bits across byte borders. So a change of one byte changes nearly everything after it,
              and nothing stable is left to learn: the paper's negative example.
 
+(A fourth, Shuffled, is a control for experiments.)
+
 The neural coder works in *windows* of `bits` bits (equal-information windows: Lester et al. 2024,
 arXiv 2404.03626). A window is an interval of 2**bits codewords, and each byte of the text narrows
 it to that byte's share, which is in proportion to the byte LM's probability. When the next byte's
@@ -23,7 +25,7 @@ is what lets a model transfer what it learns.
 
 A window of 16 codewords, letters a, b, c that always have the probabilities 1/2, 1/4, 1/4, and the
 text "aab", in our *exact* code and in the paper's *fuzzy* one. In a fresh window each letter is
-certain of one codeword, and the rest is shared, rounded down so that the last gets what is left:
+certain of one codeword, and the rest is shared; the edges between letters are rounded down:
 
                   exact                                    fuzzy
     fresh         [0, 16)                                  [0, 16)
@@ -33,9 +35,9 @@ certain of one codeword, and the rest is shared, rounded down so that the last g
 
 In the fuzzy code the letters share all of an interval, so the first of them inherits its first
 codeword: 0 stands for "a", for "aa" and for "aaa". The decoder cannot know where the window
-stopped. In the exact code a window keeps its first codeword for itself, "stop here", and the
-letters share the rest. Then each codeword stands for exactly one string, and no end marker is
-needed.
+stopped. In the exact code each string keeps the first codeword of its interval for itself, "stop
+here", and the letters share the rest. Then each codeword stands for exactly one string, and no end
+marker is needed.
 
 Since the LM starts anew with each window, all strings that a window can hold can be listed once.
 The coder becomes a codebook: encoding walks down a trie, decoding looks up, and neither runs the
@@ -116,6 +118,11 @@ class Proxy:
         """The symbols of each text, a list. A proxy defines this or `encode`."""
         return [self.encode(text) for text in texts]
 
+    def decode(self, symbols):
+        """The text, bytes, of some symbols. A proxy defines this; of the paper's fuzzy code it is
+        not always the text that was encoded."""
+        raise NotImplementedError
+
     def symbol_bytes(self):
         """The bytes that each symbol stands for, a list; None for each if that is not known."""
         if self.symbol_lengths is None:
@@ -181,6 +188,7 @@ class Gzip(Proxy):
         return np.frombuffer(self.bare_encode(text), dtype=np.uint8)
 
     def bare_encode(self, text):
+        """The library's own work, whose speed --report shows."""
         if not self.zdict:
             return gzip.compress(text, mtime=0)
         deflate = zlib.compressobj(level=9, wbits=-15, zdict=self.dictionary)  # < 0: no header
@@ -275,6 +283,7 @@ class Tokenizer(Proxy):
                 text = text[error.end:]
 
     def bare_encode(self, text):
+        """The library's own work, whose speed --report shows; it takes no other text than UTF-8."""
         return self.encoding.encode_ordinary(text.decode("utf-8", "ignore"))
 
     def decode(self, symbols):
@@ -283,7 +292,7 @@ class Tokenizer(Proxy):
 
 class Shuffled(Tokenizer):
     """A control, which answers what stability is worth: the tokenizer's symbols, permuted anew for
-    each text. They are as short, and mean as little from one text to the next, as gzip's do.
+    each text. The code is a symbol longer than the tokenizer's, and as unstable as gzip's.
 
     The first symbol is the number of the permutation, a hash of the text.
     """
@@ -291,7 +300,8 @@ class Shuffled(Tokenizer):
     overhead = 1
     report_variants = ({"tokenizer": "1024"},)
 
-    def __init__(self, which, blind=True):  # no symbol stands for the same bytes twice
+    def __init__(self, which, blind=True):
+        # always blind, whatever --blind says: no symbol stands for the same bytes in two texts
         super().__init__(which, blind=True)
 
     @property
@@ -332,8 +342,8 @@ def split(sizes, p, own, fresh):
     one. fresh: in a fresh window each byte gets at least one codeword, so that every text has a
     code.
 
-    The example at the top: 16 codewords, fresh, exact. One is the window's own, each of the three
-    letters has one for certain, and the other 12 are shared: 6, 3 and 3. So the edges are 1, 8, 12,
+    The example at the top: 16 codewords, fresh, exact. One is the string's own, each of the three
+    letters has one for certain, and the other 12 are shared: 6, 3, 3. So the edges are 1, 8, 12,
     16.
     """
     n_bytes = p.shape[1]
@@ -341,30 +351,31 @@ def split(sizes, p, own, fresh):
     shared = sizes - own - certain * n_bytes  # (N,)
     cumulative = np.zeros((len(p), n_bytes + 1))
     cumulative[:, 1:] = np.cumsum(p, axis=1)
-    cumulative /= cumulative[:, -1:]
+    cumulative /= cumulative[:, -1:]  # to end at 1 exactly: else rounding may lose a codeword
     shares = np.floor(cumulative * shared[:, None]).astype(np.int64)
     return own + certain * np.arange(n_bytes + 1) + shares
 
 
-def list_codebook(predict, window, own):
-    """The Trie of a window of so many codewords, a length at a time.
+def list_codebook(predict, n_codewords, own):
+    """The Trie of all strings that a window of so many codewords can hold, the shortest first.
 
     A string whose interval has more than one codeword can grow: the LM says how the bytes share
-    them. predict(strings): its probabilities (N, 256) of the byte that follows each of `strings`,
-    uint8 (N, length), the beginning of a window. In float64, so that rounding, which differs
-    between machines, almost never moves an edge.
+    them. own: as `split` takes it. predict(strings): the LM's probabilities (N, 256) of the byte
+    that follows each of `strings`, uint8 (N, length). They are float64, so that rounding, which
+    differs between machines, almost never moves an edge.
     """
     parent, byte, codeword = [np.zeros(1, int)], [np.zeros(1, int)], [np.zeros(1, int)]
     # the strings of the present length that can grow: their nodes (N,), their bytes (N, length),
     # and their intervals, (N,) first codewords and (N,) sizes
     growing = np.zeros(1, int)
     strings = np.zeros((1, 0), np.uint8)
-    first, sizes = np.zeros(1, int), np.array([window])
+    first, sizes = np.zeros(1, int), np.array([n_codewords])
     n_nodes = 1
-    progress = tqdm(desc="codebook", total=window, leave=False, disable=None)
+    progress = tqdm(desc="codebook", total=n_codewords, leave=False, disable=None)
     while len(growing) > 0 and strings.shape[1] < LONGEST:
         p = predict(strings)
-        edges = split(sizes, p, own, fresh=n_nodes == 1)  # (N, 257)
+        is_root = n_nodes == 1
+        edges = split(sizes, p, own, fresh=is_root)         # (N, 257)
         of_parent, child_byte = np.nonzero(np.diff(edges))  # a child for each share with codewords
         child_first = first[of_parent] + edges[of_parent, child_byte]
         child_sizes = edges[of_parent, child_byte + 1] - edges[of_parent, child_byte]
@@ -416,7 +427,8 @@ def uncertain_pairs(texts, cut_rate):
     pair, following = byte_pairs(data)[:-1], data[2:]
     separator = np.zeros(len(data), dtype=bool)
     separator[begins - 1] = True
-    in_one_text = ~(separator[1:-1] | separator[2:])  # a pair may begin with the newline, no more
+    # of a pair and the byte after it only the first may be a separator: so texts begin
+    in_one_text = ~(separator[1:-1] | separator[2:])
     triple = pair[in_one_text].astype(np.int64) * 256 + following[in_one_text]
     counts = np.bincount(triple, minlength=2 ** 24).reshape(2 ** 16, 256)
     total = counts.sum(axis=1)
@@ -464,7 +476,7 @@ class Neural(Proxy):
         self.bits = bits
         self.fuzzy = fuzzy
         self.segment = segment
-        self.window = 2 ** bits        # codewords
+        self.n_codewords = 2 ** bits   # in a window
         self.own = 0 if fuzzy else 1   # codewords that a string keeps for itself
         self.lm = None
         self.cut_after = np.zeros(2 ** 16, dtype=bool)  # the pairs of bytes that end a segment
@@ -498,7 +510,7 @@ class Neural(Proxy):
             self.lm = byte_lm.cached_lm(folder, texts)
         if self.segment:
             self.cut_after = uncertain_pairs(texts, CUT_RATE)
-        trie = list_codebook(byte_lm.predictor(self.lm), self.window, self.own)
+        trie = list_codebook(byte_lm.predictor(self.lm), self.n_codewords, self.own)
 
         # of the codewords keep what some of the texts use, and those of single bytes: each symbol
         # that is not used would be a row of the model's output layer that it learns never to choose
@@ -536,7 +548,7 @@ class Neural(Proxy):
                 beginning = parent[beginning]
             symbol = symbol_of[codeword[beginning]]
             if beginning == node:
-                self.strings[symbol] = strings[node]
+                self.strings[symbol] = strings[node]  # over a shorter one, in the fuzzy code
                 self.symbols.append([symbol])
             else:
                 rest = strings[node][len(strings[beginning]):]
@@ -573,7 +585,7 @@ class Neural(Proxy):
             return []
         data, begins = join(texts)
         node_at = self.trie.walk_all(data, self.segment_starts(data, begins))
-        node_at[begins - 1] = 0  # the newline before each text
+        node_at[begins - 1] = 0  # the newlines between texts are no part of them
         window_ends = np.flatnonzero(node_at)
         nodes = node_at[window_ends]
         count = self.symbol_count[nodes]
@@ -586,13 +598,13 @@ class Neural(Proxy):
         return b"".join([self.strings[symbol] for symbol in np.asarray(symbols).tolist()])
 
     def segment_starts(self, data, begins):
-        """Where the segments of joined texts start (n,): after an uncertain pair of bytes.
+        """Where the segments of joined texts start, (segments,): after an uncertain pair of bytes.
 
         The coder forgets there what came before, so equal segments are coded equally, and a change
         of the text does not spread.
         """
         starts = np.zeros(len(data), dtype=bool)
-        starts[2:] = self.cut_after[byte_pairs(data)[:-1]]
+        starts[2:] = self.cut_after[byte_pairs(data)[:-1]]  # of bytes 0 and 1 for position 2
         starts[begins[begins < len(data)]] = True  # an empty last text begins at the end
         starts[begins - 1] = True  # the newline before each text is a segment of its own
         return np.flatnonzero(starts)
@@ -663,7 +675,7 @@ def fitted_proxy(options, corpus, meanwhile=contextlib.nullcontext()):
     """(proxy, its file): fitted on the corpus, or read from the cache; (None, None) for raw bytes
     only.
 
-    meanwhile: a block to fit it in.
+    meanwhile: a context manager that is entered for the fit, to have other work done beside it.
     """
     proxy = make_proxy(options)
     if proxy is None:
@@ -675,7 +687,7 @@ def fitted_proxy(options, corpus, meanwhile=contextlib.nullcontext()):
             print(f"proxy: {proxy.name}, cached in {os.path.relpath(path)}")
         else:
             print(f"proxy: fitting {proxy.name} on {options.data}")
-            with meanwhile:
+            with meanwhile:  # another proxy than the one above, so that no part of the fit is kept
                 make_proxy(options).fit(corpus.fitting_texts(), folder).save(path)
             store.return_freed_memory()
     return load_proxy(path), path  # without what was only needed to fit it
@@ -689,8 +701,8 @@ def fitted_proxy(options, corpus, meanwhile=contextlib.nullcontext()):
 class ShowOptions(ProxyOptions):
     text: str = flag(None, "text to cut into symbols", positional=True, nargs="?")
     report: bool = flag(False, "proxy table for --data, in place of a text")
-    sample_bytes: int = flag(2048, "longest sample in the table; a training's has 222 bytes, with "
-                             "contexts of 448 symbols")
+    sample_bytes: int = flag(2048, "longest sample in the table; a training's has 222 bytes (206 "
+                             "with gzip), with contexts of 448 symbols")
 
 
 def main(options):

@@ -1315,7 +1315,7 @@ def codewords_by_definition(proxy, segment):
         strings = np.frombuffer(held, dtype=np.uint8)[None]
         return byte_lm.next_byte_probabilities(lm, strings)[0].tolist()
 
-    return interval_codewords(segment, proxy.window, proxy.own, probabilities)
+    return interval_codewords(segment, proxy.n_codewords, proxy.own, probabilities)
 
 
 THREE_LETTERS = [0.5, 0.25, 0.25]  # the example at the top of proxies.py: letters a, b and c
@@ -1524,7 +1524,7 @@ def test_views_are_stored_in_the_smallest_type(n_symbols, dtype):
 
 def with_all_codewords(proxy):
     """The proxy with each codeword as a symbol of the same number."""
-    return copy.copy(proxy).build(proxy.trie, np.arange(proxy.window))
+    return copy.copy(proxy).build(proxy.trie, np.arange(proxy.n_codewords))
 
 
 @pytest.mark.parametrize("kind", ["whole", "fuzzy"])
@@ -2003,6 +2003,22 @@ def test_an_encoding_process_has_no_use_for_torch(prepared, kind):
                               input=pickle.dumps(proxy), capture_output=True)
     symbols = [proxy.encode(text).tolist() for text in (b"def f(x):\n    return x\n", b"")]
     assert encoding.stdout.decode() == f"{symbols} False\n", encoding.stderr.decode()
+
+
+def test_after_an_edit_of_what_it_reads_the_byte_lm_is_trained_anew(
+        tmp_path, monkeypatch, two_step_lm, python_texts):
+    for name in ("lib/byte_lm.py", "lib/suffix.py", "model.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    monkeypatch.setattr(byte_lm, "ROOT", tmp_path)
+    for n_trained, edited in enumerate(("lib/byte_lm.py", "lib/suffix.py", "model.py"), start=1):
+        byte_lm.cached_lm(tmp_path, python_texts[:1])
+        byte_lm.cached_lm(tmp_path, python_texts[:1])
+        assert len(two_step_lm) == n_trained
+        with open(tmp_path / edited, "a") as file:
+            file.write("# an edit\n")
+    byte_lm.cached_lm(tmp_path, python_texts[:1])
+    assert len(two_step_lm) == 4
 
 
 def test_without_a_proxy_there_is_nothing_to_fit(corpus_file, empty_cache):
@@ -4548,6 +4564,12 @@ def test_interrupted_and_resumed_is_bit_exact(run_train, monkeypatch, capsys, tm
     train_with(f"--resume={parts}")
     assert_same_state(parts, whole)
     assert_same_log(read_log(parts), read_log(whole))
+
+
+def test_a_training_has_one_length():
+    options = parse(train.Options, ["--steps=5", "--flops=1e9", "--proxy=none"])
+    with pytest.raises(UserError, match=r"--steps=5 and --flops=1e\+09: expected one of them"):
+        options.resolve()
 
 
 def test_what_could_not_be_saved_is_not_said_to_be(run_train, monkeypatch, capsys, tmp_path):
@@ -7546,7 +7568,7 @@ def test_of_two_runs_at_once_one_works(rows_file, pairing, tmp_path):
 # samples that are written while a proxy is fitted
 
 
-def fit_once(condition, monkeypatch):
+def let_the_fit_wait(condition, monkeypatch):
     """Have gzip's fit wait for a condition."""
     def fit(self, texts, folder=None):
         wait_until(condition)
@@ -7567,7 +7589,7 @@ def test_samples_are_written_while_a_proxy_is_fitted(rows_file, cache, monkeypat
                                                      all_corpora_are_large):
     alone = views_of(rows_file)  # by this process, in samples of LONGEST bytes
     monkeypatch.setattr(store, "CACHE", tmp_path / "another")
-    fit_once(lambda: samples_in(tmp_path / "another"), monkeypatch)
+    let_the_fit_wait(lambda: samples_in(tmp_path / "another"), monkeypatch)
     options = options_for(rows_file, proxy="gzip")
     views, _, _ = mix.prepare(options, 2 * LONGEST + 4 + proxies.Gzip.overhead)
     (there,), (here,) = samples_in(tmp_path / "another"), samples_in(cache)
@@ -7592,11 +7614,10 @@ def test_samples_that_another_process_could_not_write_are_written(rows_file, cac
     assert len(views) > 1500
 
 
-def test_what_keeps_samples_from_being_written_is_said_once(cache, tmp_path, capfd, monkeypatch,
+def test_what_keeps_samples_from_being_written_is_said_once(cache, tmp_path, capfd,
                                                             all_corpora_are_large):
     """Here a folder that cannot be made, where the proxy's can."""
     path = write_rows(tmp_path / "c.jsonl", [{"text": f"x = {i}\n" * 9} for i in range(200)])
-    fit_once(lambda: True, monkeypatch)
     (cache / Corpus(str(path)).id).mkdir(parents=True)
     (cache / Corpus(str(path)).id / "samples-110").write_text("not a folder")
     with pytest.raises(UserError, match="cannot write .*samples-110"):
@@ -10297,7 +10318,7 @@ def test_completions_are_of_what_they_say(tmp_path, changes, options):
 
     def complete(**call):
         settings = evaluation.EvalOptions(**call.pop("options"))
-        evaluation.complete_problems(write, options=settings, kept=tmp_path / "kept", **call)
+        evaluation.complete_problems(write, options=settings, keep_as=tmp_path / "kept", **call)
     complete(**CALL, options={})
     complete(**CALL, options={})
     assert write.calls == 1

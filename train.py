@@ -115,6 +115,9 @@ class Options(MixOptions):
                "lr", "clip")
         expect(self, "of 0 or more", "block_size", "n_byte_heads", "steps", "flops", "weight_decay")
         expect(self, "from 0 to 1", "lr_warmup")
+        if self.steps and self.flops:
+            raise UserError(f"--steps={self.steps} and --flops={self.flops:g}: expected one of "
+                            "them")
         expect_wandb(self.wandb)
         self.device = resolve_device(self.device)
         if self.dtype == "auto":

@@ -21,6 +21,7 @@ LM_BYTES = 128  # bytes that the LM sees at once
 # one layer is enough: hashed n-gram look-ups do most of the predicting
 LM_CONFIG = GPTConfig(vocab_size=257, n_layer=1, n_embd=64, n_head=2, mlp_hidden=128,
                       block_size=LM_BYTES, ngram=6, ngram_buckets=2 ** 15)
+LM_CODE = ("lib/byte_lm.py", "lib/suffix.py", "model.py")  # after an edit there it is trained anew
 
 # -----------------------------------------------------------------------------
 # training
@@ -47,7 +48,7 @@ def train_lm(texts, steps=400, seed=1337, batch_size=64, lr=4e-3):
     optimizer = torch.optim.AdamW(lm.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
     progress = tqdm(range(steps), desc="byte LM", leave=False, disable=None)
     for step in progress:
-        # a trapezoid: 50 steps up, flat for the first third, then down to 0
+        # a trapezoid: up for 50 steps, flat until a third of them all, then down to 0
         warmup = (step + 1) / 50
         decay = 1.5 * (steps - step) / steps
         for group in optimizer.param_groups:
@@ -69,7 +70,7 @@ def cached_lm(folder, texts):
     """The LM of `texts`: trained now, or read from `folder`, since it serves all --bits."""
     if folder is None:
         return train_lm(texts)
-    path = folder / f"byte-lm-{code_hash(ROOT / 'lib/byte_lm.py', ROOT / 'model.py')}.pt"
+    path = folder / f"byte-lm-{code_hash(*[ROOT / name for name in LM_CODE])}.pt"
     if not path.exists():
         store.write_torch(path, train_lm(texts).state_dict())
     lm = GPT(LM_CONFIG).eval()
@@ -89,9 +90,9 @@ def next_byte_probabilities(lm, strings):
     """
     p = []
     for some_strings in torch.from_numpy(strings.copy()).long().split(8192):
-        any_byte = some_strings.new_zeros(len(some_strings), 1)  # the one that is predicted
+        any_byte = some_strings.new_zeros(len(some_strings), 1)  # lm_inputs leaves off the last
         idx, suffix = lm_inputs(torch.cat((some_strings, any_byte), dim=1))
-        logits = lm(idx, suffix=suffix)[:, -1, :256]
+        logits = lm(idx, suffix=suffix)[:, -1, :256]  # LM_BOS never follows
         p.append(torch.softmax(logits, dim=-1))
     return torch.cat(p).numpy()
 

@@ -55,15 +55,15 @@ class Trie:
             yield len(text), node
 
     def walk_all(self, data, starts):
-        """Walk down with all segments of `data`, uint8 (n,), side by side, a byte at a time.
+        """Walk down with all segments of `data`, uint8 (bytes,), side by side, a byte at a time.
 
         starts: where the segments begin; one ends where the next begins. Returns what `walk` yields
-        for each of them, as an array (n,): at the last byte of a window its node, elsewhere 0.
+        for each of them, as an array (bytes,): at the last byte of a window its node, elsewhere 0.
 
         The longest segments come first, so those that are not at their end are always the first n:
 
             byte     0 1 2 3 4
-            "return" r e t u r ..    n = 3 for the first two bytes, 2 for the third, then 1
+            "return" r e t u r ..    n = 3 for bytes 0 and 1, 2 for bytes 2 and 3, then 1
             "self"   s e l f
             "if"     i f
         """
