@@ -683,6 +683,7 @@ def fitted_proxy(options, corpus, meanwhile=contextlib.nullcontext()):
     folder = store.CACHE / corpus.id
     path = folder / f"{proxy.name}-{fitting_code(proxy)}.pt"
     with store.locked(folder):  # one process fits, others wait for it and read
+        store.remove_leftovers(folder)
         if path.exists():
             print(f"proxy: {proxy.name}, cached in {os.path.relpath(path)}")
         else:

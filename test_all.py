@@ -1978,6 +1978,19 @@ def test_one_byte_lm_serves_all_neural_proxies(tiny_file, empty_cache, two_step_
     assert len(two_step_lm) == 1
 
 
+def test_what_a_killed_fit_left_is_removed(tiny_file, empty_cache):
+    options = options_for(tiny_file, proxy="tokenizer")
+    corpus = Corpus(options.data)
+    _, path = proxies.fitted_proxy(options, corpus)
+    for fitted_before in (True, False):
+        leftover = path.with_name("byte-lm-0123.pt.999.tmp")
+        leftover.write_bytes(b"half")
+        if not fitted_before:
+            path.unlink()
+        proxies.fitted_proxy(options, corpus)
+        assert path.exists() and not leftover.exists()
+
+
 def test_what_only_a_fit_needs_is_not_kept(tiny_file, empty_cache, two_step_lm):
     options = options_for(tiny_file, proxy="neural")
     proxy, path = proxies.fitted_proxy(options, Corpus(options.data))
@@ -4579,7 +4592,8 @@ def test_what_could_not_be_saved_is_not_said_to_be(run_train, monkeypatch, capsy
     interrupt_at(1, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run_train("--steps=5", "--proxy=none", out=tmp_path / "run")
-    assert "interrupted at step 2, not saved." in capsys.readouterr().out
+    # nor is there a checkpoint to go on from
+    assert capsys.readouterr().out.endswith("interrupted at step 2, not saved.\n")
 
 
 def test_a_resumed_run_has_taken_the_time_of_both_parts(run_train, monkeypatch, tmp_path):

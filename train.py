@@ -312,8 +312,8 @@ class Training:
                 if processes.sum(int(stop.received)):  # all processes stop at the same step
                     progress.close()
                     saved = "saved" if self.save() else "not saved"
-                    processes.print0(f"interrupted at step {self.step}, {saved}. To go on: python "
-                                     f"train.py --resume={self.out}")
+                    processes.print0(f"interrupted at step {self.step}, {saved}."
+                                     f"{self.how_to_go_on()}")
                     processes.disconnect()
                     raise KeyboardInterrupt
         self.seconds = time.time() - self.began
@@ -407,6 +407,12 @@ class Training:
             processes.print0(f"checkpoint skipped: {error}")
             return False
         return True
+
+    def how_to_go_on(self):
+        """Part of a message; nothing where there is no checkpoint."""
+        if not (self.out / "ckpt.pt").exists():
+            return ""
+        return f" To go on: python train.py --resume={self.out}"
 
     def show_progress(self):
         """A bar over all symbols; none where stderr is a file, or in processes but the first."""

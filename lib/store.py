@@ -153,7 +153,8 @@ def is_complete(folder):
 
 
 def remove_leftovers(folder):
-    """Remove the temporary files and encoded parts that a killed run left in a complete folder."""
+    """Remove the temporary files and encoded parts that a killed run left in a folder, which is
+    locked, and complete if it is one of parts."""
     for pattern in ("*.tmp", "[0-9]*.idx", "[0-9]*.bin"):
         for path in folder.glob(pattern):
             with contextlib.suppress(OSError):  # on Windows, a file that someone still has open

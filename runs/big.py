@@ -160,13 +160,10 @@ def print_phases(phases, megabytes):
 
 
 def digests(cache):
-    """{path: hash} of the files that a preparation has written, but for locks and proxies.
-
-    Nor of what is known of the corpus's own file: one written two seconds ago is not yet trusted.
-    """
+    """{path: hash} of the files that a preparation has written, but for locks and proxies."""
     found = {}
-    for path in sorted(cache.glob("*/samples-*/**/*")):
-        if path.is_file() and path.name != "lock":
+    for path in sorted(cache.rglob("*")):
+        if path.is_file() and path.name != "lock" and path.suffix != ".pt":
             with open(path, "rb") as f:
                 found[str(path.relative_to(cache))] = hashlib.file_digest(f, "sha256").hexdigest()
     return found
@@ -205,6 +202,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         data, cache, other = (Path(folder) / name for name in ("big.jsonl", "cache", "again"))
         megabytes = write_corpus(data, options.mb * 1e6) / 1e6
+        time.sleep(3)  # lib/files.py remembers no file that was just written
         job = start(options, data, cache)
         phases = watch(job, cache, options.proxy)
         if job.returncode:
