@@ -205,16 +205,18 @@ def measure_bpb(model, trained, options, proxy):
 
 
 def solution_in_symbols(prompt, solution, proxy, mode):
-    """A Window of a problem as a proxy's symbols, with targets from the solution's first symbol on.
+    """A Window of a problem, two bytes, as a proxy's symbols, with targets from the first symbol on
+    that stands for a byte of the solution.
 
-    Both, bytes, are encoded one by one, so that no symbol stands for bytes of both.
+    Others of its bytes may be the prompt's, so its bits are an upper bound of the solution's.
     """
-    read = proxy.encode(prompt)
-    comp = np.concatenate([read, proxy.encode(solution)])
     text = np.frombuffer(prompt + solution, np.uint8)
+    comp = proxy.encode(prompt + solution)
     view = format_view("comp", text, comp, proxy.symbol_lengths, mode)
+    ends = np.cumsum(proxy.symbol_lengths[comp])
+    n_read = np.searchsorted(ends, len(prompt), side="right")  # symbols that end inside the prompt
     targets = view.symbols[1:].copy()
-    targets[:len(read)] = NO_TARGET
+    targets[:n_read] = NO_TARGET
     return Window(view.symbols[:-1], view.suffix[:-1], targets, len(solution))
 
 

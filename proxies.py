@@ -118,6 +118,15 @@ class Proxy:
         """The symbols of each text, a list. A proxy defines this or `encode`."""
         return [self.encode(text) for text in texts]
 
+    def encode_prompt(self, text):
+        """(symbols, rest) of a text that will go on: the symbols that stay the same whatever
+        follows, and the bytes after them, which may share a symbol with what follows.
+
+        For proxies with `symbol_lengths`. Overridden where more than the last symbol may change.
+        """
+        symbols = self.encode(text)[:-1]
+        return symbols, text[len(self.decode(symbols)):]
+
     def decode(self, symbols):
         """The text, bytes, of some symbols. A proxy defines this; of the paper's fuzzy code it is
         not always the text that was encoded."""
@@ -281,6 +290,10 @@ class Tokenizer(Proxy):
                 for byte in text[error.start:error.end]:
                     symbols.append(self.encoding.encode_single_token(bytes([byte])))
                 text = text[error.end:]
+
+    def encode_prompt(self, text):
+        stable, _ = self.encoding.encode_with_unstable(text.decode(), disallowed_special=())
+        return np.array(stable, dtype=self.dtype), text[len(self.decode(stable)):]
 
     def bare_encode(self, text):
         """The library's own work, whose speed --report shows; it takes no other text than UTF-8."""
@@ -593,6 +606,15 @@ class Neural(Proxy):
         windows_before = np.searchsorted(window_ends, begins[1:])  # each text but the first
         symbols_before = np.append(0, np.cumsum(count))[windows_before]
         return np.split(symbols, symbols_before)
+
+    def encode_prompt(self, text):
+        """All but the last window: where a segment or a window ends is decided by the byte after it
+        at the latest."""
+        segment = self.segments(text + b"?")[-1]  # with a byte more, to see a cut after the text
+        segment = segment[:-1]
+        ends = [0] + [end for end, _ in self.trie.walk(segment)]
+        rest = segment[ends[-2]:] if segment else b""
+        return self.encode(text[:len(text) - len(rest)]), rest
 
     def decode(self, symbols):
         return b"".join([self.strings[symbol] for symbol in np.asarray(symbols).tolist()])

@@ -267,7 +267,7 @@ def complete(model, prompts, n=1, stops=(), **settings):
 
 
 def continue_views(model, prompts, first, closing, symbol_bytes, temperature=0.0, seed=0,
-                   begins=None):
+                   rests=None):
     """What the model writes inside a given view, of bytes or of symbols: see `write_view` in
     lib/write_view.py, whose arguments these are."""
     device = model.embed.weight.device
@@ -277,7 +277,7 @@ def continue_views(model, prompts, first, closing, symbol_bytes, temperature=0.0
         return pick(logits, temperature, 0, 1.0, generator)
 
     cache = KVCache(model.config, len(prompts), model.config.block_size, device)
-    return write_view(model, cache, prompts, first, closing, symbol_bytes, pick_one, begins)
+    return write_view(model, cache, prompts, first, closing, symbol_bytes, pick_one, rests)
 
 
 def complete_in_symbols(model, proxy, symbol_bytes, prompts, n=1, stops=(), max_new=256,
@@ -285,28 +285,24 @@ def complete_in_symbols(model, proxy, symbol_bytes, prompts, n=1, stops=(), max_
     """`complete`, but reading and writing the proxy's symbols: what a tokenizer model does. Each
     view is written to its end, and only then cut by `max_new` and `stops`.
 
-    Token healing: a prompt's last symbol is taken off, and the first new one must begin with its
-    bytes; in a longer text the tokenizer might have cut elsewhere. A prompt has at most half of the
-    context.
+    Token healing: the last bytes of a prompt may share a symbol with what follows. The model does
+    not read these `rests` but writes them once more, in symbols as it has seen them in training. Of
+    a prompt it reads at most half of a context.
     """
-    shown, begins = [], []
+    shown, rests = [], []
     for prompt in prompts:
-        raw = np.frombuffer(prompt, np.uint8)
-        view = format_view("comp", raw, proxy.encode(prompt), proxy.symbol_lengths)
-        healed = b""
-        stop = len(view.symbols) - 1  # without the closing sentinel
-        if prompt:
-            stop -= 1
-            healed = symbol_bytes[view.symbols[stop] - PROXY0]
+        read, rest = proxy.encode_prompt(prompt)
+        raw = np.frombuffer(prompt[:len(prompt) - len(rest)], np.uint8)
+        view = format_view("comp", raw, read, proxy.symbol_lengths)
         start = max(1, len(view.symbols) - model.config.block_size // 2)
-        symbols = np.append(view.symbols[0], view.symbols[start:stop])
-        suffix = np.append(view.suffix[0], view.suffix[start:stop])
+        symbols = np.append(view.symbols[0], view.symbols[start:-1])  # without the closing sentinel
+        suffix = np.append(view.suffix[0], view.suffix[start:-1])
         shown += [(symbols, suffix)] * n
-        begins += [healed] * n
-    codes = continue_views(model, shown, PROXY0, END_COMP, symbol_bytes, temperature, seed, begins)
+        rests += [rest] * n
+    codes = continue_views(model, shown, PROXY0, END_COMP, symbol_bytes, temperature, seed, rests)
     texts = []
-    for healed, symbols in zip(begins, codes):
-        text = proxy.decode(symbols)[len(healed):][:max_new]
+    for rest, symbols in zip(rests, codes):
+        text = proxy.decode(symbols)[len(rest):][:max_new]
         texts.append(text[:find_stop(text, stops)])
     return [texts[i:i + n] for i in range(0, len(texts), n)]
 

@@ -73,7 +73,7 @@ import sample
 import train
 from lib import (
     bpe, byte_lm, checkpoint as checkpoints, corpus, files, judge, parallel, plan, plots,
-    proxy_table, sandbox, scoring, store, trie as trie_file)
+    proxy_table, sandbox, scoring, store, trie as trie_file, write_view)
 from lib.byte_heads import ByteHeads, Guessing
 from lib.checkpoint import drop_log_from, load_checkpoint, new_folder, newest_run
 from lib.corpus import ROOT, Corpus, cut_at_lines
@@ -1732,6 +1732,58 @@ def test_a_batch_is_coded_as_its_segments_are(fitted, python_texts, monkeypatch,
         assert code.tolist() == expected
         assert code.dtype == proxy.dtype
     assert proxy.encode_batch([]) == []
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "neural", "whole"])
+def test_no_continuation_changes_the_symbols_of_a_prompt(fitted, python_texts, kind):
+    """At all places of a real text: it is the beginning of the text's own symbols, and of those
+    when it goes on in other ways."""
+    proxy = fitted[kind]
+    text = "é\n".encode() + python_texts[3][2000:3000]
+    whole = proxy.encode(text).tolist()
+    places = [i for i in range(len(text) + 1) if i != 1]  # 1: inside the é
+    n_left, symbols_left = [], []
+    for place in places:
+        prompt = text[:place]
+        read, rest = proxy.encode_prompt(prompt)
+        assert whole[:len(read)] == read.tolist()
+        for more in (b"", b" ", b"\n    x", b"7", b"s"):
+            assert proxy.encode(prompt + more).tolist()[:len(read)] == read.tolist()
+        assert proxy.decode(read) + rest == prompt
+        n_left.append(len(rest))
+        symbols_left.append(len(proxy.encode(prompt)) - len(read))
+    assert max(symbols_left) > 1
+    # no more is left than a window, or a piece that BPE never merges across and white space before
+    longest = [proxies.LONGEST] * len(places)
+    if kind == "tokenizer":
+        pieces = [re.findall(proxies.PATTERN, text[:place].decode()) for place in places]
+        longest = [len("".join(some[-2:]).encode()) for some in pieces]
+    assert all(n <= most for n, most in zip(n_left, longest))
+
+
+def test_a_proxy_of_ones_own_leaves_the_last_symbol_of_a_prompt():
+    class Pairs(proxies.Proxy):
+        """A symbol for two bytes."""
+        def encode(self, text):
+            return np.frombuffer(text.ljust((len(text) + 1) // 2 * 2), ">u2")
+
+        def decode(self, symbols):
+            return np.asarray(symbols, ">u2").tobytes()
+
+    read, rest = Pairs().encode_prompt(b"abcde")
+    assert read.tolist() == [256 * 97 + 98, 256 * 99 + 100]
+    assert rest == b"e"
+    assert Pairs().encode_prompt(b"")[1] == b""
+
+
+def test_a_cut_after_the_prompt_leaves_nothing(fitted):
+    """After a pair of bytes that ends a segment all is certain."""
+    proxy = fitted["neural"]
+    pair = int(np.flatnonzero(proxy.cut_after)[0])
+    text = b"x = 1" + bytes([pair // 256, pair % 256])
+    read, rest = proxy.encode_prompt(text)
+    assert rest == b""
+    assert read.tolist() == proxy.encode(text).tolist()
 
 
 def test_a_tenth_of_the_bytes_start_a_segment(fitted, python_texts):
@@ -3395,8 +3447,9 @@ def test_a_model_whose_training_has_failed_is_one_line():
 
 
 @torch.no_grad()
-def slow_view(model, prompt, proxy, begin=b""):
-    """Greedy symbols after `prompt`, the symbols of a compressed view, with no cache."""
+def slow_view(model, prompt, proxy, rest=b""):
+    """Greedy symbols after `prompt`, the symbols of a compressed view, with no cache. `rest` is
+    written first."""
     symbol_bytes = proxy.symbol_bytes()
     written = []
     symbols, suffix = (list(part) for part in prompt)
@@ -3404,15 +3457,15 @@ def slow_view(model, prompt, proxy, begin=b""):
     while len(symbols) < BLOCK:
         logits = model(torch.tensor([symbols]), suffix=torch.tensor([suffix]))[0, -1]
         of_view = logits[PROXY0:PROXY0 + proxy.n_symbols].clone()
-        if not written:
-            for symbol, its_bytes in enumerate(symbol_bytes):
-                if not its_bytes.startswith(begin):
-                    of_view[symbol] = -torch.inf
+        for symbol, its_bytes in enumerate(symbol_bytes):
+            n = min(len(its_bytes), len(rest))
+            if its_bytes[:n] != rest[:n]:
+                of_view[symbol] = -torch.inf
         best = int(of_view.argmax())
-        ends = logits[END_COMP] > of_view[best] and (written or not begin)
-        if ends:
+        if logits[END_COMP] > of_view[best] and not rest:
             break
         written.append(best)
+        rest = rest[len(symbol_bytes[best]):]
         text += symbol_bytes[best]
         symbols.append(PROXY0 + best)
         suffix.append(int.from_bytes(text[-7:], "big"))
@@ -3455,16 +3508,26 @@ def test_each_row_of_a_view_has_room_of_its_own(prepared):
     assert written == [slow_view(model, prompt, proxy) for prompt in prompts]
 
 
-def test_the_first_symbol_of_a_view_begins_as_it_is_told(prepared):
+def test_a_view_begins_with_what_is_left_of_the_prompt(prepared):
+    """In one symbol or in several, as the model likes, and no longer than it has to."""
     _, _, proxy = prepared["tokenizer"]
     model = greedy_model(vocab_size=PROXY0 + proxy.n_symbols)
-    prompts = view_prompts(prepared, [5, 12, 9])
-    begins = [b"re", b" ", b"x"]
+    prompts = view_prompts(prepared, [5, 12, 9, 7])
+    rests = [b"re", b" x_yz", b"x", b""]
     symbol_bytes = proxy.symbol_bytes()
-    written = sample.continue_views(model, prompts, PROXY0, END_COMP, symbol_bytes, begins=begins)
-    for prompt, begin, symbols in zip(prompts, begins, written):
-        assert symbol_bytes[symbols[0]].startswith(begin)
-        assert symbols == slow_view(model, prompt, proxy, begin)
+    written = sample.continue_views(model, prompts, PROXY0, END_COMP, symbol_bytes, rests=rests)
+    for prompt, rest, symbols in zip(prompts, rests, written):
+        assert proxy.decode(symbols).startswith(rest)
+        assert symbols == slow_view(model, prompt, proxy, rest)
+    assert len(symbol_bytes[written[1][0]]) < len(rests[1])  # several
+    assert rests == [b"re", b" x_yz", b"x", b""]  # the caller's list stays
+
+
+def test_the_symbols_that_may_come_next():
+    symbol_bytes = [b"a", b"ab", b"abc", b"b", b"", b"ac"]
+    bound, free = write_view.allowed_next(symbol_bytes, [b"ab", b""])
+    assert bound.tolist() == [True, True, True, False, False, False, False]
+    assert free.all()  # the closing sentinel, too
 
 
 # -----------------------------------------------------------------------------
@@ -3645,7 +3708,11 @@ def solved_problems(*pairs):
             for n, (prompt, solution) in enumerate(pairs)}
 
 
-PROMPTS_AND_SOLUTIONS = [("def f(x):\n", "    return x\n"), ("def g():\n    # é\n", "    pass\n")]
+PROMPTS_AND_SOLUTIONS = [
+    ("def f(x):\n", "    return x\n"),
+    ("def g():\n    # é\n", "    pass\n"),
+    ("def h(x):\n    return", " x\n"),  # where a token ends too
+]
 
 
 def measured_solutions(model, problems, view="raw", proxy=None):
@@ -3666,20 +3733,21 @@ def test_bits_per_byte_of_solutions_are_those_after_their_prompts():
 
 
 def test_bits_per_byte_of_solutions_through_a_proxy(fitted):
-    """Prompt and solution are encoded one by one: no symbol stands for bytes of both."""
+    """Spelled as one text: a symbol that stands for bytes of both prompt and solution counts."""
     proxy = fitted["tokenizer"]
     model = small_model(vocab_size=PROXY0 + proxy.n_symbols, ngram=4).eval()
-    nats = n_bytes = 0
+    nats = n_bytes = n_of_both = 0
     for prompt, solution in PROMPTS_AND_SOLUTIONS:
-        prompt, solution = prompt.encode(), solution.encode()
-        read, written = comp_view(proxy, prompt), comp_view(proxy, solution)
-        symbols = read[0][:-1] + written[0][1:]
-        suffixes = read[1][:-1]
-        for n in range(1, len(written[0]) - 1):
-            text = proxy.decode([code - PROXY0 for code in written[0][1:1 + n]])
-            suffixes.append(suffix_of(prompt + text))
-        nats += nats_of(model, symbols, suffixes + [0], first=len(read[0]) - 1)
+        symbols, suffixes = comp_view(proxy, (prompt + solution).encode())
+        n_prompt = len(prompt.encode())
+        first = 1
+        while len(proxy.decode([code - PROXY0 for code in symbols[1:1 + first]])) <= n_prompt:
+            first += 1
+        before = proxy.decode([code - PROXY0 for code in symbols[1:first]])
+        n_of_both += len(before) < n_prompt
+        nats += nats_of(model, symbols, suffixes, first)
         n_bytes += len(solution)
+    assert n_of_both == 2  # of three
     problems = solved_problems(*PROMPTS_AND_SOLUTIONS)
     found = measured_solutions(model, problems, "comp", proxy)
     assert found == {"bpb_solutions_comp": pytest.approx(nats / np.log(2) / n_bytes, rel=1e-5)}
@@ -4050,21 +4118,23 @@ def test_problems_without_a_solution_are_not_translated(translation):
     assert list(views) == list(problems)[2:]
 
 
-@pytest.fixture(params=["tokenizer", "neural"])
-def tokenizer_model(request, prepared):
+@pytest.fixture(params=["tokenizer", "neural", "whole"])
+def tokenizer_model(request, fitted):
     """(proxy, problems, model): a model of symbols only, which solves the problems.
 
-    A prompt's last symbol is left to the model to write, and it writes on to another class.
+    It goes on from any beginning of a prompt, if that is spelled as it is in the whole text, and
+    after the solution it writes on to another class. Any other spelling is a KeyError.
     """
-    _, _, proxy = prepared[request.param]
+    proxy = fitted[request.param]
     problems = tinycode_problems(8)
     script = {}
     for problem in problems.values():
-        whole = f"{problem['prompt']}{problem['canonical_solution']}\nclass X:".encode()
-        *start, _ = proxy.encode(problem["prompt"].encode()).tolist()
-        rest = whole[len(proxy.decode(start)):]
-        prompt = (COMP, *(PROXY0 + code for code in start))
-        script[prompt] = [*(PROXY0 + code for code in proxy.encode(rest).tolist()), END_COMP]
+        prompt = problem["prompt"].encode()
+        whole = prompt + f"{problem['canonical_solution']}\nclass X:".encode()
+        symbols = [PROXY0 + code for code in proxy.encode(whole).tolist()]
+        for n in range(1, len(symbols)):
+            if len(proxy.decode(proxy.encode(whole)[:n])) <= len(prompt):
+                script[COMP, *symbols[:n]] = [*symbols[n:], END_COMP]
     return proxy, problems, scripted_model(proxy, script)
 
 
@@ -4081,28 +4151,15 @@ def test_a_tokenizer_model_reads_and_writes_through_its_tokens(tokenizer_model):
     assert write(prompts[:1], max_new=5) == [[solutions[0][:5]]]
 
 
-def test_a_prompts_last_token_is_healed(tokenizer_model):
-    """In some of the scripts the model does not go on with the token that the prompt ends in."""
+def test_a_prompt_is_not_read_as_if_it_ended_there(tokenizer_model):
+    """The solution changes how the end of a prompt is spelled, and often more than one symbol."""
     proxy, problems, model = tokenizer_model
-    n_healed = 0
     for problem in problems.values():
-        *start, last = proxy.encode(problem["prompt"].encode()).tolist()
-        prompt = (COMP, *(PROXY0 + code for code in start))
-        n_healed += model.script[prompt][0] != PROXY0 + last
-    assert n_healed or proxy.kind == "neural"  # whose segments often end with the prompt's line
-
-
-def test_the_first_symbol_begins_as_it_is_told_to(tokenizer_model):
-    proxy, _, model = tokenizer_model
-    symbol_bytes = proxy.symbol_bytes()
-    wants = symbol_bytes.index(b"x")
-    model.script = {(COMP, PROXY0 + 9): [PROXY0 + wants, END_COMP]}
-    shown = [(np.array([COMP, PROXY0 + 9]), np.array([0, 0]))]
-    write = functools.partial(sample.continue_views, model, shown, PROXY0, END_COMP, symbol_bytes)
-    (free,) = write()
-    (bound,) = write(begins=[b"\n"])
-    assert free == [wants]
-    assert symbol_bytes[bound[0]].startswith(b"\n")
+        prompt = problem["prompt"].encode()
+        assert (COMP, *(PROXY0 + proxy.encode(prompt).astype(int))) not in model.script
+        read, rest = proxy.encode_prompt(prompt)
+        assert proxy.decode(read) + rest == prompt
+        assert (COMP, *(PROXY0 + read.astype(int))) in model.script
 
 
 def test_a_tokenizer_model_is_scored(tokenizer_model, monkeypatch):

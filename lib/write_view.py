@@ -24,17 +24,24 @@ def read_prompts(model, cache, prompts):
     return states[torch.arange(len(prompts)), lengths - 1]
 
 
-def allowed_first(symbol_bytes, begins):
-    """bool (B, n_symbols + 1): the symbols that may come first after each prompt. Their bytes begin
-    as `begins` says for it; the closing sentinel has none."""
+def allowed_next(symbol_bytes, rests):
+    """bool (B, n_symbols + 1): the symbols that may come next in each row, whose `rest` must be
+    written first. Their bytes begin with all of it, or are its beginning.
+
+    The last is the closing sentinel, for which nothing may be left.
+    """
     allowed = {}
-    for begin in set(begins):
-        allowed[begin] = [text.startswith(begin) for text in symbol_bytes] + [False]
-    return torch.tensor([allowed[begin] for begin in begins])
+    for rest in set(rests):
+        allowed[rest] = []
+        for text in symbol_bytes:
+            is_beginning = text != b"" and rest.startswith(text)
+            allowed[rest].append(is_beginning or text.startswith(rest))
+        allowed[rest].append(rest == b"")
+    return torch.tensor([allowed[rest] for rest in rests])
 
 
 @torch.inference_mode()
-def write_view(model, cache, prompts, first, closing, symbol_bytes, pick_one, begins=None):
+def write_view(model, cache, prompts, first, closing, symbol_bytes, pick_one, rests=None):
     """Go on from prompts that end inside a view, each up to the `closing` sentinel or to the end of
     the context.
 
@@ -43,7 +50,7 @@ def write_view(model, cache, prompts, first, closing, symbol_bytes, pick_one, be
     first: the id of the view's first symbol, BYTE0 or PROXY0.
     symbol_bytes: the bytes of each symbol, None if it stands for none.
     pick_one: chooses from logits (B, n_symbols + 1), the last of which is the closing sentinel's.
-    begins: for each prompt the bytes that its first new symbol must begin with.
+    rests: for each prompt the bytes that must be written first.
 
     Returns a list of symbols, counted from 0, for each prompt.
     """
@@ -53,14 +60,15 @@ def write_view(model, cache, prompts, first, closing, symbol_bytes, pick_one, be
     room = [cache.length - len(symbols) for symbols, _ in prompts]
 
     suffix = [int(prompt_suffix[-1]) for _, prompt_suffix in prompts]
+    rests = list(rests or [b""] * len(prompts))
     written = [[] for _ in prompts]
     ended = [n == 0 for n in room]
-    for step in range(max(room)):
+    for _ in range(max(room)):
         logits = model.logits(states)
         of_view = logits[:, first:first + n_symbols]
         choices = torch.cat((of_view, logits[:, closing, None]), dim=1)  # (B, n_symbols + 1)
-        if step == 0 and begins:
-            allowed = allowed_first(symbol_bytes, begins).to(device)
+        if any(rests):
+            allowed = allowed_next(symbol_bytes, rests).to(device)
             choices = choices.masked_fill(~allowed, -torch.inf)
         chosen = pick_one(choices).tolist()
         for row, symbol in enumerate(chosen):
@@ -69,7 +77,9 @@ def write_view(model, cache, prompts, first, closing, symbol_bytes, pick_one, be
                 chosen[row] = 0  # it runs along; what it reads does not matter
                 continue
             written[row].append(symbol)
-            for byte in symbol_bytes[symbol] or b"":
+            text = symbol_bytes[symbol] or b""
+            rests[row] = rests[row][len(text):]
+            for byte in text:
                 suffix[row] = next_suffix(suffix[row], byte)
             ended[row] = len(written[row]) == room[row]
         if all(ended):
