@@ -610,10 +610,13 @@ class Neural(Proxy):
     def encode_prompt(self, text):
         """All but the last window: where a segment or a window ends is decided by the byte after it
         at the latest."""
-        segment = self.segments(text + b"?")[-1]  # with a byte more, to see a cut after the text
+        *_, segment = self.segments(text + b"?")  # with a byte more, to see a cut after the text
         segment = segment[:-1]
-        ends = [0] + [end for end, _ in self.trie.walk(segment)]
-        rest = segment[ends[-2]:] if segment else b""
+        last_window = 0  # where it starts
+        for end, _ in self.trie.walk(segment):
+            if end < len(segment):
+                last_window = end
+        rest = segment[last_window:]
         return self.encode(text[:len(text) - len(rest)]), rest
 
     def decode(self, symbols):

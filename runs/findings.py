@@ -57,14 +57,8 @@ OLD_METHODS = {
     "proxy: tokenizer": TOKENIZER,
     "neural, LM's cuts": f"{NEURAL}@1780c70",
 }
-NEURAL_TOO = {
-    "proxy: neural": NEURAL,
-    "tokenizer model": f"{TOKENIZER} --mix=1.0",
-}
-MODELS_OF_SYMBOLS = {
-    "tokenizer model": f"{TOKENIZER} --mix=1.0",
-    "neural model": f"{NEURAL} --mix=1.0",
-}
+TOKENIZER_MODEL = {"tokenizer model": f"{TOKENIZER} --mix=1.0"}
+NEURAL_MODEL = {"neural model": f"{NEURAL} --mix=1.0"}
 
 # between the tokenizer's proxy and gzip's one thing changes at a time
 GZIP_CONTROLS = {
@@ -92,7 +86,7 @@ def main_methods(flops, more=""):
 
     The last reads as many bytes as the tokenizer proxy was shown raw, and nothing else.
     """
-    methods = at_equal_compute(FOUR_METHODS | MODELS_OF_SYMBOLS, flops, more)
+    methods = at_equal_compute(FOUR_METHODS | TOKENIZER_MODEL | NEURAL_MODEL, flops, more)
     reference = methods["proxy: tokenizer"]
     methods["raw, equal bytes"] = join(RAW_BYTES, more, f"--budget={{{reference}}}")
     return methods
@@ -100,6 +94,20 @@ def main_methods(flops, more=""):
 
 def three_methods(flops, more=""):
     return at_equal_compute(THREE_METHODS, flops, more)
+
+
+def with_tokenizer_model(flops, more=""):
+    return at_equal_compute(THREE_METHODS | TOKENIZER_MODEL, flops, more)
+
+
+def text_groups(corpus):
+    """The groups of a corpus that has no problems to solve, only bits per byte."""
+    controls = {"tokenizer, shuffled": "--proxy=shuffled"}
+    return {
+        f"{corpus}, nano, 3e+12 FLOPs": at_equal_compute(
+            FOUR_METHODS | controls, 3e12, f"--size=nano --data={corpus}"),
+        f"{corpus}, micro, 1e+13 FLOPs": three_methods(1e13, f"--data={corpus}"),
+    }
 
 
 def old_methods(flops, more=""):
@@ -184,32 +192,26 @@ PAIRS = {
 }
 ALWAYS = f"{TOKENIZER} --pairs=always --raw_phase=0"
 
-NANO = sizes(main_methods, ("nano", 6e12))
+MAIN = sizes(main_methods, ("nano", 6e12)) | sizes(
+    with_tokenizer_model, ("micro", 1e13), ("micro", 2e13))
 BUDGETS = sizes(three_methods, ("nano", 3e12), ("nano", 6e12))
 # raw bytes alone: how much compute would they need to be as good as a proxy?
 BUDGETS["nano, 1e+13 FLOPs"] = {"raw bytes": f"{RAW_BYTES} --size=nano --flops=1e+13"}
 
 # eight times the compute of the main table: does a proxy catch up with the tokenizer model?
-LONGER = {"nano, 5e+13 FLOPs": at_equal_compute({
-    "tokenizer model": f"{TOKENIZER} --mix=1.0",
-    "proxy: neural": NEURAL,
-    "raw bytes": RAW_BYTES,
-}, 5e13, "--size=nano")}
+LONGER = {"nano, 5e+13 FLOPs": at_equal_compute(
+    TOKENIZER_MODEL | {"proxy: neural": NEURAL, "raw bytes": RAW_BYTES}, 5e13, "--size=nano")}
 
 STUDIES = {
-    "main": Study(REPORT, NANO, seeds=FIVE_SEEDS),
-    "parts": Study(PARTS, NANO, seeds=FIVE_SEEDS),
+    "main": Study(REPORT, MAIN, seeds=FIVE_SEEDS),
+    "parts": Study(PARTS, MAIN, seeds=FIVE_SEEDS),
     "longer": Study({"text_bytes": "text, MB"} | PASS | LENGTHS | {"facts_comp": "facts, comp"},
                     LONGER, seeds=FIVE_SEEDS),
     "budget": Study(REPORT, BUDGETS, seeds=FIVE_SEEDS),
     "gzip": Study(REPORT, {
         "nano, 6e+12 FLOPs": at_equal_compute(GZIP_CONTROLS, 6e12, "--size=nano"),
     }, seeds=FIVE_SEEDS),
-    "text": Study(TEXT, {
-        f"{corpus}, nano, 3e+12 FLOPs": at_equal_compute(
-            GZIP_CONTROLS | NEURAL_TOO, 3e12, f"--size=nano --data={corpus}")
-        for corpus in ("stdlib", "shakespeare")
-    }),
+    "text": Study(TEXT, text_groups("stdlib") | text_groups("shakespeare")),
     "sizes": Study(OLD_REPORT, sizes(
         old_methods, ("micro", 1e13), ("micro", 2e13), ("mini", 2e13), ("mini", 4e13),
         ("midi", 4e13)), is_old=True),
@@ -229,7 +231,7 @@ STUDIES = {
     }, task="translate", is_old=True),
     "robust": Study(ROBUSTNESS, {
         "micro, 1e+13 FLOPs": old_methods(1e13) | at_equal_compute(
-            {"proxy: gzip": GZIP, "tokenizer model": f"{TOKENIZER} --mix=1.0"}, 1e13),
+            {"proxy: gzip": GZIP} | TOKENIZER_MODEL, 1e13),
     }, task="robust", is_old=True),
 }
 
