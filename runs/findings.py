@@ -202,6 +202,15 @@ BUDGETS["nano, 1e+13 FLOPs"] = {"raw bytes": f"{RAW_BYTES} --size=nano --flops=1
 LONGER = {"nano, 5e+13 FLOPs": at_equal_compute(
     TOKENIZER_MODEL | {"proxy: neural": NEURAL, "raw bytes": RAW_BYTES}, 5e13, "--size=nano")}
 
+# more steps for the same symbols
+RAW_AND_NEURAL = {"raw bytes": RAW_BYTES, "proxy: neural": NEURAL}
+BATCHES = {
+    "nano, 6e+12 FLOPs, 8 contexts": with_tokenizer_model(6e12, "--size=nano"),
+    "nano, 6e+12 FLOPs, 4 contexts": with_tokenizer_model(6e12, "--size=nano --batch_size=4"),
+    "micro, 2e+13 FLOPs, 8 contexts": at_equal_compute(RAW_AND_NEURAL, 2e13),
+    "micro, 2e+13 FLOPs, 4 contexts": at_equal_compute(RAW_AND_NEURAL, 2e13, "--batch_size=4"),
+}
+
 STUDIES = {
     "main": Study(REPORT, MAIN, seeds=FIVE_SEEDS),
     "parts": Study(PARTS, MAIN, seeds=FIVE_SEEDS),
@@ -211,6 +220,7 @@ STUDIES = {
     "gzip": Study(REPORT, {
         "nano, 6e+12 FLOPs": at_equal_compute(GZIP_CONTROLS, 6e12, "--size=nano"),
     }, seeds=FIVE_SEEDS),
+    "batch": Study(REPORT, BATCHES, seeds=(1,)),
     "text": Study(TEXT, text_groups("stdlib") | text_groups("shakespeare")),
     "sizes": Study(OLD_REPORT, sizes(
         old_methods, ("micro", 1e13), ("micro", 2e13), ("mini", 2e13), ("mini", 4e13),
