@@ -2,6 +2,8 @@
 Generation inside a view, in that view's symbols. eval.py calls it for what sample.py does not do:
 models that write a proxy's symbols, and translation from one view to the other.
 """
+from dataclasses import dataclass, field
+
 import torch
 
 from lib.suffix import next_suffix
@@ -22,6 +24,27 @@ def read_prompts(model, cache, prompts):
     states = model.states(idx.to(device), suffix.to(device), cache=cache)
     cache.pos = lengths.clamp(max=cache.length - 1).to(device)  # of a full row the last: see below
     return states[torch.arange(len(prompts)), lengths - 1]
+
+
+@dataclass
+class Row:
+    """What is written after a prompt."""
+    suffix: int  # the last bytes of the text so far
+    rest: bytes  # what must still be written before anything else
+    room: int    # for so many symbols
+    written: list = field(default_factory=list)
+    closed: bool = False
+
+    @property
+    def ended(self):
+        return self.closed or len(self.written) == self.room
+
+    def write(self, symbol, text):
+        """Add a symbol, which stands for the bytes `text`."""
+        self.written.append(symbol)
+        self.rest = self.rest[len(text):]
+        for byte in text:
+            self.suffix = next_suffix(self.suffix, byte)
 
 
 def allowed_next(symbol_bytes, rests):
@@ -56,37 +79,29 @@ def write_view(model, cache, prompts, first, closing, symbol_bytes, pick_one, re
     """
     device = model.embed.weight.device
     n_symbols = len(symbol_bytes)
-    states = read_prompts(model, cache, prompts)
-    room = [cache.length - len(symbols) for symbols, _ in prompts]
+    rows = []
+    for (symbols, suffix), rest in zip(prompts, rests or [b""] * len(prompts)):
+        rows.append(Row(int(suffix[-1]), rest, room=cache.length - len(symbols)))
 
-    suffix = [int(prompt_suffix[-1]) for _, prompt_suffix in prompts]
-    rests = list(rests or [b""] * len(prompts))
-    written = [[] for _ in prompts]
-    ended = [n == 0 for n in room]
-    for _ in range(max(room)):
+    states = read_prompts(model, cache, prompts)
+    while not all(row.ended for row in rows):
         logits = model.logits(states)
         of_view = logits[:, first:first + n_symbols]
         choices = torch.cat((of_view, logits[:, closing, None]), dim=1)  # (B, n_symbols + 1)
-        if any(rests):
-            allowed = allowed_next(symbol_bytes, rests).to(device)
-            choices = choices.masked_fill(~allowed, -torch.inf)
-        chosen = pick_one(choices).tolist()
-        for row, symbol in enumerate(chosen):
-            ended[row] = ended[row] or symbol == n_symbols
-            if ended[row]:
-                chosen[row] = 0  # it runs along; what it reads does not matter
-                continue
-            written[row].append(symbol)
-            text = symbol_bytes[symbol] or b""
-            rests[row] = rests[row][len(text):]
-            for byte in text:
-                suffix[row] = next_suffix(suffix[row], byte)
-            ended[row] = len(written[row]) == room[row]
-        if all(ended):
-            break
-        new = torch.tensor(chosen, device=device)[:, None] + first
-        new_suffix = torch.tensor(suffix, device=device)[:, None]
-        states = model.states(new, new_suffix, cache=cache)[:, -1]
-        # a row that has ended stays where it is, and so inside of the cache
-        cache.pos = cache.pos + torch.tensor([not row for row in ended], device=device)
-    return written
+        if any(row.rest for row in rows):
+            allowed = allowed_next(symbol_bytes, [row.rest for row in rows])
+            choices = choices.masked_fill(~allowed.to(device), -torch.inf)
+
+        for row, symbol in zip(rows, pick_one(choices).tolist()):
+            if symbol == n_symbols:
+                row.closed = True
+            elif not row.ended:
+                row.write(symbol, symbol_bytes[symbol] or b"")
+
+        # what a row that has ended reads does not matter; it stays where it is, inside of the cache
+        new = [first if row.ended else first + row.written[-1] for row in rows]
+        suffix = [row.suffix for row in rows]
+        states = model.states(torch.tensor(new, device=device)[:, None],
+                              torch.tensor(suffix, device=device)[:, None], cache=cache)[:, -1]
+        cache.pos = cache.pos + torch.tensor([not row.ended for row in rows], device=device)
+    return [row.written for row in rows]
