@@ -205,18 +205,17 @@ def measure_bpb(model, trained, options, proxy):
 
 
 def solution_in_symbols(prompt, solution, proxy, mode):
-    """A Window of a problem, two bytes, as a proxy's symbols, with targets from the first symbol on
-    that stands for a byte of the solution.
+    """A Window of a problem, both bytes, as a proxy's symbols, with targets from the first symbol
+    on whose spelling the solution may decide.
 
-    Others of its bytes may be the prompt's, so its bits are an upper bound of the solution's.
+    So the end of the prompt counts too, and the bits are an upper bound of the solution's.
     """
     text = np.frombuffer(prompt + solution, np.uint8)
     comp = proxy.encode(prompt + solution)
     view = format_view("comp", text, comp, proxy.symbol_lengths, mode)
-    ends = np.cumsum(proxy.symbol_lengths[comp])
-    n_read = np.searchsorted(ends, len(prompt), side="right")  # symbols that end inside the prompt
+    given, _ = proxy.encode_prompt(prompt)
     targets = view.symbols[1:].copy()
-    targets[:n_read] = NO_TARGET
+    targets[:len(given)] = NO_TARGET
     return Window(view.symbols[:-1], view.suffix[:-1], targets, len(solution))
 
 

@@ -31,7 +31,8 @@ class EvalOptions:
     # bits per byte
     limit: int = flag(0, "most held-out samples for bpb, most problems for pass, robust and "
                       f"translate, spread evenly; 0: {SAMPLES:,} samples, all problems")
-    context: int = flag(0, "bpb: symbols in a window over whole documents; 0: training's samples")
+    context: int = flag(0, "bpb: symbols in a window over whole documents; training shows half "
+                       "a context at once. 0: training's samples")
     stride: int = flag(0, "bpb: symbols from one window to the next [half of --context]")
     data: str = flag("", "bpb: corpora, with commas [the run's own]")
     batch_size: int = flag(64, "bpb: samples at once; the result does not depend on it")
