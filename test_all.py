@@ -9808,7 +9808,10 @@ def test_fewer_bits_per_byte_are_better(tmp_path, monkeypatch, capsys):
     for flags, bpb in (("--proxy=none --size=nano --flops=3e+12", 0.3),
                        ("--proxy=none --size=nano --flops=6e+12", 0.2),
                        ("--proxy=tokenizer --size=nano --flops=3e+12", 0.25),
-                       ("--proxy=neural --size=nano --flops=6e+12", 0.1)):
+                       ("--proxy=neural --size=nano --flops=6e+12", 0.1),
+                       ("--proxy=none --flops=1e+13", 0.5),
+                       ("--proxy=none --flops=2e+13", 0.2),
+                       ("--proxy=tokenizer --flops=1e+13", 0.35)):
         rows += [{"flags": flags, "task": None, "seed": seed, "bpb": bpb} for seed in (1, 2)]
     findings.RESULTS.write_text("".join(json.dumps(row) + "\n" for row in rows))
     findings.print_multipliers()
@@ -9816,6 +9819,7 @@ def test_fewer_bits_per_byte_are_better(tmp_path, monkeypatch, capsys):
     assert lines[2].split(maxsplit=2)[2] == "1.41 (1.41 to 1.41)"  # tokenizer, 3e12
     assert lines[6].split(maxsplit=2)[2] == "more (more to more)"  # neural, 6e12
     assert lines[3].split() == ["proxy:", "neural"]  # not run
+    assert lines[8].split(maxsplit=2)[2] == "1.41 (1.41 to 1.41)"  # micro, by micro's raw bytes
 
 
 # -----------------------------------------------------------------------------

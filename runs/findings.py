@@ -197,6 +197,8 @@ MAIN = sizes(main_methods, ("nano", 6e12)) | sizes(
 BUDGETS = sizes(three_methods, ("nano", 3e12), ("nano", 6e12))
 # raw bytes alone: how much compute would they need to be as good as a proxy?
 BUDGETS["nano, 1e+13 FLOPs"] = {"raw bytes": f"{RAW_BYTES} --size=nano --flops=1e+13"}
+MULTIPLIED = BUDGETS | sizes(three_methods, ("micro", 1e13))
+MULTIPLIED["micro, 2e+13 FLOPs"] = {"raw bytes": f"{RAW_BYTES} --flops=2e+13"}
 
 # eight times the compute of the main table: does a proxy catch up with the tokenizer model?
 LONGER = {"nano, 5e+13 FLOPs": at_equal_compute(
@@ -394,14 +396,16 @@ def scores_of(flags, key):
     return [sign * value for value in values_of(runs_of(flags, STUDIES["budget"]), key)]
 
 
-def multiplier_cell(flags, flops, key):
-    """A proxy's multiplier at a budget, as text: "less" or "more" where it lies outside of raw
-    bytes' budgets."""
+def multiplier_cell(flags, heading, key):
+    """The multiplier of a proxy in the group `heading`, as text: "less" or "more" where it lies
+    outside of raw bytes' budgets."""
+    size, flops = size_and_flops(heading)
     raw_scores = {}
-    for heading, methods in BUDGETS.items():
+    for other_heading, methods in MULTIPLIED.items():
+        other_size, other_flops = size_and_flops(other_heading)
         scores = scores_of(methods["raw bytes"], key)
-        if scores:
-            raw_scores[flops_of(heading)] = scores
+        if other_size == size and scores:
+            raw_scores[other_flops] = scores
     proxy_scores = scores_of(flags, key)
     if not proxy_scores or not raw_scores:
         return ""
@@ -410,21 +414,22 @@ def multiplier_cell(flags, flops, key):
     return cell.replace("0.00", "less").replace("inf", "more")
 
 
-def flops_of(heading):
-    """6e12 of "nano, 6e+12 FLOPs"."""
-    return float(heading.split()[1])
+def size_and_flops(heading):
+    """("nano", 6e12) of "nano, 6e+12 FLOPs"."""
+    size, flops = heading.removesuffix(" FLOPs").split(", ")
+    return size, float(flops)
 
 
 def print_multipliers():
     print(f"{'':21}" + "".join(f"{heading:>22}" for heading, _ in MEASURES.values()))
-    for heading, methods in BUDGETS.items():
+    for heading, methods in MULTIPLIED.items():
         proxies = [name for name in methods if name != "raw bytes"]
         if proxies:
             print(heading)
         for name in proxies:
             line = f"  {name:19}"
             for key in MEASURES:
-                cell = multiplier_cell(methods[name], flops_of(heading), key)
+                cell = multiplier_cell(methods[name], heading, key)
                 line += f"{cell:>22}"
             print(line.rstrip())
 
