@@ -205,15 +205,16 @@ def measure_bpb(model, trained, options, proxy):
 
 
 def solution_in_symbols(prompt, solution, proxy, mode):
-    """A Window of a problem, both bytes, as a proxy's symbols, with targets from the first symbol
-    on whose spelling the solution may decide.
+    """A Window of a problem, whose prompt and solution are bytes, as a proxy's symbols.
 
-    So the end of the prompt counts too, and the bits are an upper bound of the solution's.
+    Scoring starts at the first symbol that could be another one with another solution. So the bits
+    of the prompt's end are counted with the solution's, but only the solution's bytes: an upper
+    bound.
     """
     text = np.frombuffer(prompt + solution, np.uint8)
     comp = proxy.encode(prompt + solution)
     view = format_view("comp", text, comp, proxy.symbol_lengths, mode)
-    given, _ = proxy.encode_prompt(prompt)
+    given, _ = proxy.encode_prompt(prompt)  # what `comp` begins with, whatever the solution
     targets = view.symbols[1:].copy()
     targets[:len(given)] = NO_TARGET
     return Window(view.symbols[:-1], view.suffix[:-1], targets, len(solution))

@@ -287,17 +287,18 @@ def complete_in_symbols(model, proxy, symbol_bytes, prompts, n=1, stops=(), max_
 
     Token healing: the last bytes of a prompt may share a symbol with what follows. The model does
     not read these `rests` but writes them once more, in symbols as it has seen them in training. Of
-    a prompt it reads at most half of a context.
+    a prompt it reads at most half of a context, so that there is room to write.
     """
     shown, rests = [], []
     for prompt in prompts:
-        read, rest = proxy.encode_prompt(prompt)
+        given, rest = proxy.encode_prompt(prompt)
         raw = np.frombuffer(prompt[:len(prompt) - len(rest)], np.uint8)
-        view = format_view("comp", raw, read, proxy.symbol_lengths)
+        view = format_view("comp", raw, given, proxy.symbol_lengths)
+        # the opening sentinel and the last half context, without the closing sentinel
         start = max(1, len(view.symbols) - model.config.block_size // 2)
-        symbols = np.append(view.symbols[0], view.symbols[start:-1])  # without the closing sentinel
+        ids = np.append(view.symbols[0], view.symbols[start:-1])
         suffix = np.append(view.suffix[0], view.suffix[start:-1])
-        shown += [(symbols, suffix)] * n
+        shown += [(ids, suffix)] * n
         rests += [rest] * n
     codes = continue_views(model, shown, PROXY0, END_COMP, symbol_bytes, temperature, seed, rests)
     texts = []

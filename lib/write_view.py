@@ -22,22 +22,22 @@ def read_prompts(model, cache, prompts):
     idx = pad([symbols for symbols, _ in prompts])
     suffix = pad([suffix for _, suffix in prompts])
     states = model.states(idx.to(device), suffix.to(device), cache=cache)
-    cache.pos = lengths.clamp(max=cache.length - 1).to(device)  # of a full row the last: see below
+    cache.pos = lengths.clamp(max=cache.length - 1).to(device)  # a full row has no room
     return states[torch.arange(len(prompts)), lengths - 1]
 
 
 @dataclass
 class Row:
     """What is written after a prompt."""
-    suffix: int  # the last bytes of the text so far
-    rest: bytes  # what must still be written before anything else
-    room: int    # for so many symbols
+    suffix: int       # the last bytes of the text so far
+    rest: bytes       # what must still be written before anything else
+    max_symbols: int  # that fit into the context after the prompt
     written: list = field(default_factory=list)
     closed: bool = False
 
     @property
     def ended(self):
-        return self.closed or len(self.written) == self.room
+        return self.closed or len(self.written) >= self.max_symbols
 
     def write(self, symbol, text):
         """Add a symbol, which stands for the bytes `text`."""
@@ -49,9 +49,9 @@ class Row:
 
 def allowed_next(symbol_bytes, rests):
     """bool (B, n_symbols + 1): the symbols that may come next in each row, whose `rest` must be
-    written first. Their bytes begin with all of it, or are its beginning.
+    written first. A symbol may come if its bytes begin with `rest`, or `rest` begins with its bytes.
 
-    The last is the closing sentinel, for which nothing may be left.
+    The last is the closing sentinel, which may come when nothing is left.
     """
     allowed = {}
     for rest in set(rests):
@@ -73,7 +73,8 @@ def write_view(model, cache, prompts, first, closing, symbol_bytes, pick_one, re
     first: the id of the view's first symbol, BYTE0 or PROXY0.
     symbol_bytes: the bytes of each symbol, None if it stands for none.
     pick_one: chooses from logits (B, n_symbols + 1), the last of which is the closing sentinel's.
-    rests: for each prompt the bytes that must be written first.
+    rests: for each prompt the bytes that must come before anything else; then each symbol has to
+        stand for bytes, and each single byte has to have a symbol.
 
     Returns a list of symbols, counted from 0, for each prompt.
     """
@@ -81,10 +82,10 @@ def write_view(model, cache, prompts, first, closing, symbol_bytes, pick_one, re
     n_symbols = len(symbol_bytes)
     rows = []
     for (symbols, suffix), rest in zip(prompts, rests or [b""] * len(prompts)):
-        rows.append(Row(int(suffix[-1]), rest, room=cache.length - len(symbols)))
+        rows.append(Row(int(suffix[-1]), rest, max_symbols=cache.length - len(symbols)))
 
     states = read_prompts(model, cache, prompts)
-    while not all(row.ended for row in rows):
+    while True:
         logits = model.logits(states)
         of_view = logits[:, first:first + n_symbols]
         choices = torch.cat((of_view, logits[:, closing, None]), dim=1)  # (B, n_symbols + 1)
@@ -97,6 +98,8 @@ def write_view(model, cache, prompts, first, closing, symbol_bytes, pick_one, re
                 row.closed = True
             elif not row.ended:
                 row.write(symbol, symbol_bytes[symbol] or b"")
+        if all(row.ended for row in rows):
+            return [row.written for row in rows]
 
         # what a row that has ended reads does not matter; it stays where it is, inside of the cache
         new = [first if row.ended else first + row.written[-1] for row in rows]
@@ -104,4 +107,3 @@ def write_view(model, cache, prompts, first, closing, symbol_bytes, pick_one, re
         states = model.states(torch.tensor(new, device=device)[:, None],
                               torch.tensor(suffix, device=device)[:, None], cache=cache)[:, -1]
         cache.pos = cache.pos + torch.tensor([not row.ended for row in rows], device=device)
-    return [row.written for row in rows]

@@ -43,6 +43,7 @@ T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 TOKENIZER = "--proxy=tokenizer"
 NEURAL = "--proxy=neural"
 GZIP = "--proxy=gzip"
+SHUFFLED = "--proxy=shuffled"
 RAW_BYTES = "--proxy=none"
 
 THREE_METHODS = {
@@ -50,6 +51,7 @@ THREE_METHODS = {
     "proxy: tokenizer": TOKENIZER,
     "proxy: neural": NEURAL,
 }
+RAW_AND_NEURAL = {"raw bytes": RAW_BYTES, "proxy: neural": NEURAL}
 FOUR_METHODS = THREE_METHODS | {"proxy: gzip": GZIP}
 # The neural proxy when its byte LM still decided where to cut a text: runs of commit 1780c70
 OLD_METHODS = {
@@ -65,7 +67,7 @@ GZIP_CONTROLS = {
     "raw bytes": RAW_BYTES,
     "proxy: tokenizer": TOKENIZER,
     "tokenizer, blind": f"{TOKENIZER} --blind",
-    "tokenizer, shuffled": "--proxy=shuffled",
+    "tokenizer, shuffled": SHUFFLED,
     "gzip with dictionary": f"{GZIP} --zdict",
     "gzip": GZIP,
 }
@@ -102,10 +104,10 @@ def with_tokenizer_model(flops, more=""):
 
 def text_groups(corpus):
     """The groups of a corpus that has no problems to solve, only bits per byte."""
-    controls = {"tokenizer, shuffled": "--proxy=shuffled"}
+    methods = FOUR_METHODS | {"tokenizer, shuffled": SHUFFLED}
     return {
         f"{corpus}, nano, 3e+12 FLOPs": at_equal_compute(
-            FOUR_METHODS | controls, 3e12, f"--size=nano --data={corpus}"),
+            methods, 3e12, f"--size=nano --data={corpus}"),
         f"{corpus}, micro, 1e+13 FLOPs": three_methods(1e13, f"--data={corpus}"),
     }
 
@@ -205,7 +207,6 @@ LONGER = {"nano, 5e+13 FLOPs": at_equal_compute(
     TOKENIZER_MODEL | {"proxy: neural": NEURAL, "raw bytes": RAW_BYTES}, 5e13, "--size=nano")}
 
 # more steps for the same symbols
-RAW_AND_NEURAL = {"raw bytes": RAW_BYTES, "proxy: neural": NEURAL}
 BATCHES = {
     "nano, 6e+12 FLOPs, 8 contexts": with_tokenizer_model(6e12, "--size=nano"),
     "nano, 6e+12 FLOPs, 4 contexts": with_tokenizer_model(6e12, "--size=nano --batch_size=4"),
