@@ -292,6 +292,7 @@ class Tokenizer(Proxy):
                 text = text[error.end:]
 
     def encode_prompt(self, text):
+        """tiktoken knows which tokens may still change. The text must be UTF-8."""
         stable, _ = self.encoding.encode_with_unstable(text.decode(), disallowed_special=())
         return np.array(stable, dtype=self.dtype), text[len(self.decode(stable)):]
 
