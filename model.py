@@ -9,7 +9,7 @@ transformer has to change for that. Bytes and the compressor's symbols are ids o
     0 .. 63   special symbols      64 .. 319   the 256 bytes      320 ..   the proxy's symbols
 
 and the loss is next-symbol cross-entropy. (After a raw byte it is over the first 320 ids only; that
-is not in the paper, see `GPT.loss`.) In addition, `forward` takes two optional inputs:
+is not in the paper, see `GPT.loss`.) Two optional inputs of `forward` help the model to learn:
 
 - `mask` keeps attention inside a sample, since a training context holds several of them
   (`sample_mask` in lib/masks.py).
@@ -48,7 +48,7 @@ NO_TARGET = -100         # where there is nothing to predict: F.cross_entropy's 
 
 # name: (n_layer, n_embd, n_head, mlp_hidden, block_size). 1.5B is the paper's. 0.5B to 14B follow
 # its shape, with an MLP of four times the width, and their names count the proxy's 65,536 symbols,
-# as in the paper. 124M has GPT-2's shape.
+# as in the paper. 124M has GPT-2's shape and name; with so many symbols it would be 214M.
 SIZES = {
     "nano":  (4, 64, 2, 192, 448),
     "micro": (4, 128, 4, 384, 448),
@@ -192,7 +192,7 @@ class NgramEmbedding(nn.Module):
 # the loss
 
 CHUNK_LOGITS = 2 ** 19  # logits of one chunk: 2 MB in float32, about what a core's cache holds
-CHUNK_ROWS = 256        # but at least this many positions: each chunk reads the whole unembedding
+CHUNK_POSITIONS = 256   # but at least so many: each chunk reads the whole unembedding
 KEPT_LOGITS = 2 ** 26   # more than this are not kept: the backward pass computes them again
 
 
@@ -203,9 +203,9 @@ def cross_entropy(states, unembedding, targets):
     return F.cross_entropy(logits, targets, ignore_index=NO_TARGET, reduction="none")
 
 
-def chunk_rows(vocab_size):
+def chunk_positions(vocab_size):
     """How many positions a chunk of the loss has."""
-    return max(CHUNK_ROWS, CHUNK_LOGITS // vocab_size)
+    return max(CHUNK_POSITIONS, CHUNK_LOGITS // vocab_size)
 
 
 def chunked_cross_entropy(states, unembedding, targets):
@@ -214,10 +214,10 @@ def chunked_cross_entropy(states, unembedding, targets):
     The logits of 16,384 positions and 65,856 symbols would take 4.3 GB, their gradient as much.
     """
     vocab_size = len(unembedding)
-    rows = chunk_rows(vocab_size)
+    at_once = chunk_positions(vocab_size)
     recompute = len(states) * vocab_size > KEPT_LOGITS
     losses = []
-    for some_states, some_targets in zip(states.split(rows), targets.split(rows)):
+    for some_states, some_targets in zip(states.split(at_once), targets.split(at_once)):
         if recompute:
             loss = checkpoint(cross_entropy, some_states, unembedding, some_targets,
                               use_reentrant=False, preserve_rng_state=False)
@@ -245,7 +245,7 @@ class GPT(nn.Module):
         self.ngram = NgramEmbedding(config) if config.ngram else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        # last: `init_weights` draws the other weights the same with it and without
+        # last, so that `init_weights` draws the same weights for all else, with it and without
         self.byte_heads = ByteHeads(config) if config.n_byte_heads else None
         if config.aligned:
             n_proxy = config.vocab_size - PROXY0
@@ -273,7 +273,7 @@ class GPT(nn.Module):
         lengths = [len(text) for text in symbol_bytes]
         self.n_bytes.fill_(1)  # a byte or a sentinel moves one position on
         self.n_bytes[PROXY0:] = torch.tensor(lengths)
-        self.first_byte.fill_(BYTE0)  # any, where a tokenizer's id stands for nothing
+        self.first_byte.fill_(BYTE0)  # arbitrary where a tokenizer's id stands for nothing
         self.last_byte.fill_(BYTE0)
         for symbol, text in enumerate(symbol_bytes):
             if text:
@@ -287,8 +287,9 @@ class GPT(nn.Module):
             there: no mean, since bits per byte need sums over chosen positions.
         suffix: int64 (B, T), from `pack_suffix`; None: no n-gram features.
         mask: from `sample_mask`; None is plainly causal.
-        cache: a KVCache, whose rows idx continues; the caller then moves `cache.pos` on.
-        groups: `loss_groups(idx)`. Here it would make the CPU wait for a GPU, so a loader gives it.
+        cache: a KVCache, whose rows idx continues, without gradients and under the cache's own
+            mask; the caller then moves `cache.filled` on.
+        groups: `loss_groups(idx)`, where the batch was made. Here it makes the CPU wait for a GPU.
         """
         x = self.states(idx, suffix, mask, cache)
         if targets is None:
@@ -363,10 +364,10 @@ class GPT(nn.Module):
         x = x.view(B * T, C)
         targets = targets.flatten()
         losses = torch.zeros(B, T, device=x.device)
-        in_a_row = losses.view(B * T)  # the same memory
-        in_a_row[after_raw] = chunked_cross_entropy(
+        flat_losses = losses.view(B * T)  # the same memory
+        flat_losses[after_raw] = chunked_cross_entropy(
             x[after_raw], self.byte_unembedding(), targets[after_raw])
-        in_a_row[after_other] = chunked_cross_entropy(
+        flat_losses[after_other] = chunked_cross_entropy(
             x[after_other], self.unembedding(), targets[after_other])
         if self.byte_heads is not None and torch.is_grad_enabled():
             guesses = self.byte_heads.loss(
@@ -386,7 +387,7 @@ class GPT(nn.Module):
         return n
 
     def compile_blocks(self):
-        """torch.compile, block by block: they share one code, and FSDP can gather between them."""
+        """torch.compile, block by block: they share a graph, and FSDP can gather between them."""
         for block in self.blocks:
             block.forward = torch.compile(block.forward, fullgraph=True)
 
@@ -400,21 +401,22 @@ class KVCache:
 
     Two rows, of five and of three symbols, read one more symbol each, X and Y:
 
-        position   0 1 2 3 4 5
-        row 0      a b c d e X        pos = 5: X attends to positions 0 .. 5
-        row 1      a b c Y . .        pos = 3: Y attends to positions 0 .. 3
+        slot       0 1 2 3 4 5
+        row 0      a b c d e X        filled = 5: X goes to slot 5, and attends to 0 .. 5
+        row 1      a b c Y . .        filled = 3: Y goes to slot 3, and attends to 0 .. 3
 
-    The caller moves `pos` on, since only it knows which symbols were padding. What lies beyond a
-    row's `pos`, as after row 1's Y, is such padding: it is overwritten before the row gets there.
+    The caller moves `filled` on, since only it knows which symbols were padding. What lies beyond,
+    as after row 1's Y, is such padding: it is overwritten before the row gets there.
     """
     def __init__(self, config, batch_size, length, device=None, dtype=torch.float32):
         self.length = length  # symbols that there is room for
         head_dim = config.n_embd // config.n_head
         shape = (config.n_layer, 2, batch_size, config.n_head, length, head_dim)
         self.kv = torch.zeros(shape, device=device, dtype=dtype)
-        self.pos = torch.zeros(batch_size, dtype=torch.long, device=device)  # (B,)
-        # where each symbol's text begins: the sum of `n_bytes` before it
-        self.text_bytes = torch.zeros(batch_size, length + 1, dtype=torch.long, device=device)
+        # how many slots of each row are in use, (B,)
+        self.filled = torch.zeros(batch_size, dtype=torch.long, device=device)
+        # the model's position after the symbols before each slot: the sum of their `n_bytes`
+        self.reached = torch.zeros(batch_size, length + 1, dtype=torch.long, device=device)
         self.slots = None  # (B, T) where the symbols of the present forward pass go
         self.end = 0       # nothing is stored from here on
 
@@ -425,32 +427,31 @@ class KVCache:
         positions (B, T) and the mask (B, 1, T, slots), true where a symbol may attend to a slot.
         """
         B, T = n_bytes.shape
-        steps = torch.arange(T, device=self.pos.device)
-        self.slots = self.pos[:, None] + steps
-        self.end = int(self.pos.max()) + T
-        stored = torch.arange(self.end, device=self.pos.device)
+        steps = torch.arange(T, device=self.filled.device)
+        self.slots = self.filled[:, None] + steps
+        self.end = int(self.filled.max()) + T
+        stored = torch.arange(self.end, device=self.filled.device)
         mask = stored <= self.slots[:, None, :, None]           # (B, 1, T, end)
 
-        before = self.text_bytes.gather(1, self.pos[:, None])   # (B, 1)
+        before = self.reached.gather(1, self.filled[:, None])   # (B, 1)
         positions = before + n_bytes.cumsum(1)                  # (B, T)
-        self.text_bytes.scatter_(1, self.slots + 1, positions)
+        self.reached.scatter_(1, self.slots + 1, positions)
         return positions, mask
 
     def update(self, layer, k, v):
         """Store k and v (B, n_head, T, head_dim) of a layer; return all that is stored there."""
-        rows = torch.arange(len(self.pos), device=self.pos.device)[:, None]
+        rows = torch.arange(len(self.filled), device=self.filled.device)[:, None]
         for stored, new in zip(self.kv[layer], (k, v)):
-            # with a slice between two indices, theirs come first: this is (B, T, n_head, head_dim)
+            # indices around a slice: their dimensions come first, so (B, T, n_head, head_dim)
             stored[rows, :, self.slots] = new.transpose(1, 2).to(stored.dtype)
         keys, values = self.kv[layer, :, :, :, :self.end].to(k.dtype)
         return keys, values
 
     def take(self, rows):
-        """Keep `rows` (an index tensor), in that order; a row that stands there twice is
-        repeated."""
+        """Keep `rows` (an index tensor), in that order; a row that is listed twice is repeated."""
         self.kv = self.kv[:, :, rows]
-        self.pos = self.pos[rows]
-        self.text_bytes = self.text_bytes[rows]
+        self.filled = self.filled[rows]
+        self.reached = self.reached[rows]
 
 
 # -----------------------------------------------------------------------------
@@ -462,7 +463,7 @@ def main(options):
         print_sizes(options, GPT, GPTConfig.named, SIZES, PROXY0)
         return
     config = GPTConfig.named(options.size, vocab_size=options.vocab_size, ngram=options.ngram)
-    print_plan(options, config, GPT, PROXY0, chunk_rows(config.vocab_size))
+    print_plan(options, config, GPT, PROXY0, chunk_positions(config.vocab_size))
 
 
 if __name__ == "__main__":

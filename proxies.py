@@ -24,14 +24,16 @@ segment starts a fresh window. So an edit changes the symbols near it and no oth
 is what lets a model transfer what it learns.
 
 A window of 16 codewords, letters a, b, c that always have the probabilities 1/2, 1/4, 1/4, and the
-text "aab", in our *exact* code and in the paper's *fuzzy* one. In a fresh window each letter is
-certain of one codeword, and the rest is shared; the edges between letters are rounded down:
+text "aac", in our *exact* code and in the paper's *fuzzy* one. In a fresh window each letter is
+certain of one codeword, and the rest is shared:
 
-                  exact                                    fuzzy
-    fresh         [0, 16)                                  [0, 16)
-    after "a"     [1, 8), and b [8, 12), c [12, 16)        [0, 7), and b [7, 11), c [11, 16)
-    after "aa"    [2, 5), and ab [5, 6), ac [6, 8)         [0, 3), and ab [3, 5), ac [5, 7)
-    then "b"      no share: "aa" has codeword 2            [1, 2): "aab" has codeword 1
+                    exact                               fuzzy
+    fresh window    [0, 16)                             [0, 16)
+    one letter      a [1, 8)   b [8, 12)  c [12, 16)    a [0, 8)   b [8, 12)  c [12, 16)
+    after "a"       aa [2, 5)  ab [5, 7)  ac [7, 8)     aa [0, 4)  ab [4, 6)  ac [6, 8)
+    after "aa"      aaa [3, 4)   aab [4, 5)             aaa [0, 2)   aab [2, 3)   aac [3, 4)
+    so "aac" is     2 for "aa", for c has no share,     3
+                    then 12 for "c" in a fresh window
 
 In the fuzzy code the letters share all of an interval, so the first of them inherits its first
 codeword: 0 stands for "a", for "aa" and for "aaa". The decoder cannot know where the window
@@ -349,7 +351,7 @@ LONGEST = 48  # bytes that a window may hold; few that are in use come near
 def split(sizes, p, own, fresh):
     """Divide intervals among the bytes: the edges (N, bytes + 1) of their shares, int64 offsets.
 
-        edge[i] = own + (i if fresh) + floor(p[:i].sum() * the codewords that are left)
+        edge[i] = own + (i if fresh) + round(p[:i].sum() * the codewords that are left)
 
     sizes: the codewords in each interval (N,). p: the probabilities of the bytes, float64 (N,
     bytes). own: 1 in the exact code, where the interval keeps its first codeword, 0 in the fuzzy
@@ -358,7 +360,8 @@ def split(sizes, p, own, fresh):
 
     The example at the top: 16 codewords, fresh, exact. One is the string's own, each of the three
     letters has one for certain, and the other 12 are shared: 6, 3, 3. So the edges are 1, 8, 12,
-    16.
+    16. (Rounded down, all edges but the last would be a little too low, and the last byte, 0xff,
+    would be given a codeword of every interval: a third of them all, for strings that no text has.)
     """
     n_bytes = p.shape[1]
     certain = 1 if fresh else 0
@@ -366,7 +369,7 @@ def split(sizes, p, own, fresh):
     cumulative = np.zeros((len(p), n_bytes + 1))
     cumulative[:, 1:] = np.cumsum(p, axis=1)
     cumulative /= cumulative[:, -1:]  # to end at 1 exactly: else rounding may lose a codeword
-    shares = np.floor(cumulative * shared[:, None]).astype(np.int64)
+    shares = np.floor(cumulative * shared[:, None] + 0.5).astype(np.int64)  # to the nearest one
     return own + certain * np.arange(n_bytes + 1) + shares
 
 

@@ -118,7 +118,7 @@ class Batch:
         row = torch.arange(len(distinct), device=device)
         self.states = states[row, lengths][:, None]  # (B, 1, C)
         self.suffix = suffix[row, lengths][:, None]  # (B, 1)
-        self.cache.pos = 1 + lengths                 # (B,)
+        self.cache.filled = 1 + lengths                 # (B,)
         if len(distinct) < len(texts):
             # not self.take: GuessingBatch's wants guesses, which it does not have yet
             Batch.take(self, [distinct.index(text) for text in recent])
@@ -137,11 +137,11 @@ class Batch:
 
     def full(self):
         """Of each row, whether it has no room for another symbol."""
-        return (self.cache.pos >= self.cache.length).tolist()
+        return (self.cache.filled >= self.cache.length).tolist()
 
     def room(self):
         """How many symbols every row has room for."""
-        return self.cache.length - int(self.cache.pos.max())
+        return self.cache.length - int(self.cache.filled.max())
 
     def take(self, rows):
         """Go on with these rows, a list of indices, in this order."""
@@ -163,7 +163,7 @@ class Batch:
             suffixes.append(suffix)
         self.suffix = torch.stack(suffixes, dim=1)
         self.states = self.model.states(new + BYTE0, self.suffix, cache=self.cache)
-        self.cache.pos = self.cache.pos + new.size(1)
+        self.cache.filled = self.cache.filled + new.size(1)
 
     def forget(self, n):
         """Forget the last n (B,) symbols that were read."""
@@ -171,7 +171,7 @@ class Batch:
         last = self.states.size(1) - 1 - n
         self.states = self.states[row, last][:, None]
         self.suffix = self.suffix[row, last][:, None]
-        self.cache.pos = self.cache.pos - n
+        self.cache.filled = self.cache.filled - n
 
 
 class GuessingBatch(Guessing, Batch):

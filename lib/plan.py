@@ -199,10 +199,10 @@ def weights_in_use(model, dtype, sharded):
     return 0, 0
 
 
-def memory(options, config, GPT, loss_rows):
+def memory(options, config, GPT, loss_positions):
     """{what: bytes on a device} at the peak of a training step.
 
-    The peak is in the last of several micro-batches, when there are gradients already. loss_rows:
+    The peak is in the last of several micro-batches, when there are gradients already. loss_positions:
     the positions of a chunk of the loss.
     """
     model = model_without_memory(GPT, config)
@@ -214,7 +214,7 @@ def memory(options, config, GPT, loss_rows):
     blocks, loss = kept_for_backward(GPT, config, *settings, options.activation_checkpointing)
     all_weights, weights_of_a_block = weights_in_use(model, options.dtype, sharded)
     # a chunk of the loss has logits, log-probabilities and gradients, each in float32
-    logits = loss + 3 * 4 * loss_rows * config.vocab_size
+    logits = loss + 3 * 4 * loss_positions * config.vocab_size
     peak = {"weights in use": all_weights, "activations": blocks, "logits": logits}
     if options.activation_checkpointing:
         # later one block at a time is computed again, when the logits are gone
@@ -229,10 +229,10 @@ def memory(options, config, GPT, loss_rows):
     }
 
 
-def print_plan(options, config, GPT, byte_rows, loss_rows):
+def print_plan(options, config, GPT, byte_rows, loss_positions):
     """Print whether a training fits on the GPUs, and how long it takes. Raises UserError.
 
-    config: of the size that is planned for. byte_rows, loss_rows: as in `flops_per_symbol`,
+    config: of the size that is planned for. byte_rows, loss_positions: as in `flops_per_symbol`,
     `memory`.
     """
     expect(options, "above 0", "gpus", "gpu_memory", "micro_batch", "budget", "tflops", "mfu")
@@ -244,7 +244,7 @@ def print_plan(options, config, GPT, byte_rows, loss_rows):
     print(f"{options.size} on {options.gpus} GPUs of {options.gpu_memory:g} GB, {options.dtype}, "
           f"micro-batch of {options.micro_batch} x {config.block_size:,} symbols{used}")
 
-    parts = memory(options, config, GPT, loss_rows)
+    parts = memory(options, config, GPT, loss_positions)
     for name, size in parts.items():
         print(f"  {name:16} {size / 1e9:8.2f} GB a GPU")
     total = sum(parts.values())
@@ -255,7 +255,7 @@ def print_plan(options, config, GPT, byte_rows, loss_rows):
     for name in savers:
         if total > available and not getattr(options, name):
             options = replace(options, **{name: True})
-            total = sum(memory(options, config, GPT, loss_rows).values())
+            total = sum(memory(options, config, GPT, loss_positions).values())
             print(f"  with --{name} it takes {total / 1e9:8.2f} GB")
 
     flops = options.budget * flops_per_symbol(model_without_memory(GPT, config), byte_rows)

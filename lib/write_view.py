@@ -22,7 +22,7 @@ def read_prompts(model, cache, prompts):
     idx = pad([symbols for symbols, _ in prompts])
     suffix = pad([suffix for _, suffix in prompts])
     states = model.states(idx.to(device), suffix.to(device), cache=cache)
-    cache.pos = lengths.clamp(max=cache.length - 1).to(device)  # a full row has no room
+    cache.filled = lengths.clamp(max=cache.length - 1).to(device)  # a full row has no room
     return states[torch.arange(len(prompts)), lengths - 1]
 
 
@@ -106,4 +106,4 @@ def write_view(model, cache, prompts, first, closing, symbol_bytes, pick_one, re
         suffix = [row.suffix for row in rows]
         states = model.states(torch.tensor(new, device=device)[:, None],
                               torch.tensor(suffix, device=device)[:, None], cache=cache)[:, -1]
-        cache.pos = cache.pos + torch.tensor([not row.ended for row in rows], device=device)
+        cache.filled = cache.filled + torch.tensor([not row.ended for row in rows], device=device)

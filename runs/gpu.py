@@ -31,7 +31,7 @@ from lib.options import parse  # noqa: E402
 from lib.parallel import Processes  # noqa: E402
 from lib.plan import PlanOptions, flops_per_symbol, memory  # noqa: E402
 from mix import prepare  # noqa: E402
-from model import GPT, PROXY0, GPTConfig, chunk_rows, loss_groups  # noqa: E402
+from model import GPT, PROXY0, GPTConfig, chunk_positions, loss_groups  # noqa: E402
 
 TABLE = ROOT / "runs" / "results" / "gpu.txt"
 SHORT = ["--size=nano", "--proxy=tokenizer", "--tokenizer=1024", "--report=none"]
@@ -343,7 +343,7 @@ def peak_memory(size, contexts, recompute):
     """The peak of a step of two micro-batches, eager, against the plan's."""
     config = GPTConfig.named(size, vocab_size=VOCABULARY)
     flags = PlanOptions(gpus=1, micro_batch=contexts, activation_checkpointing=recompute)
-    planned = sum(memory(flags, config, GPT, chunk_rows(VOCABULARY)).values())
+    planned = sum(memory(flags, config, GPT, chunk_positions(VOCABULARY)).values())
     batch = random_batch(config, contexts)
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
