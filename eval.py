@@ -94,7 +94,7 @@ def raw_windows(text, sentinels, context, stride, noise=0.0, rng=None, prompt=0)
     """Yields a text, uint8, as Windows of `context` symbols, each `stride` after the one before.
 
     They overlap if `stride` is smaller than `context`: a target is scored once, in the first window
-    that has it, and so after at least context - stride symbols, but in the first of all.
+    that has it, and so after at least context - stride symbols, except in the first window.
 
     noise: the share of the bytes that are replaced by random ones, drawn with `rng`. These are not
     scored, since what they cost says nothing; what they do to the others is. prompt: the number of
@@ -157,15 +157,16 @@ def held_out_samples(trained, data, block_size, view, limit):
 
     limit: 0 for SAMPLES.
     """
-    options = replace(trained, data=data, proxy="none", mix=0.0)  # the raw side needs no proxy
+    mix = 0.0 if view == "raw" else 1.0
+    options = replace(trained, data=data, proxy="none", mix=mix)  # samples alone need no proxy
     views, _, _ = prepare(options, block_size)
     not_shown = store.COMP_ONLY if view == "raw" else store.RAW_ONLY
-    usable = np.flatnonzero(views.held_out & (views.view != not_shown))
+    usable = np.flatnonzero(views.held_out & (views.allowed != not_shown))
     return [views.raw(i) for i in spread(usable, limit or SAMPLES)]
 
 
 def held_out_documents(data, text_column, limit):
-    """At most `limit` held-out documents that may be shown raw, as `held_out_samples` does."""
+    """At most `limit` held-out documents that may be shown raw, a list of uint8 arrays."""
     texts = [document.text for document in store.open_corpus(data, text_column).documents()
              if document.held_out and document.view != "comp"]
     return [np.frombuffer(text, np.uint8) for text in spread(texts, limit or SAMPLES)]
@@ -209,7 +210,7 @@ def solution_in_symbols(prompt, solution, proxy, mode):
 
     Scoring starts at the first symbol that could be another one with another solution. So the bits
     of the prompt's end are counted with the solution's, but only the solution's bytes: an upper
-    bound.
+    bound. It is not cut, even if it is longer than a context.
     """
     text = np.frombuffer(prompt + solution, np.uint8)
     comp = proxy.encode(prompt + solution)
@@ -250,8 +251,8 @@ def measure_solutions(model, trained, problems, options, proxy):
 
 
 def load_run_proxy(run, checkpoint_proxy=None):
-    """The proxy of a run. Raises UserError if it is not there, or is not the one it was trained
-    with."""
+    """The proxy of a run. Raises UserError if the file is missing, or is another proxy than the
+    model was trained with."""
     path = Path(run or "") / "proxy.pt"
     if not path.exists():
         raise UserError(f"{run}: no proxy.pt in it, so the model can't read or write symbols")
@@ -283,8 +284,8 @@ def writer(model, trained, options, proxy):
 def complete_problems(write, prompts, n, options, temperature, keep_as=None):
     """{task_id: n completions, strings} of `prompts`, {task_id: prompt}.
 
-    write: from `writer`. keep_as: how the names of this model's files begin, each of which has the
-    completions of one call. They are added as they are finished, and read when the same call is
+    write: from `writer`. keep_as: a path; the completions of each distinct call are kept in a file
+    `<keep_as>-<hash>.jsonl`. They are added as they are finished, and read when the same call is
     made again: after an interruption, or for another score. None keeps nothing.
     """
     about = [prompts, n, temperature, options.max_new, options.seed, options.view]
@@ -339,6 +340,8 @@ def score_samples(problems, samples, options):
 
 
 def measure_pass(write, problems, options, keep_as):
+    """pass@k of the problems, and pass@1 by the number of their operations. keep_as: see
+    `complete_problems`."""
     prompts = {task_id: problem["prompt"] for task_id, problem in problems.items()}
     done = complete_problems(write, prompts, options.n, options, options.temperature, keep_as)
     samples = []
@@ -349,17 +352,17 @@ def measure_pass(write, problems, options, keep_as):
 
 
 def pass_by_operations(problems, scored):
-    """pass@1 of the problems with two operations, with three .., where they say what theirs are, as
-    tinycode's do: {"pass@1, 2 operations": ..}."""
-    by_length = {}
+    """pass@1 of the problems with two operations, with three .., where they name the families of
+    theirs, as tinycode's do: {"pass@1, 2 operations": ..}."""
+    by_count = {}
     for row in scored:
-        operations = problems[row["task_id"]].get("families")
-        if operations:
-            by_length.setdefault(len(operations), []).append(row)
+        families = problems[row["task_id"]].get("families")
+        if families:
+            by_count.setdefault(len(families), []).append(row)
     results = {}
-    for length, rows in sorted(by_length.items()):
+    for count, rows in sorted(by_count.items()):
         for name, value in pass_rates(rows, [1]).items():
-            results[name.replace("pass@1", f"pass@1, {length} operations")] = value
+            results[name.replace("pass@1", f"pass@1, {count} operations")] = value
     return results
 
 
@@ -456,27 +459,39 @@ def views_that_fit(problems, proxy, room):
     return views
 
 
+TRANSLATIONS_AT_ONCE = 64
+
+
+def decode_or_empty(proxy, symbols):
+    """The text of some symbols, bytes; b"" if they are none of the proxy's."""
+    try:
+        return proxy.decode(symbols)
+    except Exception:  # a decompressor may raise anything
+        return b""
+
+
 def translate(model, proxy, views, given):
     """{task_id: text, bytes} that the model writes where it is given one view and asked for the
     other. views: from `views_that_fit`."""
     if given == "comp":
         opening, closing, first = RAW, END_RAW, BYTE0
         symbol_bytes = [bytes([byte]) for byte in range(256)]
+        decode = bytes
     else:
         opening, closing, first = COMP, END_COMP, PROXY0
         symbol_bytes = proxy.symbol_bytes()
+        decode = functools.partial(decode_or_empty, proxy)
     texts = {}
     task_ids = list(views)
-    for start in with_progress(range(0, len(task_ids), 64), "translating"):
-        batch = task_ids[start:start + 64]
+    for start in with_progress(range(0, len(task_ids), TRANSLATIONS_AT_ONCE), "translating"):
+        batch = task_ids[start:start + TRANSLATIONS_AT_ONCE]
         prompts = []
         for task_id in batch:
             view = views[task_id][given]
             prompts.append((np.append(view.symbols, opening), np.append(view.suffix, 0)))
         written = continue_views(model, prompts, first, closing, symbol_bytes)
         for task_id, symbols in zip(batch, written):
-            is_raw = opening == RAW
-            texts[task_id] = bytes(symbols) if is_raw else decode_or_empty(proxy, symbols)
+            texts[task_id] = decode(symbols)
     return texts
 
 
@@ -502,17 +517,10 @@ def measure_translation(model, proxy, problems, options):
     return results
 
 
-def decode_or_empty(proxy, symbols):
-    try:
-        return proxy.decode(symbols)
-    except Exception:  # it is no code: a decompressor may raise anything
-        return b""
-
-
 def recall_facts(write, path):
     """The share of facts that greedy decoding gives back from their prompts: "facts_any", of those
-    that may be seen raw, "facts_comp", of those that are only seen compressed, and "facts_chance",
-    what guessing would give."""
+    that may be seen raw, "facts_comp", of those that are only seen compressed, where there are
+    such; and "facts_chance", what guessing would give."""
     facts = [row for _, row in read_jsonl(path)]
     recalled = {"any": [], "comp": []}
     for start in with_progress(range(0, len(facts), ROWS_AT_ONCE), "recalling"):
@@ -523,7 +531,8 @@ def recall_facts(write, path):
             recalled[fact["view"]].append(text.strip() == f"return {fact['answer']}".encode())
     results = {}
     for view, right in recalled.items():
-        results |= with_interval(f"facts_{view}", right or [0])
+        if right:
+            results |= with_interval(f"facts_{view}", right)
     return results | {"facts_chance": CHANCE_OF_A_FACT}
 
 

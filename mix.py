@@ -90,7 +90,7 @@ class MixOptions(ProxyOptions):
 def prepare(options, block_size):
     """(views, proxy, its file) for `options.data` and `options.proxy`: from the cache, or made now.
 
-    A sample is cut such that a pair fits in a context: both of its views and their four sentinels.
+    A sample is cut so that a pair fits in a context: both of its views and their four sentinels.
     A proxy makes at most one symbol a byte, and its `overhead` more. Raw bytes, the tokenizer and
     the neural proxy have none, so they see the same samples; gzip's are shorter by 16 bytes.
     Raises UserError.
@@ -103,12 +103,13 @@ def prepare(options, block_size):
                         f"least {fixed_cost + 2 * SHORTEST}")
     shards, n_shards = store.parse_shard(options.shard)
     corpus = store.open_corpus(options.data, options.text_column, options.rehash)
-    if not (store.CACHE / corpus.id).exists():  # all that can be refused is refused before a fit
-        store.check_before_fitting(corpus, needed_views(options), len(shards) / n_shards)
+    # what can't be trained on is refused before hours go into a fit
+    store.check_views(corpus, needed_views(options))
+    if not (store.CACHE / corpus.id).exists():
+        store.check_disk(corpus, needed_views(options), len(shards) / n_shards)
     proxy, path = fitted_proxy(
         options, corpus, store.writing_samples(corpus, longest, shards, n_shards))
-    proxy_name = proxy.name if proxy else None
-    views = store.prepare_views(corpus, proxy, proxy_name, longest, shards, n_shards)
+    views = store.prepare_views(corpus, proxy, longest, shards, n_shards)
     if options.mode not in NO_PAIRS and 0 < options.mix < 1:
         say_if_few_pairs(views)
     return views, proxy, path
@@ -120,7 +121,7 @@ def say_if_few_pairs(views):
     In a warm-up with r > 1/2 no sample is shown raw alone: all raw views are of the few pairs then.
     """
     training = ~views.held_out
-    n_pairable = (training & (views.view == store.ANY)).sum()
+    n_pairable = (training & (views.allowed == store.ANY)).sum()
     if 0 < n_pairable < training.sum() / 10:
         print(f"data: of {training.sum():,} training samples only {n_pairable:,} may be shown in "
               "both views; pairs show those again and again: --mode=sentinel draws none")
@@ -148,8 +149,8 @@ class View:
     text_bytes: int      # how much text it stands for
 
 
-def format_view(view, raw, comp=None, symbol_lengths=None, mode="sentinel"):
-    """The `view`, "raw" or "comp", of a sample: a View.
+def format_view(kind, raw, comp=None, symbol_lengths=None, mode="sentinel"):
+    """The View of a sample. kind: "raw" or "comp".
 
     raw: its bytes, uint8. comp: its proxy symbols. symbol_lengths: how many bytes each proxy symbol
     stands for; None if that is not known, as of gzip's: then there are no suffixes either. The
@@ -160,7 +161,7 @@ def format_view(view, raw, comp=None, symbol_lengths=None, mode="sentinel"):
         raw view    <raw> d  e  f  _  f </raw>      suffixes 0  d  de  def  def_  def_f  0
         comp view   <comp> 17  9 </comp>            suffixes 0  def  def_f  0
     """
-    if view == "raw":
+    if kind == "raw":
         opening, closing = RAW, END_RAW
         body = raw.astype(np.int64) + BYTE0
         suffix = pack(raw)                   # a byte ends at itself
@@ -204,11 +205,12 @@ def view_probabilities(r, pairs):
 
 
 def ramp(x, schedule):
-    """The height at x of a ramp from 0, at x = 0, to 1, at x = 1."""
+    """How high a ramp is at x: 0 at x = 0, the foot, and 1 at x = 1, the top. A "step" has no
+    slope: it is 0 up to the top, where r jumps."""
     if schedule == "cosine":
         return (1 - np.cos(np.pi * x)) / 2
     if schedule == "step":
-        return 0.0  # its foot: r jumps where the warm-up ends, and where the raw phase begins
+        return 0.0
     return x
 
 
@@ -270,21 +272,21 @@ class Context:
 class Pool:
     """The samples that may be shown in one way, and how to draw one of them.
 
-    A source is an entry of --data, and its samples have consecutive numbers. Sources may have
-    weights, shares of the text. Then a source is drawn first: with a chance in
-    proportion to its weight over the mean length of its samples, since a source of short samples
-    has to be drawn from more often for the same share of the text.
+    Several sources in --data may have weights, shares of the text. Then the samples of each, which
+    have consecutive numbers, are a group, and a group is drawn first: with a chance in proportion
+    to its weight over the mean length of its samples, since short samples have to be drawn more
+    often for the same share of the text. Without weights all samples are one group.
     """
     def __init__(self, samples, views):
         self.samples = samples  # (n,) their numbers, sorted
-        first_part = [part for part, _ in views.groups]  # of each source
+        first_part = [part for part, _ in views.groups]  # of each group
         weight = np.array([weight for _, weight in views.groups])
         part_bytes = [part.meta["text_bytes"] for part in views.parts]
         n_bytes = np.add.reduceat(part_bytes, first_part)
         n_samples = np.add.reduceat(np.diff(views.starts), first_part)
         mean_length = n_bytes / n_samples
         first_sample = views.starts[[*first_part, -1]]
-        self.edges = np.searchsorted(samples, first_sample)  # where each source is in `samples`
+        self.edges = np.searchsorted(samples, first_sample)  # where each group is in `samples`
         has_samples = np.diff(self.edges) > 0
         self.cumulative = np.cumsum(weight / mean_length * has_samples)
 
@@ -293,18 +295,18 @@ class Pool:
 
     def draw(self, rng):
         """The number of a sample, drawn with replacement: so a row depends on its seed alone."""
-        source = 0
+        group = 0
         if len(self.cumulative) > 1:
             point = rng.random() * self.cumulative[-1]
-            source = np.searchsorted(self.cumulative, point, side="right")
-        return self.samples[rng.integers(self.edges[source], self.edges[source + 1])]
+            group = np.searchsorted(self.cumulative, point, side="right")
+        return self.samples[rng.integers(self.edges[group], self.edges[group + 1])]
 
     def mean(self, values):
         """The mean of `values`, one for each sample of the corpus, over what is drawn."""
         mean = 0.0
-        for source, chance in enumerate(np.diff(self.cumulative, prepend=0)):
+        for group, chance in enumerate(np.diff(self.cumulative, prepend=0)):
             if chance > 0:
-                samples = self.samples[self.edges[source]:self.edges[source + 1]]
+                samples = self.samples[self.edges[group]:self.edges[group + 1]]
                 mean += values[samples].mean() * chance / self.cumulative[-1]
         return mean
 
@@ -322,11 +324,11 @@ class Mixer:
         expect_one_of("mode", options.mode, MODES)
         usable = views.held_out == held_out
         self.pools = {
-            "raw": Pool(np.flatnonzero(usable & (views.view != store.COMP_ONLY)), views),
-            "comp": Pool(np.flatnonzero(usable & (views.view != store.RAW_ONLY)), views),
-            "pair": Pool(np.flatnonzero(usable & (views.view == store.ANY)), views),
+            "raw": Pool(np.flatnonzero(usable & (views.allowed != store.COMP_ONLY)), views),
+            "comp": Pool(np.flatnonzero(usable & (views.allowed != store.RAW_ONLY)), views),
+            "pair": Pool(np.flatnonzero(usable & (views.allowed == store.ANY)), views),
         }
-        empty = [view for view in needed_views(options) if len(self.pools[view]) == 0]
+        empty = [kind for kind in needed_views(options) if len(self.pools[kind]) == 0]
         if empty:
             what = "held-out" if held_out else "training"
             raise UserError(f"--data={options.data}: no {what} sample may be shown "
@@ -358,11 +360,11 @@ class Mixer:
         """How likely a sample is shown as {"raw", "comp", "pair"} at a step."""
         return view_probabilities(self.r(step), self.draws_pairs(step))
 
-    def view(self, index, view):
-        """The View of sample number `index`."""
+    def view(self, index, kind):
+        """The View of sample number `index`. kind: "raw" or "comp"."""
         raw = self.views.raw(index)
-        comp = self.views.comp(index) if view == "comp" else None
-        return format_view(view, raw, comp, self.views.symbol_lengths, self.options.mode)
+        comp = self.views.comp(index) if kind == "comp" else None
+        return format_view(kind, raw, comp, self.views.symbol_lengths, self.options.mode)
 
     def row(self, step, row, only=None):
         """Context number `row` of the batch of `step`: a function of (seed, step, row) and no more.
@@ -371,7 +373,7 @@ class Mixer:
         decides.
 
         Samples are drawn with replacement and laid end to end until less than MIN_ROOM is left, and
-        the last is cut. (Were it left out when it does not fit, short views would be taken more
+        the last is cut. (If views that do not fit were left out, short ones would be taken more
         often than long ones, and r would not be what --mix says. Of raw bytes on tinycode this
         cuts off a tenth of what is drawn; runs/README.md has other ways, which were no better.)
 

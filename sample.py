@@ -61,13 +61,14 @@ def raw_sentinels(mode):
 def pick(logits, temperature, top_k, top_p, generator):
     """The index (B,) of one of the choices in each row of logits (B, V).
 
-    Greedy at temperature 0. Else drawn from the top_k most likely (0: from all) and, of these, from
-    the fewest that hold the share top_p of their probability (nucleus sampling: Holtzman et al.,
-    arXiv 1904.09751). Raises UserError for NaN logits.
+    Greedy at temperature 0 (or so little that logits over it would overflow). Else drawn from the
+    top_k most likely (0: from all) and, of these, from the fewest that hold the share top_p of their
+    probability (nucleus sampling: Holtzman et al., arXiv 1904.09751). Raises UserError for NaN
+    logits.
     """
     if logits.isnan().any():
         raise UserError("the model's output is not a number (NaN): its training has failed")
-    if temperature == 0:
+    if temperature < 1e-6:
         return logits.argmax(dim=-1)
     p = torch.softmax(logits.float() / temperature, dim=-1)
     if top_k == 0 and top_p == 1:
@@ -115,13 +116,12 @@ class Batch:
         states = model.states(idx, suffix, cache=self.cache)  # (B, 1 + longest, C)
 
         # go on from the last byte of each text: it is at len(text), since the sentinel is at 0
-        row = torch.arange(len(distinct), device=device)
-        self.states = states[row, lengths][:, None]  # (B, 1, C)
-        self.suffix = suffix[row, lengths][:, None]  # (B, 1)
-        self.cache.filled = 1 + lengths                 # (B,)
-        if len(distinct) < len(texts):
-            # not self.take: GuessingBatch's wants guesses, which it does not have yet
-            Batch.take(self, [distinct.index(text) for text in recent])
+        which = torch.tensor([distinct.index(text) for text in recent], device=device)
+        self.states = states[which, lengths[which]][:, None]  # (B, 1, C)
+        self.suffix = suffix[which, lengths[which]][:, None]  # (B, 1)
+        self.cache.filled = 1 + lengths
+        # each text goes on from its prompt's row of the cache
+        self.cache.take(which)
 
     def choose_after_each(self, pick_one):
         """What should follow each of the symbols that were read last: bytes or ENDED, (B, read)."""
@@ -179,7 +179,7 @@ class GuessingBatch(Guessing, Batch):
 
 
 def keep_recent(text, block_size):
-    """All of a text if it fits in a context with a sentinel, else the end of it: half a context."""
+    """All of a text if it fits in a context with a sentinel, otherwise its last half context."""
     return text if 1 + len(text) <= block_size else text[-(block_size // 2):]
 
 
@@ -196,7 +196,8 @@ def generate(model, prompts, n=1, max_new=256, stops=(), temperature=0.8, top_k=
     with one of `stops` (bytes), or after max_new bytes.
 
     A row whose context is full leaves its batch, and its last half context is read again in the
-    next one. So what is written greedily after a prompt does not depend on the prompts beside it.
+    next one. That depends on its own length alone: so what is written greedily after a prompt does
+    not depend on the prompts beside it.
     """
     generator = torch.Generator(model.embed.weight.device).manual_seed(seed)
 
@@ -209,7 +210,7 @@ def generate(model, prompts, n=1, max_new=256, stops=(), temperature=0.8, top_k=
     prompt_length = [len(text) for text in texts]
     left = [max_new] * len(texts)  # bytes that each row may still write; 0: it has ended
     while any(left):  # each turn has a cache of its own; a row that outgrows it waits for the next
-        rows = [row for row in range(len(texts)) if left[row] > 0]
+        rows = [row for row in range(len(texts)) if left[row] > 0]  # of the batch's i-th: rows[i]
         batch = batch_class(model, [texts[row] for row in rows], sentinels, max(left))
         while True:
             chosen = batch.choose(pick_one)  # a list for each row
@@ -300,9 +301,9 @@ def complete_in_symbols(model, proxy, symbol_bytes, prompts, n=1, stops=(), max_
         suffix = np.append(view.suffix[0], view.suffix[start:-1])
         shown += [(ids, suffix)] * n
         rests += [rest] * n
-    codes = continue_views(model, shown, PROXY0, END_COMP, symbol_bytes, temperature, seed, rests)
+    written = continue_views(model, shown, PROXY0, END_COMP, symbol_bytes, temperature, seed, rests)
     texts = []
-    for rest, symbols in zip(rests, codes):
+    for rest, symbols in zip(rests, written):
         text = proxy.decode(symbols)[len(rest):][:max_new]
         texts.append(text[:find_stop(text, stops)])
     return [texts[i:i + n] for i in range(0, len(texts), n)]
@@ -327,6 +328,8 @@ class SampleOptions:
 
 def read_prompt(options):
     """The prompt, bytes. Raises UserError for a file that can't be read."""
+    if options.prompt is not None and options.file:
+        raise UserError(f"--prompt={options.prompt} --file={options.file}: expected one of them")
     if options.prompt is not None:
         return options.prompt.encode("utf-8", "surrogateescape")
     if options.file:

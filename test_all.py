@@ -73,7 +73,7 @@ import sample
 import train
 from lib import (
     bpe, byte_lm, checkpoint as checkpoints, corpus, files, judge, parallel, plan, plots,
-    proxy_table, sandbox, scoring, store, trie as trie_file, write_view)
+    proxy_table, report as report_file, sandbox, scoring, store, trie as trie_file, write_view)
 from lib.byte_heads import ByteHeads, Guessing
 from lib.checkpoint import drop_log_from, load_checkpoint, new_folder, newest_run
 from lib.corpus import ROOT, Corpus, cut_at_lines
@@ -83,7 +83,7 @@ from lib.masks import StripMask, block_mask, sample_mask
 from lib.options import UserError, command_line, flag, parse
 from lib.parallel import Processes, StopSignals, clip_gradients, skip_bad_step
 from lib.perturb import PERTURBATIONS, Program, perturb
-from lib.plan import PlanOptions, flops_per_symbol, raw_share
+from lib.plan import PlanOptions, expected_raw_share, flops_per_symbol
 from lib.results import Completions, Results, code_hash, digest, result_key
 from lib.rows import read_jsonl
 from lib.scoring import score
@@ -641,7 +641,7 @@ def test_both_views_of_a_place_have_the_same_ngram_features(prepared, kind):
     symbol_lengths = np.array([len(text) for text in proxy.symbol_bytes()])
     ngram = small_model(ngram=6).ngram
     mixer = Mixer(views, options, 256, 10)
-    for i in np.flatnonzero(views.view == store.ANY)[:50]:
+    for i in np.flatnonzero(views.allowed == store.ANY)[:50]:
         raw_view = mixer.view(i, "raw")
         comp_view = mixer.view(i, "comp")
         last_byte = np.cumsum(symbol_lengths[comp_view.symbols[1:-1] - PROXY0])
@@ -774,6 +774,19 @@ def test_the_plan_says_what_does_not_fit_and_what_helps(capsys):
     printed = printed_plan(capsys, *SEVEN_B, "--activation_checkpointing")
     assert ": fits" in printed
     assert "with --" not in printed
+
+
+def test_the_plan_offers_more_and_more_but_no_sharding_over_one_gpu(capsys):
+    """What is said of the second flag is the memory with both."""
+    small = ("--size=7B", "--gpu_memory=10")
+    both = ("--activation_checkpointing", "--fsdp")
+    printed = printed_plan(capsys, *small, "--gpus=8")
+    with_both = re.search(r"with --activation_checkpointing and --fsdp it takes +([\d.]+) GB", printed)
+    in_all = re.search(r"in all +([\d.]+) GB", printed_plan(capsys, *small, "--gpus=8", *both))
+    assert with_both[1] == in_all[1]
+    printed = printed_plan(capsys, *small, "--gpus=1")
+    assert "with --activation_checkpointing it takes" in printed
+    assert "--fsdp" not in printed
 
 
 def test_the_plan_counts_memory_and_time(capsys):
@@ -2885,10 +2898,10 @@ def test_the_share_of_raw_bytes_in_the_training_is_foreseen(prepared, changes):
         for row in range(2):
             symbols = mixer.row(step, row).symbols[:256]
             n_raw += ((symbols >= 64) & (symbols < 320)).sum()
-    foreseen = raw_share(mixer)
+    foreseen = expected_raw_share(mixer)
     assert foreseen == pytest.approx(n_raw / (500 * 2 * 256), abs=0.015)
     of_another_seed = Mixer(views, replace(options, seed=5, **changes), 256, total_steps=7)
-    assert raw_share(of_another_seed) == pytest.approx(foreseen, rel=1e-3)
+    assert expected_raw_share(of_another_seed) == pytest.approx(foreseen, rel=1e-3)
 
 
 def test_the_share_of_raw_bytes_of_weighted_sources():
@@ -2896,7 +2909,8 @@ def test_the_share_of_raw_bytes_of_weighted_sources():
     views = hand_made_views(LONG, SHORT, groups=[(0, 0.75), (1, 0.25)])
     options = MixOptions(proxy="none", mix=0.0)
     # of 30 and of 10 bytes as many samples are drawn: on average 20 bytes, and 2 sentinels
-    assert raw_share(Mixer(views, options, 10 ** 6, 10)) == pytest.approx(20 / 22, abs=1e-4)
+    of_long_contexts = expected_raw_share(Mixer(views, options, 10 ** 6, 10))
+    assert of_long_contexts == pytest.approx(20 / 22, abs=1e-4)
 
 
 # -----------------------------------------------------------------------------
@@ -2910,7 +2924,7 @@ def test_held_out_samples_stay_out(prepared):
     assert training == {i for i in range(len(views)) if not views.held_out[i]}
     assert held_out == {i for i in range(len(views)) if views.held_out[i]}
     assert len(held_out) > 0
-    assert not views.held_out[views.view == store.COMP_ONLY].any()
+    assert not views.held_out[views.allowed == store.COMP_ONLY].any()
 
 
 def test_held_out_contexts_show_held_out_texts(prepared):
@@ -3571,6 +3585,19 @@ def test_a_prompt_that_cannot_be_read_is_one_line(tmp_path):
         sample.read_prompt(options)
 
 
+def test_two_prompts_are_one_too_many():
+    options = parse(sample.SampleOptions, ["--prompt=x", "--file=y.py"])
+    with pytest.raises(UserError, match="--prompt=x --file=y.py: expected one of them"):
+        sample.read_prompt(options)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-40, 1e-9])
+def test_a_temperature_of_next_to_nothing_is_greedy(temperature):
+    logits = torch.tensor([[1.0, 50.0, -3.0], [2.0, 1.0, 1.9]])
+    chosen = sample.pick(logits, temperature, 0, 1.0, torch.Generator().manual_seed(0))
+    assert chosen.tolist() == [1, 0]
+
+
 @pytest.mark.parametrize("flag, says", [
     ("--max_new=0", "--max_new=0: expected a number above 0"),
     ("--top_p=0", "--top_p=0.0: expected a number above 0"),
@@ -4031,6 +4058,18 @@ def test_facts_are_recalled_by_the_view_that_they_may_be_seen_in(tmp_path):
     assert recalled["facts_chance"] == 1 / 9000
 
 
+def test_of_facts_that_are_not_there_nothing_is_said(tmp_path, capsys):
+    def write(prompts, **settings):
+        return [[b"return 1\n"] for _ in prompts]
+    facts = [{"prompt": "def code():\n", "answer": 1, "view": "any"}]
+    recalled = evaluation.recall_facts(write, write_rows(tmp_path / "facts.jsonl", facts))
+    assert recalled == {"facts_any": 1.0, "facts_any_95": [1.0, 1.0], "facts_chance": 1 / 9000}
+    done = {"symbols": 1, "text_bytes": 1, "flops": 1.0, "seconds": 1.0}
+    report_file.print_report(done | recalled, train.Options(out="out/x"), seconds=1.0)
+    printed = capsys.readouterr().out
+    assert "fact recall      1.000 of those that may be seen raw; chance 0.000" in printed
+
+
 # -----------------------------------------------------------------------------
 # eval.py: writing in either view
 
@@ -4325,11 +4364,21 @@ def test_ctrl_c_prints_what_is_done(run_train, tmp_path, monkeypatch, capsys):
     ("--size=1.5B", (0, 0.0, False)),
     ("--size=small", (6, 0.6, True)),
     ("--size=1.5B --ngram=4 --align", (4, 0.0, True)),
+    ("--size=124M --no-paper", (6, 0.6, True)),
+    ("--paper --ngram=3", (3, 0.0, False)),
     ("--no-align", (6, 0.6, False))])
 def test_the_papers_recipe_is_plain_and_the_default_of_large_sizes(flags, expected):
     options = parse(train.Options, flags.split())
     options.resolve()
     assert (options.ngram, options.raw_phase, options.align) == expected
+
+
+@pytest.mark.parametrize("flags, paper", [
+    ("", False), ("--paper", True), ("--size=124M", True), ("--size=124M --no-paper", False)])
+def test_a_run_knows_whether_it_has_the_papers_recipe(flags, paper):
+    options = parse(train.Options, flags.split())
+    options.resolve()
+    assert options.paper is paper
 
 
 @pytest.mark.parametrize("has_units, dtype", [(True, "bfloat16"), (False, "float32")])
@@ -4461,7 +4510,7 @@ def test_flops_are_those_of_the_columns_that_are_used(prepared, monkeypatch, r, 
     options, views, _ = prepared["tokenizer"]
     mixer = Mixer(views, replace(options, mix=r, mix_warmup=0.0, raw_phase=0.0), 256, 100)
     if raw_share is not None:
-        assert plan.raw_share(mixer) == pytest.approx(raw_share, abs=0.02)
+        assert plan.expected_raw_share(mixer) == pytest.approx(raw_share, abs=0.02)
 
     columns_used = []  # rows x columns of each chunk of the loss
     cross_entropy = model_file.cross_entropy
@@ -5136,6 +5185,9 @@ BAD_INPUT = [  # a file, its flags, and a part of the line that it answers with
     ("train", "--resume={tmp}/half", "corrupt or truncated"),
     ("train", "--ngram=9 --proxy=none", "ngram=9"),
     ("train", "--batch_size=0", "batch_size=0"),
+    ("train", "--flops=inf", "flops=inf: expected a number of 0 or more"),
+    ("train", "--budget=inf", "budget=inf: expected a number above 0"),
+    ("train", "--lr=nan", "lr=nan: expected a number above 0"),
     ("train", "--resume={tmp}/half --lr=1", "leave out --lr"),
     ("train", "--mix_warmup=0.8", "sum of at most 1"),
     ("train", "--steps=-1", "steps=-1"),
@@ -5163,6 +5215,10 @@ BAD_INPUT = [  # a file, its flags, and a part of the line that it answers with
     ("eval", "--n=0", "n=0"),
     ("eval", "--context=64 --view=comp", "leave one out"),
     ("eval", "--context=64 --stride=65", "stride=65"),
+    ("eval", "--stride=64", "stride=64: expected --context too"),
+    ("eval", "a b --task=pass --save=x", "save=x: expected one run"),
+    ("eval", "--all --task=pass --save=x", "save=x: expected one run"),
+    ("eval", "out/a --samples={tmp}/s.jsonl", "leave out out/a"),
     ("eval", "--samples={tmp}/s.jsonl --problems={tmp}/binary/b", "JSON lines"),
     ("eval", "--samples={tmp}/s.jsonl --problems={tmp}/field.jsonl", "expected a problem"),
     ("eval", "--samples={tmp}/s.jsonl --problems={tmp}/p.jsonl", "task_id"),
@@ -6380,6 +6436,7 @@ from lib.options import UserError
 
 
 class PairProxy:
+    name = "pairs"
     dtype = np.dtype(np.uint32)
     symbol_lengths = None
 
@@ -6455,7 +6512,7 @@ def use_cores(monkeypatch, n):
 
 
 def views_of(data, proxy=None, shards=ONE_SHARD):
-    return store.prepare_views(Corpus(str(data)), proxy, "pairs", LONGEST, *shards)
+    return store.prepare_views(Corpus(str(data)), proxy, LONGEST, *shards)
 
 
 def text_of(views):
@@ -7062,13 +7119,23 @@ def test_what_cannot_be_trained_on_is_refused_first(cache, tmp_path, rows, views
     path = tmp_path / "c.jsonl"
     write_rows(path, rows)
     with pytest.raises(UserError, match=says):
-        store.check_before_fitting(Corpus(str(path)), views)
+        store.check_views(Corpus(str(path)), views)
+
+
+def test_a_corpus_that_is_prepared_already_is_still_refused_before_a_fit(cache, tmp_path, capsys):
+    """Here for raw bytes, and what cannot be trained on is a proxy."""
+    rows = [{"text": f"x = {i}", "view": "raw"} for i in range(99)]
+    data = str(write_rows(tmp_path / "rows.jsonl", rows))
+    mix.prepare(MixOptions(data=data, proxy="none", mix=0.0), block_size=128)
+    with pytest.raises(UserError, match="no training document may be shown comp"):
+        mix.prepare(MixOptions(data=data, proxy="gzip"), block_size=128)
+    assert "fitting" not in capsys.readouterr().out
 
 
 def test_the_check_reads_no_more_than_it_needs(cache, tmp_path):
     path = tmp_path / "c.jsonl"
     path.write_text('{"text": "x"}\n' * 500 + "not read")
-    store.check_before_fitting(Corpus(str(path)), ["raw", "comp"])
+    store.check_views(Corpus(str(path)), ["raw", "comp"])
 
 
 def test_a_disk_too_small_is_seen_first(cache, rows_file, monkeypatch):
@@ -7077,7 +7144,7 @@ def test_a_disk_too_small_is_seen_first(cache, rows_file, monkeypatch):
     def check(free, views, share=1.0):
         usage = SimpleNamespace(free=free * data.n_bytes)
         monkeypatch.setattr(store.shutil, "disk_usage", lambda path: usage)
-        store.check_before_fitting(data, views, share)
+        store.check_disk(data, views, share)
     check(2.1, ["raw", "comp"])
     check(1.1, ["raw"])
     check(1.1, ["raw", "comp"], share=0.5)
@@ -7190,10 +7257,10 @@ ODD_TEXTS = {
 
 def prepare(folder, pairing, log):
     data = store.open_corpus(str(folder))
-    store.check_before_fitting(data, ["raw", "comp"])
+    store.check_views(data, ["raw", "comp"])
     data.fitting_texts()
     proxy = pairing.PairProxy(log)
-    return store.prepare_views(data, proxy, "pairs", LONGEST, *ONE_SHARD)
+    return store.prepare_views(data, proxy, LONGEST, *ONE_SHARD)
 
 
 @pytest.mark.parametrize("name", ODD_TEXTS)
@@ -7402,11 +7469,11 @@ def test_samples_know_their_views_and_their_side_of_the_split(cache, rows_file):
         first_line = views.raw(i).tobytes().split(b"(")[0].decode()
         if first_line.startswith("def fact"):
             comp_only = int(first_line.removeprefix("def fact")) < 5
-            assert views.view[i] == (store.COMP_ONLY if comp_only else store.ANY)
+            assert views.allowed[i] == (store.COMP_ONLY if comp_only else store.ANY)
             assert not views.held_out[i]
         elif first_line.startswith("def f"):
             number = first_line.removeprefix("def f")
-            assert views.view[i] == store.ANY
+            assert views.allowed[i] == store.ANY
             assert views.held_out[i] == (expected_hash(f"function/{number}") < 0.05)
 
 
@@ -7581,7 +7648,7 @@ def script_of(data, cache, pairing, proxy):
         "store.PART_BYTES = 10_000",
         "os.cpu_count = lambda: 2",
         f"corpus = Corpus({str(data)!r})",
-        f"views = store.prepare_views(corpus, {proxy}, 'pairs', {LONGEST}, range(1), 1)",
+        f"views = store.prepare_views(corpus, {proxy}, {LONGEST}, range(1), 1)",
         "print(os.getpid(), len(views))",
     ])
 
@@ -7776,7 +7843,7 @@ def test_a_corpus_prepared_in_shards(cache, rows_file, pairing, tmp_path, monkey
 
     def samples(views):
         texts = [views.raw(i).tobytes() for i in range(len(views))]
-        return list(zip(texts, views.view, views.held_out))
+        return list(zip(texts, views.allowed, views.held_out))
     assert sorted(samples(joined)) == sorted(samples(whole))
     assert 0.6 < len(two) / len(joined) < 0.73
     for i in range(0, len(joined), 97):
@@ -7957,6 +8024,17 @@ def test_variables_are_renamed_in_code_and_keyword_arguments_but_not_in_docstrin
     # no docstring; a prompt that ends inside a line
     ("docstring", "case", "def f(x):\n", "    return x\n", "f"),
     ("syntax", "rename", "def f(x):", "\n    return x\n", "f"),
+    # names that stand where no variable is written: all of them, or the program would break
+    ("syntax", "rename", "def f(x):\n    n = x\n",
+     "    def g():\n        nonlocal n, x\n        n = x\n    return n\n", "f"),
+    ("syntax", "rename", "def f():\n    e = 1\n",
+     "    try:\n        pass\n    except ValueError as e:\n        return e\n", "f"),
+    ("syntax", "rename", "def f():\n    m = rest = 1\n",
+     "    match m:\n        case [1, *rest]:\n            return rest\n"
+     "        case [2, m]:\n            return m\n", "f"),
+    ("syntax", "rename", "import math as m\ndef f():\n    m = 1\n", "    return m\n", "f"),
+    # lines that end otherwise
+    ("syntax", "rename", "def f(x):\r\n", "    return x\r    \n", "f"),
 ])
 def test_ways_that_do_not_apply(kind, way, prompt, solution, name):
     changed = apply_way(kind, way, prompt, solution, name)
@@ -7968,6 +8046,14 @@ def test_what_does_not_parse_stays_as_it_is(prompt):
     problem = {"task_id": "t/0", "prompt": prompt, "entry_point": "f"}
     for kind in PERTURBATIONS:
         assert perturb(problem, kind, 0) == (prompt, "", "f")
+
+
+def test_a_problem_may_have_no_solution():
+    problem = {"task_id": "t/0", "prompt": PROMPT, "entry_point": "add_two"}
+    for kind in PERTURBATIONS:
+        without = perturb(problem, kind, 0)
+        assert without[1] == ""
+        assert perturb(problem | {"canonical_solution": None}, kind, 0) == without
 
 
 # -----------------------------------------------------------------------------
@@ -8453,6 +8539,7 @@ def test_humaneval_plus_solutions_pass_and_flipped_ones_fail():
 @pytest.mark.parametrize("row, message", [
     ({"task_id": "t/0", "prompt": ""}, "p.jsonl, line 1: expected a problem, but it has no entry"),
     ({**PROBLEM, "base_input": [[1]]}, "has no atol, plus_input"),
+    ({**PROBLEM, "task_id": 17}, r"line 1: `task_id` is a number \(17\), expected a string"),
 ])
 def test_a_file_without_problems_is_refused(tmp_path, row, message):
     with pytest.raises(UserError, match=message):
@@ -8915,6 +9002,14 @@ def test_an_edit_of_a_program_makes_canonical_solutions_run_again(edited, tmp_pa
     folders.append(scoring.KnownResults({"t/0": PLUS}).folder)
     assert folders[0] == folders[1]
     assert len(set(folders)) == 3
+
+
+def test_what_is_known_of_a_solution_is_known_of_no_other():
+    known = scoring.KnownResults({"a/b": PROBLEM, "a-b": PLUS})
+    known.write("a/b", "first\n")
+    assert known.read("a-b") == scoring.NOT_KNOWN
+    known.write("a-b", "second\n")
+    assert (known.read("a/b"), known.read("a-b")) == ("first\n", "second\n")
 
 
 @pytest.mark.usefixtures("cache_of_each_test")
@@ -9884,8 +9979,10 @@ def test_each_bug_of_mutants_can_be_put_into_the_code():
 
 
 def test_mistakes_are_shares_of_a_runs_completions(tmp_path, capsys, monkeypatch):
-    write_rows(tmp_path / "problems.jsonl", [{"task_id": "t/0", "canonical_solution": RIGHT_ANSWER}])
-    texts = [RIGHT_ANSWER, RIGHT_ANSWER.replace("4", "5"), RIGHT_ANSWER.replace("4", "6"), "nothing"]
+    problem = {"task_id": "t/0", "canonical_solution": RIGHT_ANSWER}
+    write_rows(tmp_path / "problems.jsonl", [problem])
+    wrong_numbers = [RIGHT_ANSWER.replace("4", "5"), RIGHT_ANSWER.replace("4", "6")]
+    texts = [RIGHT_ANSWER, *wrong_numbers, "nothing"]
     (tmp_path / "run" / "completions").mkdir(parents=True)
     rows = [{"task_id": "t/0", "completion": text} for text in texts]
     write_rows(tmp_path / "run" / "completions" / "pass.jsonl", rows)
@@ -10294,7 +10391,7 @@ def test_a_share_of_two_lengths_by_hand():
     options = MixOptions(mix=0.5, mix_start=0.5, raw_phase=0.0, mode="sentinel")
     cut_raw, cut_comp = 1024 / 84, 100 / 84
     expected = ((64 + cut_raw + cut_comp) * 15 / 21 - cut_raw * 30 / 32) / 64
-    found = raw_share(Mixer(hand_made_views(part), options, 64, 100))
+    found = expected_raw_share(Mixer(hand_made_views(part), options, 64, 100))
     assert found == pytest.approx(expected, abs=1e-6)
 
 
@@ -10302,7 +10399,7 @@ def test_a_share_of_pairs_by_hand():
     """Pairs alone, of 30 bytes and 8 symbols and four sentinels."""
     part = hand_made_part([b"r" * 30] * 5, [[1] * 8] * 5)
     options = MixOptions(mix=0.5, mix_start=0.5, raw_phase=0.0, pairs="always")
-    found = raw_share(Mixer(hand_made_views(part), options, 64, 100))
+    found = expected_raw_share(Mixer(hand_made_views(part), options, 64, 100))
     assert found == pytest.approx(30 / 42, abs=1e-6)
 
 
@@ -10361,6 +10458,16 @@ def test_through_the_proxy_only_samples_that_may_be_shown_so(tmp_path):
         shown[view] = [text.tobytes() for text in texts]
     assert shown == {"raw": [b"y = 0", b"y = 1", b"y = 3"],
                      "comp": [b"y = 0", b"y = 2", b"y = 3"]}
+
+
+def test_a_corpus_that_is_never_shown_raw_can_be_read_through_the_proxy(tmp_path):
+    rows = [{"text": "x = 1", "view": "comp"}, {"text": "y = 2", "view": "comp", "split": "val"}]
+    data = str(write_rows(tmp_path / "rows.jsonl", rows))
+    trained = options_for(data, proxy="none")
+    texts = evaluation.held_out_samples(trained, data, 256, "comp", 0)
+    assert [text.tobytes() for text in texts] == [b"y = 2"]
+    with pytest.raises(UserError, match="may be shown raw"):
+        evaluation.held_out_samples(trained, data, 256, "raw", 0)
 
 
 def windows_made(monkeypatch):

@@ -30,12 +30,12 @@ from lib.masks import sample_mask
 from lib.options import UserError, command_line, expect, flag
 from lib.parallel import (Processes, StopSignals, autocast, clip_gradients, gradient_sync,
                           replicate, shard, skip_bad_step, whole_weights)
-from lib.plan import flops_per_symbol, raw_share
+from lib.plan import expected_raw_share, flops_per_symbol
 from lib.report import expect_wandb, log_line, print_report, start_wandb
 from mix import Mixer, MixOptions, prepare
 from model import GPT, PROXY0, SIZES, GPTConfig
 
-BAD_STEPS = 10   # training ends after so many steps in a row that are not finite
+BAD_STEPS = 10   # training ends after this many steps in a row that are not finite
 LOOK_EVERY = 10  # steps between looks at what a GPU has computed; each makes the CPU wait for it
 PLAIN_FROM = "124M"  # from this size on the default is the paper's plain recipe
 
@@ -45,14 +45,15 @@ class Options(MixOptions):
     # the model
     size: str = flag("micro", f"size of the model: {', '.join(SIZES)}")
     block_size: int = flag(0, "symbols in a context; 0: the size's own")
-    paper: bool = flag(False, "the paper's plain recipe: no n-gram features, no alignment, no raw "
-                       f"phase; the default from {PLAIN_FROM} up")
+    paper: bool = flag(None, "the paper's plain recipe: no n-gram features, no alignment, no raw "
+                       f"phase [from {PLAIN_FROM} up]", action=argparse.BooleanOptionalAction)
     ngram: int = flag(None, "longest byte n-gram with an embedding, 0 for none [6, with --paper 0]",
                       type=int)
     raw_phase: float = flag(None, "last share of the training, in which r falls to 0 [0.6, with "
                             "--paper 0]", type=float)
-    align: bool = flag(None, "proxy symbols that take the positions of their bytes, and add to the "
-                       "embeddings of these [yes, with --paper no]",
+    align: bool = flag(None, "positions in bytes of text, and proxy symbols that share the "
+                       "embedding of their last byte and the output row of their first [yes, with "
+                       "--paper no]",
                        action=argparse.BooleanOptionalAction)
     n_byte_heads: int = flag(0, "heads that guess the bytes after the next one, for faster greedy "
                              "generation")
@@ -94,14 +95,15 @@ class Options(MixOptions):
         """Fill in what depends on other options or on the machine. Raises UserError."""
         config = GPTConfig.named(self.size)
         is_large = list(SIZES).index(self.size) >= list(SIZES).index(PLAIN_FROM)
-        plain = self.paper or is_large
-        # None means that the user has not said: a plain default of 0 could not be told from a wish
+        # None: not given on the command line, where 0 would be an explicit choice
+        if self.paper is None:
+            self.paper = is_large
         if self.ngram is None:
-            self.ngram = 0 if plain else 6
+            self.ngram = 0 if self.paper else 6
         if self.raw_phase is None:
-            self.raw_phase = 0.0 if plain else 0.6
+            self.raw_phase = 0.0 if self.paper else MixOptions.raw_phase
         if self.align is None:
-            self.align = not plain
+            self.align = not self.paper
         if self.lr is None:
             # a wider layer needs a smaller step (Yang et al. 2022, arXiv 2203.03466); at nano 8e-3
             # was better than half and than twice of it, for all methods
@@ -260,8 +262,9 @@ class Training:
         # how long it takes
         self.symbols_per_step = options.batch_size * options.block_size
         # steps follow from FLOPs, and FLOPs from the expected share of positions that hold a raw
-        # byte, the mean over the schedule. That has no length yet: any gives the same share
-        self.raw_share = raw_share(Mixer(views, options, options.block_size, total_steps=1))
+        # byte, the mean over the schedule; whose length is not known yet, but any gives that share
+        any_mixer = Mixer(views, options, options.block_size, total_steps=1)
+        self.raw_share = expected_raw_share(any_mixer)
         flops = flops_per_symbol(self.model, PROXY0, self.raw_share)
         self.flops_per_step = self.symbols_per_step * flops
         self.steps = count_steps(options, self.symbols_per_step, self.flops_per_step)
@@ -279,10 +282,11 @@ class Training:
         # where it stands; text_bytes and loss are this process's part of a sum
         self.step = 0
         self.text_bytes = 0.0
-        self.loss = None                                         # of the last step, a tensor ()
+        self.loss = None                                         # of the last step, 0-dimensional
         self.skipped = torch.zeros((), device=self.device)       # steps that were not finite
         self.skipped_in_a_row = torch.zeros((), device=self.device)
         self.seconds = 0.0                                       # that the training has taken
+        self.began = time.time()
         if saved:
             restore_checkpoint(self.out, saved, self.model, self.optimizer)
             self.step = saved["step"]
@@ -311,8 +315,8 @@ class Training:
                     self.stop_if_diverged()
                 if processes.sum(int(stop.received)):  # all processes stop at the same step
                     progress.close()
-                    saved = "saved" if self.save() else "not saved"
-                    processes.print0(f"interrupted at step {self.step}, {saved}."
+                    outcome = "saved" if self.save() else "not saved"
+                    processes.print0(f"interrupted at step {self.step}, {outcome}."
                                      f"{self.how_to_go_on()}")
                     processes.disconnect()
                     raise KeyboardInterrupt
@@ -341,8 +345,8 @@ class Training:
 
         norm = clip_gradients(self.parameters(byte_heads=False), options.clip)
         if self.model.byte_heads is not None:
-            # by themselves, so that the model's gradient is clipped as without them
-            # from here on it only matters whether it is finite
+            # by themselves, so that they do not change how the model's gradient is clipped; the sum
+            # of both norms only tells whether all is finite
             norm = norm + clip_gradients(self.parameters(byte_heads=True), options.clip)
 
         bad = skip_bad_step(norm, self.model.parameters(), self.optimizer)  # 1 or 0
@@ -420,7 +424,8 @@ class Training:
                     initial=self.step * self.symbols_per_step, unit_scale=True,
                     disable=None if self.processes.is_first else True)
 
-    def describe(self):
+    def headline(self):
+        """What is trained, on what, and for how long: the two lines that are printed first."""
         options = self.options
         return (f"training {options.size} in {self.out}: {self.model.n_params():,} parameters, "
                 f"{self.model.n_params(embeddings=False):,} without embeddings, "
@@ -473,7 +478,7 @@ def train_model(options, views, proxy, processes, saved):
         processes.print0(f"resuming {options.out} at step {training.step} of {training.steps}")
         if processes.is_first:
             drop_log_from(training.step, training.out / "log.jsonl")
-    processes.print0(f"{training.describe()}, {len(views):,} samples, "
+    processes.print0(f"{training.headline()}, {len(views):,} samples, "
                      f"{views.text_bytes / 1e6:.1f} MB of text")
 
     def advice():

@@ -80,9 +80,9 @@ class Guessing:
         super().take(rows)
         self.guesses = self.guesses[rows]
 
-    def choose(self, pick):
+    def choose(self, pick_one):
         """The bytes that come next in each row: as many as were guessed rightly, and one more."""
-        chosen = self.choose_after_each(pick)  # (B, 1 + guesses)
+        chosen = self.choose_after_each(pick_one)  # (B, 1 + guesses)
         right = chosen[:, :-1] == self.guesses
         n_right = right.long().cumprod(dim=1).sum(dim=1)  # (B,) guesses before the first wrong one
         self.forget(self.guesses.size(1) - n_right)

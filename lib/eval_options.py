@@ -67,9 +67,17 @@ class EvalOptions:
         if self.all and (self.runs or self.samples):
             named = self.samples or self.runs[0]
             raise UserError(f"--all: expected no other run or file, found {named}; leave one out")
+        if self.save and (self.all or len(self.runs) > 1):
+            raise UserError(f"--save={self.save}: expected one run, whose completions go there; "
+                            "name one")
+        if self.samples and self.runs:
+            raise UserError(f"--samples={self.samples}: is scored without a run; leave out "
+                            f"{self.runs[0]}")
         if self.temperature is None:
             self.temperature = 0.0 if self.n == 1 else 0.2
         expect(self, "of 0 or more", "temperature")
+        if self.stride and not self.context:
+            raise UserError(f"--stride={self.stride}: expected --context too, the size of a window")
         if self.stride > self.context:
             raise UserError(f"--stride={self.stride}: expected at most --context={self.context}, "
                             "or bytes are left out")

@@ -7,6 +7,7 @@ this one.
 import argparse
 import dataclasses
 import difflib
+import math
 import os
 import sys
 
@@ -33,8 +34,8 @@ def flag(default, help, **settings):
 # checks
 
 RULES = {
-    "above 0": lambda x: x > 0,
-    "of 0 or more": lambda x: x >= 0,
+    "above 0": lambda x: 0 < x < math.inf,
+    "of 0 or more": lambda x: 0 <= x < math.inf,
     "from 0 to 1": lambda x: 0 <= x <= 1,
 }
 

@@ -1,5 +1,6 @@
 """
-ReCode's perturbations of a prompt (Wang et al. 2022, arXiv 2212.10264): changes that mean nothing.
+ReCode's perturbations of a prompt (Wang et al. 2022, arXiv 2212.10264): changes that keep the
+meaning.
 
 A model that has understood a prompt solves the perturbed one too: eval.py, which calls this file,
 measures it.
@@ -143,15 +144,25 @@ def split_signature(program, rng):
 # kind "syntax": the names of variables
 
 
+def other_names(source):
+    """The names that a syntax tree has besides those of variables and parameters, a set: of
+    functions, classes and modules, and those in `global`, `except` and `case`."""
+    names = set()
+    for node in ast.walk(source):
+        if isinstance(node, (ast.Name, ast.arg, ast.keyword, ast.Attribute, ast.Constant)):
+            continue
+        for _, value in ast.iter_fields(node):
+            values = value if isinstance(value, list) else [value]
+            names.update(value for value in values if isinstance(value, str))
+    return names
+
+
 def renamable(prompt, source):
-    """{name: its position} of parameters and variables in the prompt, less those that mean more.
+    """{name: its position} of parameters and variables in the prompt that are nothing else.
 
     prompt, source: syntax trees of the prompt and of the whole program.
     """
-    taken = set(dir(builtins))
-    for node in ast.walk(source):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.alias)):
-            taken.add(node.name)
+    taken = other_names(source) | set(dir(builtins))
     names = []
     for node in ast.walk(prompt):
         if isinstance(node, ast.arg):
@@ -203,6 +214,8 @@ def rename_variables(program, rng):
     if not program.prompt.endswith("\n"):
         return None  # where the new prompt ends is found by counting its lines
     old_text = program.prompt + program.solution
+    if "\r" in old_text:
+        return None  # ast counts lines by these too
     source, prompt = ast.parse(old_text), ast.parse(program.prompt)
 
     new_names = draw_names(renamable(prompt, source), rng)
@@ -228,7 +241,7 @@ def rename_variables(program, rng):
 # -----------------------------------------------------------------------------
 # kind "docstring": typing errors
 
-# Where the prose of a docstring ends, since an example begins: it has to stay right.
+# Where the prose of a docstring ends: at an example, which has to stay right.
 EXAMPLE = r">>>|\bassert\b|[Ee]xamples?\b|==|➞|->"
 # A plain word: no part of an escape, of an expression or of something in quotes.
 WORD = r"(?<![\w\\'\"(\[.])[A-Za-z]{3,}(?![\w'\"()\[\]])"
@@ -236,7 +249,7 @@ DOCSTRING = r"(\"\"\"|''')(.*?)\1"
 
 
 def change_words(change, program, rng):
-    """Change one word of six in the prose of the prompt's last docstring by `change`."""
+    """Change one word in six of the prose of the prompt's last docstring by `change`."""
     docstrings = list(re.finditer(DOCSTRING, program.prompt, re.S))
     if not docstrings:
         return None
@@ -246,10 +259,10 @@ def change_words(change, program, rng):
     chosen = rng.sample(words, math.ceil(len(words) / 6))
 
     new_prose = prose
-    for first, last in sorted(chosen, reverse=True):  # from the right: the spans stay valid
-        word = prose[first:last]
+    for word_start, word_end in sorted(chosen, reverse=True):  # from the right: spans stay valid
+        word = prose[word_start:word_end]
         letter = rng.randrange(len(word) - 1)
-        new_prose = new_prose[:first] + change(word, letter) + new_prose[last:]
+        new_prose = new_prose[:word_start] + change(word, letter) + new_prose[word_end:]
     after_prose = program.prompt[start + len(prose):]
     prompt = program.prompt[:start] + new_prose + after_prose
     return if_meaning_stays(program, prompt, program.solution)
@@ -293,7 +306,8 @@ def perturb(problem, kind, seed):
     problem: a row in HumanEval's format. The result is a function of (task_id, kind, seed).
     """
     rng = random.Random(f"{problem['task_id']} {kind} {seed}")
-    unchanged = problem["prompt"], problem.get("canonical_solution", ""), problem["entry_point"]
+    solution = problem.get("canonical_solution") or ""
+    unchanged = problem["prompt"], solution, problem["entry_point"]
     ways = PERTURBATIONS[kind]
     for way in rng.sample(list(ways), len(ways)):
         # drawn here and not where it is used, so that each kind and way takes the same draws

@@ -3,6 +3,7 @@ Will a training fit on the GPUs, and how long will it take? Memory is counted on
 storage, so no GPU is needed for the answer.
 
 model.py prints the sizes and the plan (python model.py --plan); train.py counts its FLOPs here.
+The class GPT is an argument, since model.py imports this file.
 """
 from dataclasses import dataclass, replace
 
@@ -36,7 +37,8 @@ def flops_per_symbol(model, byte_rows, raw_share=0.0):
 
     6 for each parameter that multiplies, 12 for each attended symbol, channel and layer (PaLM,
     arXiv 2204.02311, appendix B; causal attention is counted in full, as there). raw_share: the
-    share of positions after a raw byte, whose loss needs only `byte_rows` rows of the output layer.
+    share of positions that hold a raw byte, whose loss needs only `byte_rows` rows of the output
+    layer.
     """
     config = model.config
     multiplying = model.n_params(embeddings=False)
@@ -51,7 +53,7 @@ def flops_per_symbol(model, byte_rows, raw_share=0.0):
     return 6 * multiplying + attention
 
 
-def raw_share(mixer):
+def expected_raw_share(mixer):
     """The share of a training's positions that hold a raw byte, expected from its schedule and the
     lengths of its views: it depends on no seed.
     """
@@ -117,7 +119,7 @@ def print_sizes(options, GPT, named, sizes, byte_rows):
 
 
 class KeptTensors:
-    """Counts the bytes that autograd keeps for the backward pass, less the weights."""
+    """Counts the bytes that autograd keeps for the backward pass, without those of the weights."""
 
     def __init__(self):
         self.sizes = {}     # of each storage
@@ -177,20 +179,22 @@ def kept_for_backward(GPT, config, micro_batch, dtype, sharded, recompute):
 
 
 def one_block(GPT, config, *settings):
-    """Bytes that a single block keeps for its backward pass. settings: as above."""
+    """Bytes that a single block keeps for its backward pass. settings: micro_batch, dtype and
+    sharded, as `kept_for_backward` takes them."""
     one, two = (kept_for_backward(GPT, replace(config, n_layer=n_layer), *settings,
                                   recompute=False)[0] for n_layer in (1, 2))
     return two - one
 
 
 def weights_in_use(model, dtype, sharded):
-    """Bytes of weights and gradients beside the float32 ones: (of all, of a single block)."""
+    """Bytes of the copies of weights and gradients in which a step computes, besides the float32
+    ones: (of all, of a single block)."""
     n = model.n_params()
     n_block = sum(p.numel() for p in model.blocks[0].parameters())
     bytes_in_use = 2 if dtype == "bfloat16" else 4
     if sharded:
-        # FSDP gathers the block at work, the next one, and all that is no block; and has their
-        # gradients, those of a block also in float32, while they are added up
+        # FSDP gathers the block at work, the next one, and all that is outside of blocks; and has
+        # their gradients, those of a block also in float32, while they are added up
         gathered = n - (model.config.n_layer - 2) * n_block
         in_use = 2 * bytes_in_use * gathered + 4 * n_block
         return in_use, in_use
@@ -202,8 +206,8 @@ def weights_in_use(model, dtype, sharded):
 def memory(options, config, GPT, loss_positions):
     """{what: bytes on a device} at the peak of a training step.
 
-    The peak is in the last of several micro-batches, when there are gradients already. loss_positions:
-    the positions of a chunk of the loss.
+    The peak is in the last of several micro-batches, when there are gradients already.
+    loss_positions: how many a chunk of the loss has.
     """
     model = model_without_memory(GPT, config)
     n = model.n_params()
@@ -238,7 +242,7 @@ def print_plan(options, config, GPT, byte_rows, loss_positions):
     expect(options, "above 0", "gpus", "gpu_memory", "micro_batch", "budget", "tflops", "mfu")
     expect(options, "of 0 or more", "block_size")
     expect(options, "from 0 to 1", "mfu")
-    config.block_size = options.block_size or config.block_size
+    config = replace(config, block_size=options.block_size or config.block_size)
     savers = ("activation_checkpointing", "fsdp")
     used = "".join(f", --{name}" for name in savers if getattr(options, name))
     print(f"{options.size} on {options.gpus} GPUs of {options.gpu_memory:g} GB, {options.dtype}, "
@@ -252,11 +256,14 @@ def print_plan(options, config, GPT, byte_rows, loss_positions):
     verdict = "fits" if total <= available else "does not fit"
     print(f"  {'in all':16} {total / 1e9:8.2f} GB a GPU: {verdict}, eager, with AdamW; "
           "torch.compile keeps less")
+    added = []
     for name in savers:
-        if total > available and not getattr(options, name):
+        helps = not getattr(options, name) and (name != "fsdp" or options.gpus > 1)
+        if total > available and helps:
+            added.append(f"--{name}")
             options = replace(options, **{name: True})
             total = sum(memory(options, config, GPT, loss_positions).values())
-            print(f"  with --{name} it takes {total / 1e9:8.2f} GB")
+            print(f"  with {' and '.join(added)} it takes {total / 1e9:8.2f} GB")
 
     flops = options.budget * flops_per_symbol(model_without_memory(GPT, config), byte_rows)
     seconds = flops / (options.gpus * options.tflops * 1e12 * options.mfu)

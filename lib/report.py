@@ -9,7 +9,6 @@ from pathlib import Path
 from lib.options import UserError
 
 
-
 def log_line(line):
     """A line of log.jsonl as the terminal shows it."""
     shown = [f"step {line['step']:6}"]
@@ -32,8 +31,12 @@ def print_report(report, options, seconds):
     if "pass@1" in report:
         rows.append(("pass@1, pass@10", f"{report['pass@1']:.3f}, {report['pass@10']:.3f} of "
                      f"completions in {read_as}, on problems of held-out pairs of operations"))
-        rows.append(("fact recall", f"{report['facts_any']:.3f} of those that may be seen raw, "
-                     f"{report['facts_comp']:.3f} of those only seen compressed; chance 0.000"))
+    shares = []
+    for view, which in (("any", "that may be seen raw"), ("comp", "only seen compressed")):
+        if f"facts_{view}" in report:
+            shares.append(f"{report[f'facts_{view}']:.3f} of those {which}")
+    if shares:
+        rows.append(("fact recall", f"{', '.join(shares)}; chance 0.000"))
     rows.append(("whole run", f"{seconds:.0f} s"))
     print(f"\n{options.out}: proxy {options.proxy}, mix {options.mix}, {options.size}, "
           f"seed {options.seed}")

@@ -91,8 +91,8 @@ class Results:
 class Kept:
     """What a run's folder keeps of its evaluations: those of its checkpoint, by this `code`.
 
-    results: its Results. completions: a path, how the names of its files of completions begin. Of
-    a model without a checkpoint nothing is kept, and `completions` is None.
+    results: its Results. completions: a path, with which the names of its files of completions
+    begin. Of a model without a checkpoint nothing is kept, and `completions` is None.
     """
 
     def __init__(self, run, code):

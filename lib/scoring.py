@@ -16,6 +16,7 @@ import threading
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import quote
 
 from tqdm import tqdm
 
@@ -33,6 +34,17 @@ CANONICAL = "failed: canonical solution: "
 
 # -----------------------------------------------------------------------------
 # problems
+
+JSON_NAMES = {dict: "an object", list: "a list", bool: "a boolean", int: "a number",
+              float: "a number"}
+
+
+def described(value):
+    """What a value that is no string is in JSON, with its beginning: an object ({"id": 17, ..)."""
+    if value is None:
+        return "null"
+    return f"{JSON_NAMES[type(value)]} ({json.dumps(value)[:40]})"
+
 
 FIELDS = {"task_id", "prompt", "entry_point"}
 FIELDS_WITH_CHECK = FIELDS | {"test"}  # HumanEval
@@ -52,6 +64,9 @@ def read_problems(path):
         if missing:
             raise UserError(f"{path}, line {number}: expected a problem, but it has no "
                             f"{', '.join(sorted(missing))}")
+        if not isinstance(row["task_id"], str):
+            raise UserError(f"{path}, line {number}: `task_id` is {described(row['task_id'])}, "
+                            "expected a string")
         problems[row["task_id"]] = row
     if not problems:
         raise UserError(f"{path}: no problems in it")
@@ -59,17 +74,7 @@ def read_problems(path):
 
 
 # -----------------------------------------------------------------------------
-# samples
-
-JSON_NAMES = {dict: "an object", list: "a list", type(None): "null", bool: "a boolean",
-              int: "a number", float: "a number"}
-
-
-def described(value):
-    """What a value that is no string is in JSON, with its beginning: an object ({"id": 17, ..)."""
-    if value is None:
-        return "null"
-    return f"{JSON_NAMES[type(value)]} ({json.dumps(value)[:40]})"
+# samples: the completions of a model, in HumanEval's word
 
 
 def code_field(sample):
@@ -153,7 +158,7 @@ class KnownResults:
                             "NANOPROXY_CACHE to a place that can be written") from None
 
     def path(self, task_id):
-        return self.folder / f"{task_id.replace('/', '-')}.json.gz"
+        return self.folder / f"{quote(task_id, safe='')}.json.gz"
 
     def read(self, task_id):
         path = self.path(task_id)
@@ -170,7 +175,7 @@ class KnownResults:
 
 
 class JudgeDied(Exception):
-    """The judge is gone. An answer that keeps it busy for too long does that, see `watchdog`.
+    """The judge is gone. Return values that keep it busy for too long end it, see `watchdog`.
 
     in_canonical: whether that was an answer of the canonical solution.
     """
@@ -307,7 +312,7 @@ class Scoring:
 
 
 def can_score():
-    """Whether this system has the limits that judges put on completions. Windows has not."""
+    """Whether this system has the limits that judges put on completions. Windows doesn't."""
     return sys.platform != "win32"
 
 
@@ -405,8 +410,8 @@ def lost_indentation(row, problem):
 
 
 MOST_KINDS = 8  # that are listed
-# What may be wrong with a code that failed, and what to say if it is so with most. The first that
-# applies is named.
+# What may be wrong with a completion that failed, and what to say if it is so with most. The first
+# that applies is named.
 CAUSES = {
     has_fences: "most completions have Markdown fences (```): strip them",
     lacks_function: "most `solution`s lack their function, as {task_id} (no function {name} in "

@@ -211,7 +211,7 @@ class Part:
 class Views:
     """Both views of every sample of a corpus, part after part.
 
-    view: uint8 (n,), ANY, RAW_ONLY or COMP_ONLY. held_out: bool (n,).
+    allowed: uint8 (n,), which views may be shown: ANY, RAW_ONLY or COMP_ONLY. held_out: bool (n,).
     symbol_lengths: how many bytes of text each proxy symbol stands for, or None.
     starts: int64 (parts + 1,), the first sample of each part, then the number of samples.
     groups: (first part, weight) of each source that has a weight of its own. Where sources count by
@@ -225,13 +225,13 @@ class Views:
         n_samples = [len(part.flags) for part in parts]
         self.starts = np.cumsum([0, *n_samples], dtype=np.int64)
         flags = np.concatenate([part.flags for part in parts])
-        self.view = flags & VIEW_BITS
+        self.allowed = flags & VIEW_BITS
         self.held_out = (flags & HELD_OUT_BIT) > 0
         self.id = "+".join(part.meta["id"] for part in parts)
         self.text_bytes = sum(part.meta["text_bytes"] for part in parts)
 
     def __len__(self):
-        return len(self.view)
+        return len(self.allowed)
 
     def find(self, i):
         """(the part that sample i is in, its number there)"""
@@ -547,20 +547,21 @@ def missing_views(corpus, views):
     return missing
 
 
-def check_before_fitting(corpus, views, share=1.0):
-    """Refuse what could not be trained on, before hours go into a proxy. Takes no second itself.
+def check_views(corpus, views):
+    """Raise a UserError for too few documents, and for views that no document may be shown in.
 
-    views: those that the training needs, of "raw" and "comp". share: of the corpus that is used,
-    where it is prepared in shards.
-
-    Raises UserError for too few documents, for views that no document may be shown in, and for a
-    disk too small for the views.
+    views: those that the training needs, of "raw" and "comp".
     """
     missing = missing_views(corpus, views)
     if missing:
         held_out, view = min(missing)
         raise UserError(f"--data={corpus.data}: no {WHAT_IS[held_out]} document may be shown "
                         f"{view}; use another --mix or other data")
+
+
+def check_disk(corpus, views, share=1.0):
+    """Raise a UserError for a disk too small for the views. share: of the corpus that is used,
+    where it is prepared in shards."""
     # The raw view is as long as the text. The symbols are too, at most: about half as many bytes,
     # twice, as the parts that processes write are only then joined.
     needed = corpus.n_bytes * share * (2 if "comp" in views else 1)
@@ -610,7 +611,7 @@ def prepare_comp(folder, comp_folder, proxy):
     remove_leftovers(comp_folder)
 
 
-def prepare_part(source, proxy, proxy_name, longest, shard, n_shards):
+def prepare_part(source, proxy, longest, shard, n_shards):
     """One shard of one source as a Part, from the cache, or made now."""
     name = f"samples-{longest}"
     if n_shards > 1:
@@ -621,22 +622,23 @@ def prepare_part(source, proxy, proxy_name, longest, shard, n_shards):
         prepare_raw(source, folder, longest, shard, n_shards)
         if proxy is None:
             return Part(folder)
-        comp_folder = folder / f"{proxy_name}-{proxy.id}"
+        comp_folder = folder / f"{proxy.name}-{proxy.id}"
         prepare_comp(folder, comp_folder, proxy)
     return Part(folder, comp_folder)
 
 
-def prepare_views(corpus, proxy, proxy_name, longest, shards, n_shards):
+def prepare_views(corpus, proxy, longest, shards, n_shards):
     """The Views of a corpus, from the cache, or made now.
 
-    proxy: has `encode_batch(texts)`, `dtype`, `id`, `symbol_lengths`; None for raw views alone.
+    proxy: has `encode_batch(texts)`, `dtype`, `id`, `name`, `symbol_lengths`; None for raw views
+        alone.
     longest: of a sample, in bytes. shards, n_shards: as `parse_shard` returns them.
     Raises UserError; what was finished by then is kept.
     """
     parts = []
     for source in corpus.sources:
         for shard in shards:
-            part = prepare_part(source, proxy, proxy_name, longest, shard, n_shards)
+            part = prepare_part(source, proxy, longest, shard, n_shards)
             parts.append(part)
 
     if corpus.weights is None:

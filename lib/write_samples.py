@@ -19,7 +19,7 @@ def main():
 
     store.CACHE, corpus, longest, shards, n_shards = pickle.load(sys.stdin.buffer)
     try:
-        store.prepare_views(corpus, None, None, longest, shards, n_shards)
+        store.prepare_views(corpus, None, longest, shards, n_shards)
     except UserError:
         sys.exit(2)
 

@@ -31,7 +31,7 @@ class Row:
     """What is written after a prompt."""
     suffix: int       # the last bytes of the text so far
     rest: bytes       # what must still be written before anything else
-    max_symbols: int  # that fit into the context after the prompt
+    max_symbols: int  # how many fit into the context after the prompt
     written: list = field(default_factory=list)
     closed: bool = False
 
@@ -47,18 +47,20 @@ class Row:
             self.suffix = next_suffix(self.suffix, byte)
 
 
-def allowed_next(symbol_bytes, rests):
-    """bool (B, n_symbols + 1): the symbols that may come next in each row, whose `rest` must be
-    written first. A symbol may come if its bytes begin with `rest`, or `rest` begins with its bytes.
+def may_come(text, rest):
+    """Whether a symbol of the bytes `text` may come where `rest` must be written first: it writes
+    all of it and perhaps more, or the beginning of it."""
+    writes_all = text.startswith(rest)
+    writes_beginning = text != b"" and rest.startswith(text)
+    return writes_all or writes_beginning
 
-    The last is the closing sentinel, which may come when nothing is left.
-    """
-    allowed = {}
+
+def allowed_next(symbol_bytes, rests):
+    """bool (B, n_symbols + 1): which symbols may come next in each row, whose `rest` must be
+    written first. The last is the closing sentinel, which may come when nothing is left."""
+    allowed = {}  # by rest: the rows of a batch that have the same share it
     for rest in set(rests):
-        allowed[rest] = []
-        for text in symbol_bytes:
-            is_beginning = text != b"" and rest.startswith(text)
-            allowed[rest].append(is_beginning or text.startswith(rest))
+        allowed[rest] = [may_come(text, rest) for text in symbol_bytes]
         allowed[rest].append(rest == b"")
     return torch.tensor([allowed[rest] for rest in rests])
 
