@@ -15,9 +15,9 @@ Each turns bytes into an array of symbols, 0 .. n_symbols - 1, and back:
 The neural coder works in *windows* of `bits` bits (equal-information windows: Lester et al. 2024,
 arXiv 2404.03626). A window is an interval of 2**bits codewords, and each byte of the text narrows
 it to that byte's share, which is in proportion to the byte LM's probability. When the next byte's
-share is empty the window is full: its first codeword becomes a symbol, and a fresh window starts,
-for which the LM forgets what came before. Where the LM predicts the text well, the interval shrinks
-slowly, and one symbol holds many bytes.
+share is empty the window is full: the first codeword of the interval that is left becomes a symbol,
+and a fresh window starts, for which the LM forgets what came before. Where the LM predicts the text
+well, the interval shrinks slowly, and one symbol holds many bytes.
 
 Before it is coded, a text is cut into *segments* where the next byte is hard to predict, and each
 segment starts a fresh window. So an edit changes the symbols near it and no others. That stability
@@ -54,6 +54,7 @@ import functools
 import gzip
 import hashlib
 import inspect
+import itertools
 import os
 import zlib
 from dataclasses import dataclass, replace
@@ -73,18 +74,20 @@ from lib.trie import Trie, take_ragged
 
 
 class Proxy:
-    """A compressor. `kind` is its value of --proxy; `name` is what a fitted one is called in the
+    """A compressor. `kind` is its value for --proxy; `name` is what a fitted one is called in the
     cache.
 
     Fitted or loaded, it has `n_symbols` and, if each symbol stands for known bytes,
-    `symbol_lengths`: how many, an int64 array (n_symbols,). A code has at most one symbol a byte,
+    `symbol_lengths`: how many, an int64 array (n_symbols,). A text has at most one symbol a byte,
     and `overhead` more.
     """
     kind = ""
     n_symbols = 0
     symbol_lengths = None
     overhead = 0
+    fuzzy = False            # whether several texts may have the same symbols
     report_variants = ({},)  # sets of options that have a row in --report
+    fitted_by = ()           # files besides its own that decide how it is fitted
 
     @classmethod
     def from_options(cls, options):
@@ -97,8 +100,8 @@ class Proxy:
         return cls()
 
     def state(self):
-        """All that decides how this proxy encodes: a dict of what torch.save takes, and of
-        arrays."""
+        """All that decides how this proxy encodes: a dict of arrays, and of what torch.save
+        takes."""
         return {"proxy": self.kind}
 
     @property
@@ -161,11 +164,11 @@ class Proxy:
 
 
 class Gzip(Proxy):
-    """gzip, or with `zdict` what it is made of: deflate, without gzip's header and checksum, which
-    begins with 32 KB of the corpus in its window. So it compresses short samples, too."""
+    """gzip; or with `zdict` what it is made of, deflate, without gzip's header and checksum. That
+    has 32 KB of the corpus to refer back to, so it compresses short samples, too."""
     kind = "gzip"
     n_symbols = 256
-    overhead = 32  # header, trailer, and the frame around a text that does not compress
+    overhead = 32  # header, trailer, and the frame around a text of a few KB that does not compress
     report_variants = ({}, {"zdict": True})
 
     def __init__(self, zdict=False, dictionary=b""):
@@ -209,7 +212,11 @@ class Gzip(Proxy):
         compressed = np.asarray(symbols, dtype=np.uint8).tobytes()
         if not self.zdict:
             return gzip.decompress(compressed)
-        return zlib.decompressobj(wbits=-15, zdict=self.dictionary).decompress(compressed)
+        inflate = zlib.decompressobj(wbits=-15, zdict=self.dictionary)
+        text = inflate.decompress(compressed)
+        if not inflate.eof:
+            raise ValueError("the end of the compressed text is missing")
+        return text
 
 
 # -----------------------------------------------------------------------------
@@ -218,6 +225,7 @@ class Gzip(Proxy):
 
 class Tokenizer(Proxy):
     kind = "tokenizer"
+    fitted_by = ("lib/bpe.py",)
     report_variants = ({"tokenizer": "1024"}, {"tokenizer": "4096"}, {"tokenizer": "16384"})
 
     def __init__(self, which, blind=False):
@@ -226,13 +234,18 @@ class Tokenizer(Proxy):
         self.which = which
         self.blind = blind
         known = tiktoken.list_encoding_names()
-        if which.isdigit():
+        if self.is_fitted_here:
             if not 256 < int(which) <= 2 ** 20:
                 raise UserError(f"--tokenizer={which}: expected 257 to {2 ** 20} symbols, or the "
                                 "name of a tiktoken encoding")
         elif which not in known:
             raise UserError(f"--tokenizer={which}: expected a number of symbols or one of "
                             f"{', '.join(known)}{did_you_mean(which, known)}")
+
+    @property
+    def is_fitted_here(self):
+        """Whether `which` is a number of symbols, not the name of an encoding."""
+        return self.which.isascii() and self.which.isdigit()
 
     @classmethod
     def from_options(cls, options):
@@ -254,7 +267,7 @@ class Tokenizer(Proxy):
         return f"{self.kind}-{self.which}{'-blind' if self.blind else ''}"
 
     def fit(self, texts, folder=None):
-        if self.which.isdigit():
+        if self.is_fitted_here:
             return self.build(train_bpe(texts, int(self.which)))
         try:
             return self.build(None, tiktoken.get_encoding(self.which))
@@ -345,7 +358,7 @@ def permutation(number, n):
 # -----------------------------------------------------------------------------
 # the neural proxy: its codebook
 
-LONGEST = 48  # bytes that a window may hold; few that are in use come near
+LONGEST = 48  # bytes that a window may hold; strings that are in use are rarely so long
 
 
 def split(sizes, p, own, fresh):
@@ -391,8 +404,7 @@ def list_codebook(predict, n_codewords, own):
     progress = tqdm(desc="codebook", total=n_codewords, leave=False, disable=None)
     while len(growing) > 0 and strings.shape[1] < LONGEST:
         p = predict(strings)
-        is_root = n_nodes == 1
-        edges = split(sizes, p, own, fresh=is_root)         # (N, 257)
+        edges = split(sizes, p, own, fresh=strings.shape[1] == 0)  # (N, 257)
         of_parent, child_byte = np.nonzero(np.diff(edges))  # a child for each share with codewords
         child_first = first[of_parent] + edges[of_parent, child_byte]
         child_sizes = edges[of_parent, child_byte + 1] - edges[of_parent, child_byte]
@@ -426,38 +438,46 @@ def join(texts):
     return data, np.cumsum(lengths) - lengths + 1
 
 
-def byte_pairs(data):
+def bigrams(data):
     """Each byte of data (n,) and the next one, as one number: uint16 (n - 1,)."""
     data = data.astype(np.uint16)
     return data[:-1] * 256 + data[1:]
 
 
-def uncertain_pairs(texts, cut_rate):
-    """The pairs of bytes after which to cut, bool (2**16,): as `byte_pairs` numbers them.
+def entropies(counts):
+    """The entropy of each row of counts (N, 256), in bits: float64 (N,), 0 for a row of zeros."""
+    entropy = np.zeros(len(counts))
+    for start in range(0, len(counts), 4096):  # a part at a time, which is 8 MB
+        some = slice(start, start + 4096)
+        total = counts[some].sum(axis=1, keepdims=True)
+        p = counts[some] / np.maximum(1, total)
+        entropy[some] = -(p * np.log2(np.where(p > 0, p, 1))).sum(axis=1)
+    return entropy
 
-    In order of decreasing entropy of the byte that follows them in `texts`, as many as cut at about
-    the share `cut_rate` of the positions. After the end of a word many bytes may follow, in the
-    middle of one few. (The paper cuts where its byte LM is uncertain. This needs no LM, and cuts a
-    text alike on every machine; runs/README.md compares them.)
+
+def uncertain_bigrams(texts, cut_rate):
+    """The bigrams after which to cut, bool (2**16,): as `bigrams` numbers them.
+
+    They are those with the highest entropy of the byte that follows them in `texts`: as many as cut
+    at about the share `cut_rate` of the positions. After the end of a word many bytes may follow,
+    in the middle of one few. (The paper cuts where its byte LM is uncertain. This needs no LM, and
+    cuts a text alike on every machine; runs/README.md compares them.)
     """
     data, begins = join(texts)
-    pair, following = byte_pairs(data)[:-1], data[2:]
+    bigram, following = bigrams(data)[:-1], data[2:]
     separator = np.zeros(len(data), dtype=bool)
     separator[begins - 1] = True
-    # of a pair and the byte after it only the first may be a separator: so texts begin
+    # left out where they cross into the next text. A separator may come first: so texts begin
     in_one_text = ~(separator[1:-1] | separator[2:])
-    triple = pair[in_one_text].astype(np.int64) * 256 + following[in_one_text]
-    counts = np.bincount(triple, minlength=2 ** 24).reshape(2 ** 16, 256)
+    trigram = bigram[in_one_text].astype(np.int64) * 256 + following[in_one_text]
+    counts = np.bincount(trigram, minlength=2 ** 24).reshape(2 ** 16, 256)
     total = counts.sum(axis=1)
-    entropy = np.zeros(2 ** 16)
-    for start in range(0, 2 ** 16, 4096):  # a part at a time, which is 8 MB
-        some = slice(start, start + 4096)
-        p = counts[some] / np.maximum(1, total[some, None])
-        entropy[some] = -(p * np.log2(np.where(p > 0, p, 1))).sum(axis=1)
     # rounded, since logarithms differ between machines in the last bit
-    order = np.argsort(-entropy.round(9), kind="stable")
-    up_to_middle = np.cumsum(total[order]) - total[order] / 2  # of a pair's own positions
-    chosen = order[up_to_middle <= cut_rate * total.sum()]
+    entropy = entropies(counts).round(9)
+    most_uncertain_first = np.argsort(-entropy, kind="stable")
+    # a bigram is taken if the share is not reached before half of its own positions
+    up_to_its_half = np.cumsum(total[most_uncertain_first]) - total[most_uncertain_first] / 2
+    chosen = most_uncertain_first[up_to_its_half <= cut_rate * total.sum()]
     cut_after = np.zeros(2 ** 16, dtype=bool)
     cut_after[chosen[entropy[chosen] > 0]] = True
     return cut_after
@@ -467,7 +487,7 @@ def uncertain_pairs(texts, cut_rate):
 # the neural proxy itself
 
 CUT_RATE = 0.1           # share of the positions that start a segment
-KEEP_BYTES = 2_000_000   # about this much text decides which codewords become symbols
+KEEP_BYTES = 2_000_000   # this much text or somewhat more decides which codewords become symbols
 BYTES_AT_ONCE = 2 ** 19  # text that is encoded together
 
 
@@ -475,6 +495,7 @@ class Neural(Proxy):
     """Three kinds of numbers: *nodes* of the trie, the *codewords* that the coder gives to them,
     and *symbols*, the codewords that the corpus uses, numbered anew."""
     kind = "neural"
+    fitted_by = ("model.py", "lib/byte_lm.py", "lib/suffix.py", "lib/trie.py")
     report_variants = (
         {"bits": 9},
         {"bits": 12},
@@ -495,8 +516,8 @@ class Neural(Proxy):
         self.segment = segment
         self.n_codewords = 2 ** bits   # in a window
         self.own = 0 if fuzzy else 1   # codewords that a string keeps for itself
-        self.lm = None
-        self.cut_after = np.zeros(2 ** 16, dtype=bool)  # the pairs of bytes that end a segment
+        self.lm = None  # until it is fitted; a test may put another one here
+        self.cut_after = np.zeros(2 ** 16, dtype=bool)  # the bigrams that end a segment
 
     @classmethod
     def from_options(cls, options):
@@ -526,13 +547,13 @@ class Neural(Proxy):
         if self.lm is None:
             self.lm = byte_lm.cached_lm(folder, texts)
         if self.segment:
-            self.cut_after = uncertain_pairs(texts, CUT_RATE)
+            self.cut_after = uncertain_bigrams(texts, CUT_RATE)
         trie = list_codebook(byte_lm.predictor(self.lm), self.n_codewords, self.own)
 
-        # of the codewords keep what some of the texts use, and those of single bytes: each symbol
-        # that is not used would be a row of the model's output layer that it learns never to choose
-        sample = texts[::max(1, sum(map(len, texts)) // KEEP_BYTES)]
-        data, begins = join(sample)
+        # keep the codewords that a part of the texts uses, and those of single bytes: a symbol that
+        # is not used would be a row of the model's output layer that it learns never to choose
+        some_texts = texts[::max(1, sum(map(len, texts)) // KEEP_BYTES)]
+        data, begins = join(some_texts)
         node_at = trie.walk_all(data, self.segment_starts(data, begins))
         used = trie.codeword[node_at[node_at > 0]]
         of_single_bytes = trie.codeword[1:][trie.parent[1:] == 0]
@@ -541,10 +562,9 @@ class Neural(Proxy):
     def build(self, trie, kept):
         """Set up from the trie and the codewords that are symbols. Returns self.
 
-        A string whose codeword is no symbol is respelled: first its longest beginning that has a
-        symbol, then the rest, as a text of its own. The rest is shorter than the string, and
-        shorter strings come first in the trie, so what the rest is spelled with has been worked out
-        already.
+        A string whose codeword is no symbol is written as several: first its longest beginning that
+        has a symbol, then the rest, as a text of its own. The rest is shorter than the string, and
+        shorter strings come first in the trie, so the symbols of the rest are known already.
         """
         self.trie = trie
         self.kept = kept
@@ -557,44 +577,50 @@ class Neural(Proxy):
             if codeword[node] not in symbol_of:
                 raise ValueError(f"no symbol for the single byte {strings[node]!r}: expected one "
                                  "for each, so that every text can be spelled")
-        self.strings = [b""] * len(kept)  # of each symbol; if several share it, the longest
-        self.symbols = [[]]               # of each node: what its string is written as
+        self.symbol_strings = [b""] * len(kept)  # if several strings share a symbol, the longest
+        self.node_symbols = [[]]                 # what the string of each node is written as
         for node in range(1, len(strings)):
             beginning = node
             while codeword[beginning] not in symbol_of:
                 beginning = parent[beginning]
             symbol = symbol_of[codeword[beginning]]
+            symbols = [symbol]
             if beginning == node:
-                self.strings[symbol] = strings[node]  # over a shorter one, in the fuzzy code
-                self.symbols.append([symbol])
+                self.symbol_strings[symbol] = strings[node]  # over a shorter one, in the fuzzy code
             else:
                 rest = strings[node][len(strings[beginning]):]
-                self.symbols.append([symbol] + self.encode_segment(rest))
+                for _, node_of_rest in trie.walk(rest):
+                    symbols += self.node_symbols[node_of_rest]
+            self.node_symbols.append(symbols)
         # the same in one array, for encode_together
-        self.symbol_count = np.array([len(symbols) for symbols in self.symbols])
+        self.symbol_count = np.array([len(symbols) for symbols in self.node_symbols])
         self.first_symbol = np.cumsum(self.symbol_count) - self.symbol_count
-        self.all_symbols = np.concatenate(self.symbols).astype(self.dtype)
+        in_one_list = list(itertools.chain.from_iterable(self.node_symbols))
+        self.all_symbols = np.array(in_one_list, dtype=self.dtype)
         if not self.fuzzy:
-            self.symbol_lengths = np.array([len(string) for string in self.strings])
+            self.symbol_lengths = np.array([len(string) for string in self.symbol_strings])
         return self
+
+    def symbol_bytes(self):
+        return [None] * self.n_symbols if self.fuzzy else self.symbol_strings
 
     def encode_segment(self, segment):
         """The symbols of a segment, a list. It is coded on its own, whatever comes before it."""
         symbols = []
         for _, node in self.trie.walk(segment):
-            symbols += self.symbols[node]
+            symbols += self.node_symbols[node]
         return symbols
 
     def encode_batch(self, texts):
-        codes = []
+        encoded = []
         group, group_bytes = [], 0
         for text in texts:
             group.append(text)
             group_bytes += len(text)
             if group_bytes >= BYTES_AT_ONCE:
-                codes += self.encode_together(group)
+                encoded += self.encode_together(group)
                 group, group_bytes = [], 0
-        return codes + self.encode_together(group)
+        return encoded + self.encode_together(group)
 
     def encode_together(self, texts):
         """`encode_segment` of every segment of the texts, for all of them at once."""
@@ -612,39 +638,35 @@ class Neural(Proxy):
         return np.split(symbols, symbols_before)
 
     def encode_prompt(self, text):
-        """All but the last window: where a segment or a window ends is decided by the byte after it
-        at the latest."""
+        """All but the last window, which may hold what follows, too. Where the others end is
+        decided by the byte after them."""
         *_, segment = self.segments(text + b"?")  # with a byte more, to see a cut after the text
         segment = segment[:-1]
-        last_window = 0  # where it starts
-        for end, _ in self.trie.walk(segment):
-            if end < len(segment):
-                last_window = end
-        rest = segment[last_window:]
+        window_ends = [end for end, _ in self.trie.walk(segment)]
+        rest = segment[max(window_ends[:-1], default=0):]
         return self.encode(text[:len(text) - len(rest)]), rest
 
     def decode(self, symbols):
-        return b"".join([self.strings[symbol] for symbol in np.asarray(symbols).tolist()])
+        return b"".join([self.symbol_strings[symbol] for symbol in np.asarray(symbols).tolist()])
 
     def segment_starts(self, data, begins):
-        """Where the segments of joined texts start, (segments,): after an uncertain pair of bytes.
+        """Where the segments of joined texts start, (segments,): after an uncertain bigram.
 
         The coder forgets there what came before, so equal segments are coded equally, and a change
         of the text does not spread.
         """
         starts = np.zeros(len(data), dtype=bool)
-        starts[2:] = self.cut_after[byte_pairs(data)[:-1]]  # of bytes 0 and 1 for position 2
+        starts[2:] = self.cut_after[bigrams(data)[:-1]]  # of bytes 0 and 1 for position 2
         starts[begins[begins < len(data)]] = True  # an empty last text begins at the end
         starts[begins - 1] = True  # the newline before each text is a segment of its own
         return np.flatnonzero(starts)
 
     def segments(self, text):
         """The pieces of a text that are coded on their own, a list of bytes."""
-        if not text:
-            return []
         data, begins = join([text])
-        starts = self.segment_starts(data, begins)[1:] - 1  # without the newline's
-        return [piece.tobytes() for piece in np.split(data[1:], starts[1:])]
+        starts = self.segment_starts(data, begins)
+        _, *pieces = np.split(data, starts[1:])  # the first is the newline before the text
+        return [piece.tobytes() for piece in pieces]
 
 
 # -----------------------------------------------------------------------------
@@ -659,7 +681,8 @@ class ProxyOptions:
                      "rows with text or content in .jsonl[.gz|.zst] or .parquet; or several, "
                      "a:0.7,b:0.3")
     text_column: str = flag("", "field of the rows that has the text [text or content]")
-    rehash: bool = flag(False, "large files hashed again, whose names, sizes and times are known")
+    rehash: bool = flag(False, "large files hashed again, even if name, size and time are as "
+                        "before")
     proxy: str = flag("neural", f"compressor: none (raw bytes only), {', '.join(PROXIES)}")
     tokenizer: str = flag("1024", "tokenizer proxy: number of BPE symbols to fit, or the name of a "
                           "tiktoken encoding (o200k_base)")
@@ -694,10 +717,8 @@ def load_proxy(path):
 
 def fitting_code(proxy):
     """A hash of the code that decides how a proxy is fitted: after an edit it is fitted anew."""
-    own = inspect.getsourcefile(type(proxy))
-    shared = ("proxies.py", "model.py", "lib/bpe.py", "lib/byte_lm.py",
-              "lib/suffix.py", "lib/trie.py")
-    return code_hash(own, *[ROOT / name for name in shared])
+    its_own = inspect.getsourcefile(type(proxy))
+    return code_hash(its_own, *[ROOT / name for name in ("proxies.py", *proxy.fitted_by)])
 
 
 def fitted_proxy(options, corpus, meanwhile=contextlib.nullcontext()):
@@ -717,7 +738,7 @@ def fitted_proxy(options, corpus, meanwhile=contextlib.nullcontext()):
             print(f"proxy: {proxy.name}, cached in {os.path.relpath(path)}")
         else:
             print(f"proxy: fitting {proxy.name} on {options.data}")
-            with meanwhile:  # another proxy than the one above, so that no part of the fit is kept
+            with meanwhile:  # in a proxy of its own, which is freed here with its LM
                 make_proxy(options).fit(corpus.fitting_texts(), folder).save(path)
             store.return_freed_memory()
     return load_proxy(path), path  # without what was only needed to fit it
@@ -729,21 +750,27 @@ def fitted_proxy(options, corpus, meanwhile=contextlib.nullcontext()):
 
 @dataclass
 class ShowOptions(ProxyOptions):
+    proxy: str = flag("", f"compressor to show, one of {', '.join(PROXIES)} [all]")
     text: str = flag(None, "text to cut into symbols", positional=True, nargs="?")
-    report: bool = flag(False, "proxy table for --data, in place of a text")
-    sample_bytes: int = flag(2048, "longest sample in the table; a training's has 222 bytes (206 "
-                             "with gzip), with contexts of 448 symbols")
+    report: bool = flag(False, "proxy table for --data, in place of a text: each proxy in several "
+                        "settings")
+    sample_bytes: int = flag(2048, "longest sample in the table; in a training with contexts of "
+                             "448 symbols it has 222 bytes (206 with gzip)")
 
 
 def main(options):
-    if options.text is None and not options.report:
-        raise UserError("expected a text to cut into symbols, or --report")
+    if (options.text is None) != options.report:
+        raise UserError("expected either a text to cut into symbols, or --report")
     expect(options, "above 0", "sample_bytes")
+    expect_one_of("proxy", options.proxy, ["", *PROXIES])
     corpus = store.open_corpus(options.data, options.text_column, options.rehash)
     fitted = []
-    for kind, proxy in PROXIES.items():
-        for variant in proxy.report_variants if options.report else [{}]:
-            fitted.append(fitted_proxy(replace(options, proxy=kind, **variant), corpus)[0])
+    for kind in [options.proxy] if options.proxy else PROXIES:
+        settings = [replace(options, proxy=kind)]
+        if options.report:
+            variants = PROXIES[kind].report_variants
+            settings = [ProxyOptions(options.data, proxy=kind, **variant) for variant in variants]
+        fitted += [fitted_proxy(setting, corpus)[0] for setting in settings]
     if options.report:
         print_proxy_table(options.data, fitted, held_out_samples(corpus, options.sample_bytes))
         return

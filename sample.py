@@ -62,9 +62,9 @@ def pick(logits, temperature, top_k, top_p, generator):
     """The index (B,) of one of the choices in each row of logits (B, V).
 
     Greedy at temperature 0 (or so little that logits over it would overflow). Else drawn from the
-    top_k most likely (0: from all) and, of these, from the fewest that hold the share top_p of their
-    probability (nucleus sampling: Holtzman et al., arXiv 1904.09751). Raises UserError for NaN
-    logits.
+    top_k most likely (0: from all) and, of these, from the fewest that hold the share top_p of
+    their probability (nucleus sampling: Holtzman et al., arXiv 1904.09751). Raises UserError for
+    NaN logits.
     """
     if logits.isnan().any():
         raise UserError("the model's output is not a number (NaN): its training has failed")

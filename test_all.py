@@ -781,7 +781,7 @@ def test_the_plan_offers_more_and_more_but_no_sharding_over_one_gpu(capsys):
     small = ("--size=7B", "--gpu_memory=10")
     both = ("--activation_checkpointing", "--fsdp")
     printed = printed_plan(capsys, *small, "--gpus=8")
-    with_both = re.search(r"with --activation_checkpointing and --fsdp it takes +([\d.]+) GB", printed)
+    with_both = re.search(r"with --activation_checkpointing and --fsdp it takes +([\d.]+)", printed)
     in_all = re.search(r"in all +([\d.]+) GB", printed_plan(capsys, *small, "--gpus=8", *both))
     assert with_both[1] == in_all[1]
     printed = printed_plan(capsys, *small, "--gpus=1")
@@ -1325,7 +1325,7 @@ def codewords_by_definition(proxy, segment):
 
     @functools.cache
     def probabilities(held):
-        strings = np.frombuffer(held, dtype=np.uint8)[None]
+        strings = np.array([list(held)], dtype=np.uint8)
         return byte_lm.next_byte_probabilities(lm, strings)[0].tolist()
 
     return interval_codewords(segment, proxy.n_codewords, proxy.own, probabilities)
@@ -1413,7 +1413,7 @@ def test_hardly_any_string_of_the_codebook_ends_in_a_byte_that_text_lacks(fitted
 
 
 def test_the_lm_reads_what_comes_before_each_byte():
-    idx, suffix = byte_lm.lm_inputs(torch.tensor([[97, 98, 99]]))
+    idx, suffix = byte_lm.lm_inputs(torch.tensor([[97, 98]]))
     assert idx.tolist() == [[256, 97, 98]]
     assert suffix.tolist() == [[0, 0x61, 0x6162]]
 
@@ -1442,7 +1442,7 @@ def test_the_lm_learns(fitted, python_texts):
     lm = fitted["neural"].lm
     assert log_p_after(lm, b"def").argmax() == ord(" ")
     text = torch.tensor([list(text[5000:5100]) for text in python_texts])
-    idx, suffix = byte_lm.lm_inputs(text)
+    idx, suffix = byte_lm.lm_inputs(text[:, :-1])
     with torch.no_grad():
         logits = lm(idx, suffix=suffix)
     loss = F.cross_entropy(logits.flatten(0, 1), text.flatten())
@@ -1640,9 +1640,9 @@ def test_symbols_are_the_codewords_that_the_corpus_uses(fitted, python_texts):
     proxy = fitted["neural"]
     codes = proxy.encode_batch(python_texts)
     used = set(np.concatenate(codes).tolist())
-    for symbol, string in enumerate(proxy.strings):
+    for symbol, string in enumerate(proxy.symbol_strings):
         assert symbol in used or len(string) == 1
-    single_bytes = [string for string in proxy.strings if len(string) == 1]
+    single_bytes = [string for string in proxy.symbol_strings if len(string) == 1]
     assert len(single_bytes) == 256
     assert 256 <= proxy.n_symbols < len(proxy.trie.parent)
     assert sorted(set(proxy.kept.tolist())) == proxy.kept.tolist()
@@ -1674,8 +1674,8 @@ def test_a_string_without_a_symbol_is_respelled(kept, spelling_of_abc, spelling_
     """With the longest beginning that has one. Codewords: a 1, ab 2, abc 3, b 4, c 5."""
     proxy = proxies.Neural(9).build(SMALL_TRIE, np.array(kept))
     ab, abc = 4, 5  # nodes
-    assert [proxy.strings[symbol] for symbol in proxy.symbols[abc]] == spelling_of_abc
-    assert [proxy.strings[symbol] for symbol in proxy.symbols[ab]] == spelling_of_ab
+    assert [proxy.symbol_strings[symbol] for symbol in proxy.node_symbols[abc]] == spelling_of_abc
+    assert [proxy.symbol_strings[symbol] for symbol in proxy.node_symbols[ab]] == spelling_of_ab
     assert proxy.n_symbols == len(kept)
     assert proxy.decode(proxy.encode_segment(b"abcabac")) == b"abcabac"
 
@@ -1724,14 +1724,14 @@ def pairs_in(cut_after):
 @pytest.mark.parametrize("cut_rate", [0.05, 0.1, 0.3])
 def test_the_table_has_the_pairs_that_leave_the_next_byte_most_uncertain(python_texts, cut_rate):
     texts = [b"", python_texts[3][:4000], b"x", b"", b"ab", python_texts[4][:4000], b""]
-    table = proxies.uncertain_pairs(texts, cut_rate)
+    table = proxies.uncertain_bigrams(texts, cut_rate)
     assert pairs_in(table) == pairs_by_hand(texts, cut_rate)
     assert table.sum() > 3
-    assert (proxies.uncertain_pairs(texts[::-1], cut_rate) == table).all()  # the order is nothing
+    assert (proxies.uncertain_bigrams(texts[::-1], cut_rate) == table).all()  # the order is nothing
 
 
 def test_what_always_follows_is_never_cut():
-    assert pairs_in(proxies.uncertain_pairs([b"abababab"] * 9, 1.0)) == set()
+    assert pairs_in(proxies.uncertain_bigrams([b"abababab"] * 9, 1.0)) == set()
 
 
 def test_a_segment_starts_after_an_uncertain_pair_and_nowhere_else(fitted, python_texts):
@@ -1931,6 +1931,13 @@ def test_gzip_with_a_dictionary_is_deflate_with_one(fitted, python_texts):
         zlib.decompress(proxy.encode(text).tobytes(), -15)  # without the dictionary
 
 
+@pytest.mark.parametrize("kind", ["gzip", "zdict"])
+def test_a_compressed_text_whose_end_is_missing_is_none(fitted, python_texts, kind):
+    symbols = fitted[kind].encode(python_texts[3][:200])
+    with pytest.raises((EOFError, ValueError)):
+        fitted[kind].decode(symbols[:-5])
+
+
 def test_gzip_without_a_dictionary_is_gzip(fitted, python_texts):
     text = python_texts[3][:2000]
     assert fitted["gzip"].encode(text).tobytes() == gzip.compress(text, mtime=0)
@@ -2033,6 +2040,23 @@ def test_after_an_edit_of_its_code_a_proxy_is_fitted_anew(tmp_path, monkeypatch)
     assert proxies.fitting_code(own) != before
 
 
+@pytest.mark.parametrize("edited, refitted", [
+    ("model.py", {"neural"}), ("lib/trie.py", {"neural"}), ("lib/byte_lm.py", {"neural"}),
+    ("lib/bpe.py", {"tokenizer"}), ("proxies.py", {"neural", "tokenizer", "gzip"})])
+def test_an_edit_fits_only_the_proxies_that_it_may_change(edited, refitted, tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "lib", tmp_path / "lib")
+    for name in ("model.py", "proxies.py"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    monkeypatch.setattr(proxies, "ROOT", tmp_path)
+    kinds = {"neural": proxies.Neural(), "tokenizer": proxies.Tokenizer("300"),
+             "gzip": proxies.Gzip()}
+    before = {kind: proxies.fitting_code(proxy) for kind, proxy in kinds.items()}
+    with open(tmp_path / edited, "a") as f:
+        f.write("# an edit\n")
+    after = {kind: proxies.fitting_code(proxy) for kind, proxy in kinds.items()}
+    assert {kind for kind in kinds if after[kind] != before[kind]} == refitted
+
+
 @pytest.mark.parametrize("changes, name", [
     ({"proxy": "tokenizer", "tokenizer": "600"}, "tokenizer-600"),
     ({"proxy": "neural", "bits": 9}, "neural-9"),
@@ -2128,6 +2152,7 @@ def test_without_a_proxy_there_is_nothing_to_fit(corpus_file, empty_cache):
     ({"proxy": "tokeniser"}, "--proxy=tokeniser: .*; did you mean 'tokenizer'"),
     ({"proxy": "tokenizer", "tokenizer": "256"}, "--tokenizer=256: expected 257 to 1048576"),
     ({"proxy": "tokenizer", "tokenizer": "1048577"}, "--tokenizer=1048577: expected 257"),
+    ({"proxy": "tokenizer", "tokenizer": "²"}, "--tokenizer=²: expected a number of symbols"),
     ({"proxy": "tokenizer", "tokenizer": "o200k"}, "--tokenizer=o200k: .*; did you mean 'o200k_b"),
     ({"proxy": "neural", "bits": 8}, "--bits=8: expected 9 to 16"),
     ({"proxy": "neural", "bits": 17}, "--bits=17: expected 9 to 16"),
@@ -2179,9 +2204,23 @@ def test_proxies_shows_a_text(corpus_file, capsys):
     assert "neural-10: 27 bytes" in shown
 
 
-def test_proxies_needs_a_text_or_the_table():
-    with pytest.raises(UserError, match="expected a text to cut into symbols, or --report"):
-        proxies.main(proxies.ShowOptions())
+@pytest.mark.parametrize("options", [dict(), dict(text="x", report=True)])
+def test_proxies_needs_a_text_or_the_table(options):
+    with pytest.raises(UserError, match="expected either a text to cut into symbols, or --report"):
+        proxies.main(proxies.ShowOptions(**options))
+
+
+def test_one_proxy_alone_is_shown(corpus_file, capsys):
+    shown = show(capsys, "x = 1", f"--data={corpus_file}", "--proxy=gzip")
+    assert re.findall(r"^(\S+): 5 bytes", shown, re.M) == ["gzip"]
+    assert "fitting neural" not in shown and "tokenizer" not in shown
+    with pytest.raises(UserError, match="--proxy=gzop: .*did you mean 'gzip'"):
+        show(capsys, "x", "--proxy=gzop")
+
+
+def test_the_table_has_its_own_settings(corpus_file, capsys):
+    flags = ["--report", f"--data={corpus_file}", "--proxy=gzip", "--zdict", "--sample_bytes=40"]
+    assert list(table_rows(show(capsys, *flags))) == ["gzip", "gzip-zdict"]
 
 
 def test_proxies_shows_the_table(corpus_file, capsys):

@@ -1,6 +1,6 @@
 """
 The small byte LM that drives the neural proxy: the project's own GPT, over 256 bytes and a start
-symbol. proxies.py has it trained here, and lists with its probabilities what a window can hold.
+symbol. proxies.py calls `cached_lm`, and lists with its probabilities what a window can hold.
 """
 import copy
 import functools
@@ -17,7 +17,7 @@ from lib.suffix import pack_suffix
 from model import GPT, GPTConfig
 
 LM_BOS = 256    # the LM's start symbol; a byte's id is its value here
-LM_BYTES = 128  # bytes that the LM sees at once
+LM_BYTES = 128  # of a stretch of text that it is trained on; in use it reads no more than a window
 # one layer is enough: hashed n-gram look-ups do most of the predicting
 LM_CONFIG = GPTConfig(vocab_size=257, n_layer=1, n_embd=64, n_head=2, mlp_hidden=128,
                       block_size=LM_BYTES, ngram=6, ngram_buckets=2 ** 15)
@@ -28,16 +28,14 @@ LM_CODE = ("lib/byte_lm.py", "lib/suffix.py", "model.py")  # after an edit there
 
 
 def lm_inputs(text):
-    """What the LM reads to predict each byte of `text` (B, T): symbols and suffixes before it."""
-    bos = torch.full_like(text[:, :1], LM_BOS)
-    no_text = torch.zeros_like(bos)
-    before = text[:, :-1]
-    return torch.cat((bos, before), dim=1), torch.cat((no_text, pack_suffix(before)), dim=1)
+    """What the LM reads of a text (B, T) to predict each of its bytes and the one after it: symbols
+    and suffixes, (B, T + 1) each, the start symbol first."""
+    return F.pad(text, (1, 0), value=LM_BOS), F.pad(pack_suffix(text), (1, 0))
 
 
 def train_lm(texts, steps=400, seed=1337, batch_size=64, lr=4e-3):
-    """An LM of `texts`, a list of bytes, trained on random stretches of LM_BYTES bytes: a window
-    may start anywhere."""
+    """An LM of `texts`, a list of bytes, trained on random stretches of them, each of which the LM
+    reads as it will read a window: from the start symbol on."""
     with torch.random.fork_rng():  # leaves the caller's random state alone
         torch.manual_seed(seed)
         lm = GPT(LM_CONFIG)
@@ -48,14 +46,14 @@ def train_lm(texts, steps=400, seed=1337, batch_size=64, lr=4e-3):
     optimizer = torch.optim.AdamW(lm.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
     progress = tqdm(range(steps), desc="byte LM", leave=False, disable=None)
     for step in progress:
-        # a trapezoid: up for 50 steps, flat until a third of them all, then down to 0
+        # a trapezoid: up for 50 steps, flat for the rest of the first third, then down to 0
         warmup = (step + 1) / 50
         decay = 1.5 * (steps - step) / steps
         for group in optimizer.param_groups:
             group["lr"] = lr * min(warmup, 1.0, decay)
         start = torch.randint(len(data) - LM_BYTES, (batch_size, 1), generator=generator)
         text = data[start + torch.arange(LM_BYTES)].long()  # (B, T)
-        idx, suffix = lm_inputs(text)
+        idx, suffix = lm_inputs(text[:, :-1])
         logits = lm(idx, suffix=suffix)
         loss = F.cross_entropy(logits.flatten(0, 1), text.flatten())
         optimizer.zero_grad()
@@ -89,9 +87,8 @@ def next_byte_probabilities(lm, strings):
     Each string is the beginning of a window.
     """
     p = []
-    for some_strings in torch.from_numpy(strings.copy()).long().split(8192):
-        any_byte = some_strings.new_zeros(len(some_strings), 1)  # lm_inputs leaves off the last
-        idx, suffix = lm_inputs(torch.cat((some_strings, any_byte), dim=1))
+    for some_strings in torch.from_numpy(strings).long().split(8192):
+        idx, suffix = lm_inputs(some_strings)
         logits = lm(idx, suffix=suffix)[:, -1, :256]  # LM_BOS never follows
         p.append(torch.softmax(logits, dim=-1))
     return torch.cat(p).numpy()

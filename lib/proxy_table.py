@@ -10,7 +10,7 @@ in as arguments. What a proxy needs to have:
     encode_batch(texts)  an array of symbols for each text
     decode(symbols)      the text, bytes
     bare_encode(text)    optional, may be None: the bare library call inside the encoder
-    fuzzy                optional: True if several strings may share their code. Then it has, too:
+    fuzzy                True if several texts may have the same symbols. Then it has, too:
     segments(text)       the pieces of the text that are coded on their own, a list of bytes
     encode_segment(s)    the symbols of one such piece, a list of int
 """
@@ -278,7 +278,7 @@ def print_proxy_table(title, proxies, texts):
         print(table_row(measured[-1]), flush=True)  # a row may take a minute
     print(LEGEND)
     for proxy in proxies:
-        if getattr(proxy, "fuzzy", False):
+        if proxy.fuzzy:
             print_collisions(proxy, texts)
     print(f"\n{advice(measured)}")
 

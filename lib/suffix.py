@@ -1,6 +1,6 @@
 """
 Suffixes: the text that ends at a position, its last 7 bytes packed into one integer. The n-gram
-features of model.py are made of them; mix.py and sample.py pack them.
+features of model.py are made of them, and whatever calls the model packs them.
 """
 SUFFIX_BYTES = 7  # of the 8 in an int64, so that a suffix is never negative
 
@@ -14,7 +14,7 @@ def pack_suffix(text):
         text        a     b       c
         suffix      0x61  0x6162  0x616263
 
-    A suffix of 0 means "no text here": it has no n-gram features.
+    A suffix of 0 means "no text here" (or NUL bytes alone): it has no n-gram features.
     """
     text = text.long()
     suffix = text.clone()

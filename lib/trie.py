@@ -7,26 +7,27 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SIDE_BY_SIDE = 128  # segments: so many walk faster in numpy together than one after the other
+SIDE_BY_SIDE = 128  # from this many segments on it is faster to walk with all at once, in numpy
 
 
 @dataclass
 class Trie:
-    """A string is a node, a byte longer than its parent. Node 0 is the empty string.
+    """Each node is a string, one byte longer than its parent's. Node 0 is the empty string.
 
     Nodes are numbered by length: every shorter string comes first. Every single byte has a node, so
     there is always a way to go on.
     """
     parent: np.ndarray    # (nodes,) int32
     byte: np.ndarray      # (nodes,) the last byte of each string
-    codeword: np.ndarray  # (nodes,) what stands for it; in the fuzzy code for others too
+    codeword: np.ndarray  # (nodes,) what stands for it; in the fuzzy code several may share one
 
     def __post_init__(self):
         nodes = np.arange(1, len(self.parent), dtype=np.int32)
         edges = self.parent[1:].astype(np.int64) * 256 + self.byte[1:]
         self.children = dict(zip(edges.tolist(), nodes.tolist()))
-        # The same as a table, table[row[node] + byte], with 256 entries for each node that has
-        # children. Most have none, and those share the last entries, which are 0
+        # The dict is fast for one byte at a time; for numpy there is the same as a table,
+        # table[row[node] + byte], with 256 entries for each node that has children. Most have none,
+        # and those share the last entries, which are 0
         parents = np.unique(self.parent[1:])
         self.row = np.full(len(self.parent), 256 * len(parents), np.int32)
         self.row[parents] = 256 * np.arange(len(parents))
@@ -41,7 +42,7 @@ class Trie:
         return strings
 
     def walk(self, text, node=0):
-        """Go down the trie with each byte of `text`, and from its root again when there is no way.
+        """Go down the trie with each byte of `text`, and from its root again where no child has it.
 
         Yields (i, node) for each window: it ends before byte i of the text, at that node.
         """
@@ -62,10 +63,12 @@ class Trie:
 
         The longest segments come first, so those that are not at their end are always the first n:
 
-            byte     0 1 2 3 4
-            "return" r e t u r ..    n = 3 for bytes 0 and 1, 2 for bytes 2 and 3, then 1
+            byte     0 1 2 3 4 5
+            "return" r e t u r n     n = 3 for bytes 0 and 1, 2 for bytes 2 and 3, then 1
             "self"   s e l f
             "if"     i f
+
+        Once n is small, each goes on alone.
         """
         node_at = np.zeros(len(data), np.int32)
         lengths = np.diff(starts, append=len(data))

@@ -348,8 +348,8 @@ PROXIES = [
            "most_uncertain",
            "where to cut depends on the order of the texts"),
     Mutant("cut-before-the-pair", "proxies.py",
-           "starts[2:] = self.cut_after[byte_pairs(data)[:-1]]",
-           "starts[1:] = self.cut_after[byte_pairs(data)]",
+           "starts[2:] = self.cut_after[bigrams(data)[:-1]]",
+           "starts[1:] = self.cut_after[bigrams(data)]",
            "after_an_uncertain_pair",
            "segments are cut in the middle of the uncertain pair"),
 ]
