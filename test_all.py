@@ -7580,6 +7580,7 @@ def test_the_number_of_workers_changes_nothing_on_disk(rows_file, pairing, tmp_p
 
 class Interrupted:
     """Encodes as the proxy does, but Ctrl-C comes in its fourth call."""
+    name = "pairs"
 
     def __init__(self, proxy):
         self.proxy = proxy

@@ -147,6 +147,16 @@ def resumed(options):
 # what a step needs
 
 
+def model_config(options, proxy):
+    """The GPTConfig of the model to train. proxy: None for raw bytes only."""
+    n_symbols = proxy.n_symbols if proxy else 0
+    stands_for_bytes = proxy is not None and proxy.symbol_lengths is not None
+    return GPTConfig.named(
+        options.size, vocab_size=PROXY0 + n_symbols, block_size=options.block_size,
+        ngram=options.ngram, n_byte_heads=options.n_byte_heads,
+        aligned=options.align and stands_for_bytes)
+
+
 def build_model(config, options, processes):
     """A model on this process's device; with --fsdp sharded, and with the same weights."""
     with torch.device("meta"):  # a model that no single device could hold starts without memory
@@ -247,11 +257,7 @@ class Training:
 
         # model and optimizer
         torch.manual_seed(options.seed)
-        stands_for_bytes = proxy is not None and proxy.symbol_lengths is not None
-        self.config = GPTConfig.named(
-            options.size, vocab_size=PROXY0 + (proxy.n_symbols if proxy else 0),
-            block_size=options.block_size, ngram=options.ngram,
-            n_byte_heads=options.n_byte_heads, aligned=options.align and stands_for_bytes)
+        self.config = model_config(options, proxy)
         self.model = build_model(self.config, options, processes)
         if self.config.aligned:
             self.model.set_symbol_bytes(proxy.symbol_bytes())
@@ -288,12 +294,19 @@ class Training:
         self.seconds = 0.0                                       # that the training has taken
         self.began = time.time()
         if saved:
-            restore_checkpoint(self.out, saved, self.model, self.optimizer)
-            self.step = saved["step"]
-            self.skipped += saved["skipped"]
-            self.text_bytes = saved["text_bytes"] if processes.is_first else 0.0
-            self.loss = torch.tensor(saved["loss"] if processes.is_first else 0.0)
-            self.seconds = saved.get("seconds", 0.0)  # older checkpoints lack it
+            self.restore(saved)
+
+    def restore(self, saved):
+        """Go on from a checkpoint. Its tensors are taken out of it, so that they can be freed."""
+        restore_checkpoint(self.out, saved, self.model, self.optimizer)
+        for name in ("model", "optimizer"):
+            saved.pop(name, None)  # a sharded run's are elsewhere
+        is_first = self.processes.is_first
+        self.step = saved["step"]
+        self.skipped += saved["skipped"]
+        self.text_bytes = saved["text_bytes"] if is_first else 0.0
+        self.loss = torch.tensor(saved["loss"] if is_first else 0.0)
+        self.seconds = saved.get("seconds", 0.0)  # older checkpoints lack it
 
     def train(self):
         """All steps that are left. Raises KeyboardInterrupt after Ctrl-C, once it has saved."""

@@ -387,7 +387,7 @@ GENERATION = [
            "does_not_fit",
            "a pair that is cut teaches the opener of its second view in mid-line"),
     Mutant("skipped-forgotten", "train.py",
-           '            self.skipped += saved["skipped"]\n', "",
+           '        self.skipped += saved["skipped"]\n', "",
            "knows_of_the_steps_that_it_skipped",
            "skipped steps are forgotten on resuming"),
 ]
