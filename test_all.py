@@ -8102,7 +8102,7 @@ def test_a_problem_may_have_no_solution():
 
 class PairProxy:
     """Symbols of two bytes, and of one for the last byte of an odd length."""
-    name, n_symbols = "pairs", 256 + 65536
+    name, n_symbols, fuzzy = "pairs", 256 + 65536, False
     symbol_lengths = np.repeat([1, 2], [256, 65536])
 
     def encode(self, text):
@@ -9883,7 +9883,8 @@ def test_equal_bytes_are_those_that_the_run_of_the_same_seed_was_shown(tmp_path,
 def test_runs_are_made_after_those_that_they_need(tmp_path, monkeypatch):
     monkeypatch.setattr(findings, "RESULTS", tmp_path / "runs.jsonl")
     write_results(findings.RESULTS, {"--a": (0.1,)})  # seed 1 only
-    groups = {"one": {"a": "--a", "b": "--b={--a}"}, "two": {"a again": "--a"}}
+    groups = {"one": {"a": "--a", "b": "--b={--a}"},
+              "two": {"a again": "--a", "of an older program": "--a@0123abc"}}
     study = findings.Study(findings.PASS, groups, task="robust", seeds=(1, 2))
     assert findings.lacking(study) == [
         [("--a", None, 2)],
