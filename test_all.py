@@ -8580,6 +8580,7 @@ def test_humaneval_plus_solutions_pass_and_flipped_ones_fail():
     ({"task_id": "t/0", "prompt": ""}, "p.jsonl, line 1: expected a problem, but it has no entry"),
     ({**PROBLEM, "base_input": [[1]]}, "has no atol, plus_input"),
     ({**PROBLEM, "task_id": 17}, r"line 1: `task_id` is a number \(17\), expected a string"),
+    ({**PROBLEM, "prompt": None}, "line 1: `prompt` is null, expected a string"),
 ])
 def test_a_file_without_problems_is_refused(tmp_path, row, message):
     with pytest.raises(UserError, match=message):
@@ -8807,6 +8808,143 @@ def test_verdicts(problem, body, result):
         assert row["base_passed"] == result.startswith("passed")
 
 
+# -----------------------------------------------------------------------------
+# lib/judge.py: tests and prompts that do more than compare
+
+
+def with_test(*lines, **changes):
+    """PROBLEM with these lines as the body of its `check`."""
+    test = "def check(candidate):\n" + "".join(f"    {line}\n" for line in lines)
+    return {**PROBLEM, "test": test, **changes}
+
+
+@pytest.mark.usefixtures("cache_of_each_test")
+def test_what_a_test_prints_is_no_verdict():
+    """The second call finds what the first one has kept."""
+    problem = with_test("print('testing')", "print('\"passed\"')", "assert candidate(1) == 2")
+    for _ in range(2):
+        results = results_of(problem, "return x + 1", "return x")
+        assert results == ["passed", "failed: wrong answer"]
+
+
+def test_a_test_that_prints_an_answer_gives_no_pass():
+    problem = with_test("print(candidate(1))", "assert candidate(1) == 2", canonical_solution=None)
+    assert results_of(problem, "return '\"passed\"'") == ["failed: wrong answer"]
+
+
+def test_there_is_no_input_to_wait_for():
+    problem = with_test("try:", "    input()", "except EOFError:", "    assert candidate(1) == 2")
+    assert results_of(problem, "return x + 1") == ["passed"]
+
+
+@pytest.mark.usefixtures("cache_of_each_test")
+def test_the_order_of_a_set_is_the_canonical_solutions_in_every_judge():
+    words = [f"word{i}" for i in range(20)]
+    problem = {**PLUS, "canonical_solution": "    return list(set(x))\n",
+               "base_input": [[words]], "plus_input": [[words[5:]]]}
+    for _ in range(3):
+        assert results_of(problem, "return list(set(x))") == ["passed"]
+
+
+@pytest.mark.parametrize("changes", [{}, {"canonical_solution": None}])
+def test_the_prompts_helpers_are_there_without_a_solution(changes):
+    problem = with_test("assert candidate(twice(1)) == 3",
+                        prompt="def twice(x):\n    return 2 * x\n\n"
+                               'def f(x):\n    """Adds one."""\n', **changes)
+    assert results_of(problem, "return x + 1") == ["passed"]
+
+
+def test_each_completion_finds_what_stands_beside_it_as_it_was():
+    problem = with_test("seen.append(1)", "assert len(seen) == 1", "assert candidate(1) == 2",
+                        prompt="seen = []\n\ndef f(x):\n")
+    assert results_of(problem, *["return x + 1"] * 3) == ["passed"] * 3
+
+
+@pytest.mark.parametrize("kind", ["ValueError", "KeyError", "UnicodeDecodeError"])
+def test_a_test_may_expect_an_exception(kind):
+    problem = with_test("try:", "    candidate(1)", f"except {kind}:", "    return", "assert False",
+                        canonical_solution=None)
+    of_this_kind = {"UnicodeDecodeError": "return b'\\xff'.decode()", "KeyError": "return {}[x]",
+                    "ValueError": "return int('x')"}[kind]
+    results = results_of(problem, of_this_kind, "raise TypeError", "return x")
+    assert results == ["passed", "failed: TypeError", "failed: wrong answer"]
+
+
+@pytest.mark.parametrize("body, result", [
+    ("while True: pass", "failed: timed out"), ("import os; os._exit(0)", "failed: exited")])
+def test_no_test_takes_a_lack_of_an_answer_for_an_exception(body, result):
+    problem = with_test("try:", "    candidate(1)", "except Exception:", "    pass",
+                        canonical_solution=None)
+    assert results_of(problem, body, timeout=0.5) == [result]
+
+
+def test_an_exceptions_name_cannot_accuse_the_canonical_solution():
+    (row,) = scoring.score({"t/0": PROBLEM}, [completion(
+        "raise type('canonical solution: fake', (Exception,), {})")])
+    assert row["result"] == "failed: canonical solution: fake"
+    assert scoring.canonical_failures([row]) == {}
+
+
+@pytest.mark.parametrize("limits", [dict(timeout=1e9), dict(memory=1 << 63)])
+def test_limits_beyond_all_bounds_are_none(limits):
+    samples = [completion("return x + 1")]
+    (row,) = scoring.score({"t/0": PROBLEM}, samples, **limits)
+    assert row["result"] == "passed"
+
+
+@pytest.mark.usefixtures("cache_of_each_test")
+def test_a_damaged_file_of_known_results_is_made_again():
+    assert results_of(PLUS, "return x + 1") == ["passed"]
+    path = scoring.KnownResults({"t/0": PLUS}).path("t/0")
+    for damaged in (path.read_bytes()[:-9], b"", b"no gzip"):
+        path.write_bytes(damaged)
+        assert results_of(PLUS, "return x + 1") == ["passed"]
+        ((text, _, _),) = json.loads(gzip.decompress(path.read_bytes()))["base_input"]
+        assert text == "2"
+
+
+NUMPY_ANSWERS = [
+    ("np.bool_(True)", "True"),
+    ("np.float32(1.5)", "1.5"),
+    ("np.int64(3)", "3"),
+    ("[np.float64(0.25), np.bool_(False)]", "[0.25, False]"),
+]
+
+
+@pytest.mark.parametrize("answer, expected", NUMPY_ANSWERS)
+def test_numbers_of_numpy_are_numbers(answer, expected):
+    problem = {**PLUS, "canonical_solution": f"    return {expected}\n"}
+    assert results_of(problem, f"import numpy as np\nreturn {answer}") == ["passed"]
+
+
+@pytest.mark.parametrize("answer, result", [
+    ("np.intersect1d(a, b)", "passed"),
+    ("dict.fromkeys(range(2, 4)).keys()", "passed"),
+    ("{0: 2, 1: 3}.values()", "passed"),
+    ("range(2, 4)", "passed"),
+    ("np.array([2, 4])", "passed base, then failed: wrong answer"),
+])
+def test_a_set_may_come_as_anything_that_has_items(answer, result):
+    """MBPP's intersection_array: evalplus compares set(out) with set(want)."""
+    problem = {**PLUS, "task_id": "Mbpp/249", "entry_point": "intersection_array",
+               "prompt": "def intersection_array(a, b):\n",
+               "canonical_solution": "    return [x for x in b if x in a]\n",
+               "base_input": [[[], []]], "plus_input": [[[1, 2, 3], [2, 3, 4]]]}
+    body = f"import numpy as np\nreturn {answer} if a else []"
+    assert results_of({**problem, "task_id": "Mbpp/249"}, body) == [result]
+
+
+@pytest.mark.parametrize("answer", ["range(2)", "np.array([0, 1])", "collections.deque([0, 1])"])
+def test_but_where_a_list_is_asked_for_it_is_no_list(answer):
+    problem = {**PLUS, "canonical_solution": "    return [0, 1]\n"}
+    (result,) = results_of(problem, f"import collections, numpy as np\nreturn {answer}")
+    assert result == "failed: wrong answer"
+
+
+# -----------------------------------------------------------------------------
+# lib/scoring.py: canonical solutions that fail
+
+
 @pytest.mark.parametrize("problem, changes, cause", [
     (PROBLEM, {"canonical_solution": "    return y\n"}, "NameError"),
     (PLUS, {"canonical_solution": "    return y\n"}, "NameError"),
@@ -8820,7 +8958,7 @@ def test_a_canonical_solution_that_fails_is_said(capsys, problem, changes, cause
     broken = {**problem, **changes}
     scoring.warn_once.cache_clear()
     results = results_of(broken, "return x + 1", "return 0")
-    assert results == [f"failed: canonical solution: {cause}"] * 2
+    assert results == [f"canonical solution: {cause}"] * 2
     assert capsys.readouterr().err.splitlines() == [
         f"{broken['task_id']}: the canonical solution fails ({cause}), so no sample of it passes"]
 
@@ -8844,7 +8982,7 @@ def test_a_canonical_solution_that_takes_the_judge_down_is_said_once(tmp_path, m
     samples = [completion("return 0", "t/1")] * 9 + [completion("return x + 1")]
     rows = scoring.score({"t/1": fatal, "t/0": PROBLEM}, samples)
     assert [row["result"] for row in rows] == [
-        "failed: canonical solution: took the judge down"] * 9 + ["passed"]
+        "canonical solution: took the judge down"] * 9 + ["passed"]
     assert len(started) <= 1 + os.cpu_count()
     assert ("t/1: the canonical solution fails (took the judge down)" in capsys.readouterr().err)
     assert scoring.count_of_canonical_failures(rows) == {"canonical solutions that fail": 1}

@@ -1,14 +1,15 @@
 """
 The judge: a program that runs completions on their problems' tests and says which pass.
 
-lib/scoring.py starts it as `python -I lib/judge.py`, sends it jobs and reads its verdicts. It runs
-on the standard library alone (numpy only where outputs are compared with a tolerance).
+lib/scoring.py starts it, isolated from the user's settings, sends it jobs and reads its verdicts. It
+runs on the standard library alone (numpy only where outputs are compared with a tolerance).
 
 In, two lines of JSON for a job: {"problem", "codes", "timeout", "memory"}, and what is known of
 the problem's canonical solution, null at first (see `canonical_results`). Out: at first a line
 that says what could not be isolated; then for each job a line with what is known now, and one for
 each code: "passed", "passed base, then failed: ..." or "failed: ...".
 """
+import builtins
 import contextlib
 import functools
 import gc
@@ -28,7 +29,7 @@ import time
 # What completions import most: their processes are copies of this one, and find it loaded.
 import bisect, collections, copy, heapq, itertools, operator, string, typing
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # `python -I` leaves it out
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # `python -P` leaves it out
 from sandbox import (PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, PR_SET_PDEATHSIG, SCRATCH, confine,
                      drop_privileges, isolate, pack, set_process, unpack, where_possible)
 del sys.path[0]  # completions find Python's own modules only
@@ -45,11 +46,12 @@ PATIENCE = 10          # on the wall's clock a limit is so many times as long
 # Bytes that a completion may send before a line ends. A list of a million combinations, which MBPP+
 # asks for, takes a good 100 MB.
 MOST_REPLY = 1 << 28
+A_YEAR = 365 * 86400   # what alarm(2) can count
 OWN_MEMORY = 1 << 32   # bytes that the judge itself may use
 
 
-class Failed(Exception):
-    """A completion is wrong; the text says how."""
+class Failed(BaseException):
+    """A completion is wrong; the text says how. No Exception, which tests may catch."""
 
 
 def watchdog(seconds):
@@ -59,7 +61,7 @@ def watchdog(seconds):
     of numbers that all hash alike. The verdict is then that the completion took the judge down.
     `seconds` 0: not any more.
     """
-    signal.alarm(int(seconds))
+    signal.alarm(int(min(seconds, A_YEAR)))
 
 
 # -----------------------------------------------------------------------------
@@ -103,8 +105,12 @@ class Host:
 
 
 def python_for_all():
-    """Whether any user can get at Python's files: all folders above them let others through."""
-    folder = os.path.dirname(os.__file__)
+    """Whether any user can get at Python's files, and at those of a virtual environment."""
+    return is_for_all(os.path.dirname(os.__file__)) and is_for_all(sys.prefix)
+
+
+def is_for_all(folder):
+    """Whether a folder and all above it let others through."""
     while os.stat(folder).st_mode & stat.S_IXOTH:
         if folder == "/":
             return True
@@ -528,17 +534,33 @@ def accepts_text(problem, arguments, text, want, atol):
 # HumanEval: a function `check` that calls the completion's
 
 
-@functools.lru_cache(1)
-def surroundings(prompt, solution, test):
-    """What the tests find beside the function, and the tests compiled: (a dict, code).
+@functools.lru_cache(2)
+def compiled(source):
+    """Made once for all of a problem's completions: the tests, and what stands beside them."""
+    return compile(source, "test", "exec")
 
-    Made once for all of a problem's completions. The dict holds what the prompt defines, such as
-    helpers. It is made with the canonical solution: a completion's code never runs here.
+
+def surroundings(problem):
+    """What the tests find beside the function, a dict: what the prompt defines, such as helpers.
+
+    It is made with the canonical solution, as a completion's code never runs here; and anew for
+    each completion, since tests may change it.
     """
     scope = {}
+    solution = problem.get("canonical_solution") or ""
     with contextlib.suppress(Exception):
-        exec(prompt + solution, scope)
-    return scope, compile(test, "test", "exec")
+        exec(compiled(problem["prompt"] + solution), scope)
+    return scope
+
+
+def like_the_original(failed):
+    """What tests should see raised where a function `failed`: if it raised a built-in exception,
+    that, since they may expect it; else (it timed out, say) what they can't catch."""
+    kind = getattr(builtins, str(failed), None)
+    is_exception = isinstance(kind, type) and issubclass(kind, Exception)
+    if not is_exception or kind in (AssertionError, ExceptionGroup):
+        return failed
+    return kind.__new__(kind)  # some are made with arguments only
 
 
 def run_check(host, problem, code, memory, limit):
@@ -552,14 +574,17 @@ def run_check(host, problem, code, memory, limit):
         # What the tests call in place of the function: it only sends arguments and returns answers.
         def candidate(*arguments):
             box.call([list(arguments)])
-            return unpack(json.loads(box.read(limit - box.spent)))
+            try:
+                return unpack(json.loads(box.read(limit - box.spent)))
+            except Failed as failed:
+                raise like_the_original(failed) from None
 
+        watchdog(PATIENCE * limit + 30)
         try:
-            beside, tests = surroundings(
-                problem["prompt"], problem.get("canonical_solution", ""), problem["test"])
-            scope = {**beside, problem["entry_point"]: candidate}
-            box.read(limit)  # while the tests were compiled here, the function was defined there
-            exec(tests, scope)
+            scope = surroundings(problem)
+            scope[problem["entry_point"]] = candidate
+            box.read(limit)  # meanwhile the function was defined there
+            exec(compiled(problem["test"]), scope)
             scope["check"](candidate)
         except Failed:
             raise
@@ -610,18 +635,31 @@ def verdict(host, job, code, known):
     return "passed"
 
 
-def tell(message):
-    """Write a line of JSON for lib/scoring.py."""
-    watchdog(0)  # no completion's data is worked on until the next `read`
-    print(json.dumps(message), flush=True)
+def own_streams():
+    """(in, out): where jobs come from and verdicts go to.
+
+    What tests and prompts read and print is something else from here on: the null device.
+    """
+    jobs, verdicts = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1):
+        os.dup2(null, standard)
+    return jobs, verdicts
 
 
 def main():
+    jobs, verdicts = own_streams()
+
+    def tell(message):
+        """Write a line of JSON for lib/scoring.py."""
+        watchdog(0)  # no completion's data is worked on until the next `read`
+        print(json.dumps(message), file=verdicts, flush=True)
+
     host = Host()
     tell(host.missing)
-    for line in sys.stdin:
+    for line in jobs:
         job = json.loads(line)
-        known = json.loads(sys.stdin.readline())
+        known = json.loads(jobs.readline())
         # It comes back unchanged if it was known: whoever asks need not tell the two cases apart.
         known = known or canonical_results(host, job["problem"], job["memory"])
         tell(known)

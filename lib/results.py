@@ -65,7 +65,10 @@ class Results:
         if self.path is None or not self.path.exists():
             return {}
         try:
-            return json.loads(self.path.read_text(encoding="utf-8"))
+            kept = json.loads(self.path.read_text(encoding="utf-8"))
+            if not isinstance(kept, dict):
+                raise ValueError("no object")
+            return kept
         except ValueError as error:
             raise UserError(f"{self.path}: expected what eval.py wrote ({error}); "
                             "delete it and measure again") from None

@@ -95,6 +95,13 @@ def pack_like_plain(x):
         return {"subclass": pack(set(x))}
     if isinstance(x, (numbers.Rational, decimal.Decimal)):
         return {"Fraction": [hex(n) for n in x.as_integer_ratio()]}
+    if isinstance(x, numbers.Real):  # numpy's
+        return {"subclass": pack(float(x))}
+    module = getattr(type(x), "__module__", None)
+    if module == "numpy" and type(x).__name__ in ("bool", "bool_"):
+        return bool(x)
+    if isinstance(x, collections.abc.Iterable):  # an array, a dict's values, a range
+        return {"iterable": [pack(y) for y in x]}
     return {"object": None}  # equal to nothing
 
 
@@ -122,6 +129,22 @@ def object_of(_):
     return object()
 
 
+class Iterable:
+    """Has items, but equals nothing: a list is no array."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __iter__(self):
+        return iter(self.items)
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
 def subclass_of(value):
     return type("subclass", (type(value),), {})(value)
 
@@ -136,6 +159,7 @@ MAKERS = {  # by the one key of a packed value: what makes the value again
     "frozenset": frozenset,
     "dict": dict,
     "iterator": iter,
+    "iterable": Iterable,
     "Fraction": fraction_of,
     "object": object_of,
     "subclass": subclass_of,
@@ -368,7 +392,8 @@ def limit_resources(memory, seconds, isolated):
         resource.RLIMIT_NPROC: MOST_PROCESSES if isolated else MOST_PROCESSES_OF_USER,
     }
     for what, bound in bounds.items():
-        with contextlib.suppress(ValueError, OSError):  # macOS has no limit on the address space
+        # macOS has no limit on the address space; and a huge number is none
+        with contextlib.suppress(ValueError, OSError, OverflowError):
             resource.setrlimit(what, (bound, bound))
 
 

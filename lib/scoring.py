@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import threading
+import zlib
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,7 +31,7 @@ JUDGE = Path(__file__).resolve().parent / "judge.py"
 
 # parts of results
 TOOK_DOWN = "took the judge down"
-CANONICAL = "failed: canonical solution: "
+CANONICAL = "canonical solution: "  # not "failed: ..", so that no completion can say so
 
 # -----------------------------------------------------------------------------
 # problems
@@ -64,9 +65,10 @@ def read_problems(path):
         if missing:
             raise UserError(f"{path}, line {number}: expected a problem, but it has no "
                             f"{', '.join(sorted(missing))}")
-        if not isinstance(row["task_id"], str):
-            raise UserError(f"{path}, line {number}: `task_id` is {described(row['task_id'])}, "
-                            "expected a string")
+        for field in ("task_id", "prompt", "entry_point"):
+            if not isinstance(row[field], str):
+                raise UserError(f"{path}, line {number}: `{field}` is {described(row[field])}, "
+                                "expected a string")
         problems[row["task_id"]] = row
     if not problems:
         raise UserError(f"{path}: no problems in it")
@@ -150,6 +152,7 @@ class KnownResults:
         digest = hashlib.sha256(json.dumps(problems, sort_keys=True).encode())
         for program in (JUDGE, JUDGE.with_name("sandbox.py")):
             digest.update(program.read_bytes())
+        digest.update(sys.version.encode())
         self.folder = store.CACHE / "expected" / digest.hexdigest()[:12]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -161,10 +164,10 @@ class KnownResults:
         return self.folder / f"{quote(task_id, safe='')}.json.gz"
 
     def read(self, task_id):
-        path = self.path(task_id)
-        if not path.exists():
+        try:
+            return gzip.decompress(self.path(task_id).read_bytes()).decode()
+        except (OSError, EOFError, zlib.error):  # there is none, or it is damaged
             return NOT_KNOWN
-        return gzip.decompress(path.read_bytes()).decode()
 
     def write(self, task_id, line):
         store.write_file(self.path(task_id), gzip.compress(line.encode(), 1))
@@ -193,9 +196,14 @@ class Judge:
 
     def __init__(self):
         """Raises UserError where none starts."""
-        command = [sys.executable, "-I", str(JUDGE), f"judge of {os.getpid()}"]
+        # without the user's packages and settings, and with one seed of hashes: the order of a set
+        # must be the one that the canonical solution met, perhaps in another judge
+        command = [sys.executable, "-s", "-P", str(JUDGE), f"judge of {os.getpid()}"]
+        environment = {name: value for name, value in os.environ.items()
+                       if not name.startswith("PYTHON")}
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            command, env=environment | {"PYTHONHASHSEED": "0"}, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, text=True,
             start_new_session=True)  # Ctrl-C is for this process alone
         try:
             self.missing = self.read()
@@ -404,7 +412,9 @@ def lost_indentation(row, problem):
     A model's answer does when it was stripped.
     """
     is_no_python = row["result"].endswith(("SyntaxError", "IndentationError"))
-    code = row.get("completion", "").lstrip("\n")
+    if code_field(row) != "completion":
+        return False
+    code = row["completion"].lstrip("\n")
     at_margin = code != "" and not code[0].isspace()
     return is_no_python and at_margin and "def " in problem["prompt"] and "def " not in code
 
