@@ -67,6 +67,7 @@ from tqdm import tqdm
 from lib import store
 from lib.bpe import PATTERN, train_bpe
 from lib.corpus import BUILT_IN, ROOT
+from lib.files import printable
 from lib.options import UserError, command_line, did_you_mean, expect, expect_one_of, flag
 from lib.proxy_table import held_out_samples, print_proxy_table, show_symbols
 from lib.results import code_hash
@@ -737,7 +738,7 @@ def fitted_proxy(options, corpus, meanwhile=contextlib.nullcontext()):
         if path.exists():
             print(f"proxy: {proxy.name}, cached in {os.path.relpath(path)}")
         else:
-            print(f"proxy: fitting {proxy.name} on {options.data}")
+            print(f"proxy: fitting {proxy.name} on {printable(options.data)}")
             with meanwhile:  # in a proxy of its own, which is freed here with its LM
                 make_proxy(options).fit(corpus.fitting_texts(), folder).save(path)
             store.return_freed_memory()

@@ -4895,6 +4895,48 @@ def test_a_folder_to_overwrite_is_emptied_before_the_first_checkpoint(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
+@pytest.mark.parametrize("name, content", [
+    ("config.json", '{"mine": 1}'), ("config.json", "no json"), ("results.json", "{}"),
+    ("proxy.pt", "x"), ("report.json", "{}"), ("completions/file", "x"), ("shards-of-data/x", "x")])
+def test_files_of_others_are_not_replaced(tmp_path, name, content):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+    with pytest.raises(UserError, match=f"a run would replace {name.split('/')[0]} in it"):
+        new_folder(str(tmp_path), "out/none")
+    assert path.read_text() == content
+
+
+def test_a_run_that_ended_before_its_first_step_is_no_obstacle(tmp_path):
+    (tmp_path / "config.json").write_text('{"command": [], "versions": {}}')
+    (tmp_path / "proxy.pt").touch()
+    assert new_folder(str(tmp_path), "out/none") == tmp_path
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_out_that_is_a_file_is_refused_first(tmp_path):
+    (tmp_path / "run").touch()
+    with pytest.raises(UserError, match="run: is a file; expected a folder"):
+        train_with(f"--data={tmp_path}/nowhere", f"--out={tmp_path}/run")
+
+
+def test_a_link_to_nowhere_is_no_folder_for_runs(tmp_path):
+    (tmp_path / "out").symlink_to(tmp_path / "not mounted")
+    with pytest.raises(UserError, match="--out=.*/out/none: .*expected a folder that can be made"):
+        new_folder("", str(tmp_path / "out" / "none"))
+
+
+def test_shards_whose_checkpoint_cannot_be_written_are_removed(run_train, monkeypatch, capsys):
+    out = run_train("--steps=2", "--proxy=none", "--fsdp")
+
+    def full_disk(path, state):
+        raise UserError(f"cannot write {path}: no space left")
+    monkeypatch.setattr(store, "write_torch", full_disk)
+    run_train("--steps=2", "--proxy=none", "--fsdp", "--overwrite", out=out)
+    assert "checkpoint skipped" in capsys.readouterr().out
+    assert not list(out.glob("shards-*"))
+
+
 def test_a_sharded_run_is_read_whole(run_train):
     """One process with --fsdp trains as one without."""
     flags = ["--steps=2", "--proxy=none", "--seed=3"]
@@ -7184,12 +7226,76 @@ def test_a_disk_too_small_is_seen_first(cache, rows_file, monkeypatch):
         usage = SimpleNamespace(free=free * data.n_bytes)
         monkeypatch.setattr(store.shutil, "disk_usage", lambda path: usage)
         store.check_disk(data, views, share)
-    check(2.1, ["raw", "comp"])
+    check(2.6, ["raw", "comp"])
     check(1.1, ["raw"])
-    check(1.1, ["raw", "comp"], share=0.5)
-    for free, views in ((1.9, ["raw", "comp"]), (0.9, ["raw"])):
+    check(1.3, ["raw", "comp"], share=0.5)
+    for free, views in ((2.4, ["raw", "comp"]), (0.9, ["raw"])):
         with pytest.raises(UserError, match="GB of views.*NANOPROXY_CACHE"):
             check(free, views)
+
+
+def test_a_cache_below_the_data_is_no_data(tmp_path, monkeypatch):
+    """Else the second preparation would read the first one's samples, held-out ones too."""
+    folder = write_folder(tmp_path / "project", {"a.py": b"x = 1\n" * 50, "b.py": b"y = 2\n" * 50})
+    monkeypatch.setattr(store, "CACHE", folder / "cache")
+    prepared = []
+    for _ in range(2):
+        views, _, _ = mix.prepare(MixOptions(data=str(folder), proxy="none", mix=0.0), 128)
+        prepared.append((views.id, views.text_bytes))
+    assert prepared[0] == prepared[1]
+    assert prepared[0][1] == 600
+    other = write_folder(folder / "target", {"CACHEDIR.TAG": b"Signature", "c.py": b"z = 3\n"})
+    assert other.exists()
+    assert Corpus(str(folder)).id == store.open_corpus(str(folder)).id == prepared[0][0][:12]
+
+
+def test_a_file_that_changes_between_its_hash_and_its_reading_is_refused(cache, tmp_path):
+    folder = write_folder(tmp_path / "code", {"a.py": b"x = 1\n" * 50, "b.py": b"y = 2\n" * 50})
+    corpus = Corpus(str(folder))
+    (folder / "a.py").write_bytes(b"something else\n" * 50)
+    with pytest.raises(UserError, match="a.py was changed while it was read"):
+        store.prepare_views(corpus, None, LONGEST, *ONE_SHARD)
+    assert not list(cache.rglob("meta.json"))
+
+
+def test_a_shard_without_documents_is_said(cache, tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", [{"text": f"x = {i}"} for i in range(5)])
+    with pytest.raises(UserError, match="no document with text of shard 7/8; expected fewer"):
+        store.prepare_views(Corpus(str(path)), None, LONGEST, range(7, 8), 8)
+
+
+@pytest.mark.parametrize("n_held_out, says", [(40, False), (70, True)])
+def test_that_most_is_held_out_is_said(cache, tmp_path, capsys, n_held_out, says):
+    rows = [{"text": f"x = {i}", "split": "val" if i < n_held_out else "train"} for i in range(100)]
+    store.prepare_views(Corpus(str(write_rows(tmp_path / "rows.jsonl", rows))), None, LONGEST,
+                        *ONE_SHARD)
+    assert ("corpus: 70% of the samples are held out" in capsys.readouterr().out) is says
+
+
+def test_a_row_that_is_nested_too_deeply_is_one_line(tmp_path):
+    path = tmp_path / "deep.jsonl"
+    path.write_text('{"text": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
+    with pytest.raises(UserError, match="deep.jsonl, near line 1: expected JSON lines"):
+        list(read_jsonl(str(path)))
+
+
+def test_a_writer_of_samples_that_has_died_does_not_end_the_fit(cache, rows_file, tmp_path,
+                                                              monkeypatch):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "write_samples.py").write_text("")
+    monkeypatch.setattr(store, "ROOT", tmp_path)
+    monkeypatch.setattr(store, "WORTH_A_PROCESS", 0)
+    popen, started = store.subprocess.Popen, []
+
+    def start(*arguments, **settings):
+        started.append(popen(*arguments, **settings))
+        started[0].wait()
+        return started[0]
+
+    monkeypatch.setattr(store.subprocess, "Popen", start)
+    with store.writing_samples(Corpus(str(rows_file)), LONGEST, range(1), 1):
+        fitted = True
+    assert fitted and started[0].returncode == 0
 
 
 # -----------------------------------------------------------------------------
@@ -9885,6 +9991,15 @@ def test_each_document_of_a_fact_returns_its_answer():
 def test_tinycode_has_no_more_facts_than_names():
     with pytest.raises(SystemExit, match="--facts=2049: expected at most 2048"):
         tinycode.facts(2049, seed=2)
+
+
+def test_there_are_only_so_many_problems(monkeypatch):
+    """Else it would look for more for ever."""
+    few = [operation for operation in tinycode.OPERATIONS if operation.source == "N"][:6]
+    monkeypatch.setattr(tinycode, "OPERATIONS", few)
+    with pytest.raises(SystemExit, match=r"--problems=9999: expected at most \d+"):
+        tinycode.problems(9999, seed=1)
+
 
 
 def run_tinycode(*flags):

@@ -311,7 +311,12 @@ def problems(count, seed):
     """`count` problems in HumanEval's format, each with a held-out pair and code of its own."""
     generator = Generator(seed)
     rows, seen = [], set()
+    tries_in_vain = 0
     while len(rows) < count:
+        tries_in_vain += 1
+        if tries_in_vain > 100_000:
+            raise SystemExit(f"error: --problems={count}: expected at most {len(rows)}, as many as "
+                             "there seem to be with code of their own")
         operations = generator.operations()
         composition = tuple(operation.code for operation in operations)
         if not is_held_out(operations) or composition in seen:
@@ -321,6 +326,7 @@ def problems(count, seed):
         results = {result for _, result in cases}
         if len(results) < 4:  # too easy to be right by accident
             continue
+        tries_in_vain = 0
         seen.add(composition)
         asserts = "".join(f"    assert candidate({argument}) == {result}\n"
                           for argument, result in cases)

@@ -38,7 +38,8 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 VERSION = 1  # of checkpoints: one more when what they hold gets another meaning
 
 RUN_FILES = ("ckpt.pt", "log.jsonl")  # a folder with one of these holds a run
-ALL_FILES = (*RUN_FILES, "config.json", "proxy.pt", "report.json", "results.json")
+FIRST_FILES = ("config.json", "proxy.pt")  # written before the first step
+ALL_FILES = (*RUN_FILES, *FIRST_FILES, "report.json", "results.json")
 
 
 # -----------------------------------------------------------------------------
@@ -49,13 +50,39 @@ def holds_run(folder):
     return any((folder / name).exists() for name in RUN_FILES)
 
 
+def files_of_run(folder):
+    """The files and folders of a run that there are in a folder, a list of paths."""
+    files = [folder / name for name in ALL_FILES]
+    folders = [*folder.glob("shards-*"), folder / "completions"]
+    return [path for path in files + folders if path.exists()]
+
+
+def was_begun(folder):
+    """Whether the config.json in a folder is one that train.py wrote."""
+    try:
+        return {"command", "versions"} <= json.loads((folder / "config.json").read_text()).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 def check_folder(out, overwrite):
-    """Refuse a folder that holds a run. Raises UserError."""
-    if not overwrite and holds_run(Path(out)):
-        has_checkpoint = (Path(out) / "ckpt.pt").exists()
-        resume = f"go on with --resume={out}, " if has_checkpoint else ""
+    """Refuse what is no folder, and one that holds a run, or files of such names. What a run has
+    left that ended before its first step is no obstacle. Raises UserError."""
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out={out}: is a file; expected a folder")
+    if overwrite:
+        return
+    if holds_run(folder):
+        resume = f"go on with --resume={out}, " if (folder / "ckpt.pt").exists() else ""
         raise UserError(f"--out={out}: there is a run in it; {resume}give another name, or replace "
                         "it with --overwrite")
+    in_the_way = files_of_run(folder)
+    if was_begun(folder):
+        in_the_way = [path for path in in_the_way if path.name not in FIRST_FILES]
+    if in_the_way:
+        raise UserError(f"--out={out}: a run would replace {in_the_way[0].name} in it; give "
+                        "another name, or say --overwrite")
 
 
 def new_folder(out, default, overwrite=False):
@@ -68,11 +95,12 @@ def new_folder(out, default, overwrite=False):
             folder.mkdir(parents=True, exist_ok=True)
             remove_run(folder)
             return folder
+        Path(default).parent.mkdir(parents=True, exist_ok=True)
         number = 1
         while True:
             folder = Path(default if number == 1 else f"{default}-{number}")
             try:
-                folder.mkdir(parents=True)
+                folder.mkdir()
                 return folder
             except FileExistsError:
                 number += 1
@@ -83,10 +111,11 @@ def new_folder(out, default, overwrite=False):
 
 def remove_run(folder):
     """Remove what an earlier run left in a folder; other files stay."""
-    for name in ALL_FILES:
-        (folder / name).unlink(missing_ok=True)
-    for parts in [*folder.glob("shards-*"), folder / "completions"]:
-        shutil.rmtree(parts, ignore_errors=True)
+    for path in files_of_run(folder):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
 
 
 def describe(options):
@@ -232,7 +261,12 @@ def save_checkpoint(out, model, optimizer, about, sharded, processes):
     else:
         about = about | {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
     if processes.is_first:
-        store.write_torch(out / "ckpt.pt", about)
+        try:
+            store.write_torch(out / "ckpt.pt", about)
+        except UserError:
+            if sharded:  # nothing names these
+                shutil.rmtree(out / about["shards"])
+            raise
         for folder in out.glob("shards-*"):  # of earlier checkpoints
             if folder.name != about.get("shards"):
                 shutil.rmtree(folder)

@@ -71,7 +71,7 @@ def end_of_piece(text, start, longest):
 
 
 def pieces(file, longest):
-    """Yield a binary file in pieces of at most `longest` bytes (4 or more), by `end_of_piece`.
+    """Yield a binary file in pieces of at most `longest` bytes (5 or more), by `end_of_piece`.
 
     Only about READ_BYTES of the file are in memory at a time.
     """
@@ -265,8 +265,16 @@ class Source:
         self.n_bytes = self.count_bytes()
         self.report(files)
 
+    def check_unchanged(self):
+        """Raise a UserError if a file was changed after it was hashed: the id is another text's."""
+        for file in self.files:
+            status = os.stat(file.path)
+            if (status.st_size, status.st_mtime_ns) != (file.size, file.modified):
+                raise UserError(f"--data={self.data}: {file.path} was changed while it was read; "
+                                "run again when it stays as it is")
+
     def hash_of_files(self, folder):
-        """The id. Names begin with the source's own, so that it may be moved without a new id."""
+        """The id. Names begin with the folder's own, so it may be moved without a new id."""
         digest = hashlib.sha256()
         if self.text_columns != TEXT_COLUMNS:
             digest.update(f"text_column {self.text_columns[0]}\0".encode())

@@ -60,16 +60,24 @@ class TextFile:
     digest: str = ""  # SHA-256 of the content, in hex
 
 
+# what tells others that a folder is a cache, ours as well (https://bford.info/cachedir)
+CACHE_TAG = "CACHEDIR.TAG"
+CACHE_SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55"
+
+
 def names_in(folder, prefix=""):
     """Yield the names of all files below a folder, in order. Raises UserError.
 
-    Left out are names that begin with a dot, and what links to a folder, perhaps to one above.
+    Left out are caches, names that begin with a dot, and what links to a folder, perhaps to one
+    above.
     """
     # sorted, as the order on disk differs between machines and ids and batches depend on it
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
         raise UserError(f"cannot read {folder} ({error.strerror})") from None
+    if any(entry.name == CACHE_TAG for entry in entries):
+        return
     for entry in entries:
         if entry.name.startswith("."):
             continue

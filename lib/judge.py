@@ -1,8 +1,8 @@
 """
 The judge: a program that runs completions on their problems' tests and says which pass.
 
-lib/scoring.py starts it, isolated from the user's settings, sends it jobs and reads its verdicts. It
-runs on the standard library alone (numpy only where outputs are compared with a tolerance).
+lib/scoring.py starts it, without the user's settings, sends it jobs and reads its verdicts. It runs
+on the standard library alone (numpy only where outputs are compared with a tolerance).
 
 In, two lines of JSON for a job: {"problem", "codes", "timeout", "memory"}, and what is known of
 the problem's canonical solution, null at first (see `canonical_results`). Out: at first a line

@@ -68,7 +68,7 @@ def open_lines(path):
 
 def decoding_errors(path):
     """What reading the .jsonl file at `path` raises where its content is not what it should be."""
-    errors = (ValueError, OSError, EOFError, zlib.error)
+    errors = (ValueError, OSError, EOFError, zlib.error, RecursionError)
     if path.endswith(".zst"):
         return (*errors, optional_module("zstandard", path).ZstdError)
     return errors

@@ -2,7 +2,8 @@
 Which documents are held out: lib/corpus.py asks, for each source by itself.
 
 The split is by document and follows the document's name alone. So no piece of a held-out document
-is ever trained on, and a new document moves no other one to the other side of the split.
+is ever trained on, and a new document moves no other one that has a name of its own (not a number
+in its file) to the other side of the split.
 """
 import hashlib
 from dataclasses import dataclass

@@ -34,7 +34,7 @@ import numpy as np
 from filelock import FileLock
 
 from lib.corpus import ROOT, Corpus, cut_at_lines
-from lib.files import printable, progress_bar
+from lib.files import CACHE_SIGNATURE, CACHE_TAG, printable, progress_bar
 from lib.options import UserError
 
 CACHE = Path(os.environ.get("NANOPROXY_CACHE", ROOT / "cache"))
@@ -290,11 +290,19 @@ def write_raw(source, folder, longest, shard=0, n_shards=1):
             table.add(document, samples)
             progress.update(len(document.text) * n_shards)  # the other shards' are passed over
 
+    source.check_unchanged()
     flags = np.array(table.flags)
-    if (flags & HELD_OUT_BIT).all():
+    if len(flags) == 0:
+        raise UserError(f"--data={source.data}: no document with text{of_shard(shard, n_shards)}; "
+                        "expected fewer shards")
+    held_out = (flags & HELD_OUT_BIT > 0).mean()
+    if held_out == 1:
         raise UserError(f"--data={source.data}: all documents{of_shard(shard, n_shards)} with text "
                         "are held out; expected one or more to train on")
-    if not (flags & HELD_OUT_BIT).any():  # of the whole source some are, but not of a small shard
+    if held_out > 0.5:
+        print(f"corpus: {held_out:.0%} of the samples{of_shard(shard, n_shards)} are held out: "
+              "those of documents of one name are held out together")
+    if held_out == 0:  # of the whole source some are, but not of a small shard
         print(f"corpus: no document{of_shard(shard, n_shards)} is held out")
     write_array(folder / "raw.idx", table.offsets)
     write_array(folder / "flags.bin", flags)
@@ -514,6 +522,8 @@ def open_corpus(data, text_column=None, rehash=False):
     digest = hashlib.sha256(os.fsencode(os.path.abspath(data))).hexdigest()
     path = CACHE / "hashes" / f"{digest[:12]}.json"
     with locked(CACHE):
+        if not (CACHE / CACHE_TAG).exists():  # before --data=. is looked through
+            write_file(CACHE / CACHE_TAG, CACHE_SIGNATURE)
         before = {} if rehash else known_hashes(path)
         hashes = dict(before)
         try:
@@ -562,9 +572,10 @@ def check_views(corpus, views):
 def check_disk(corpus, views, share=1.0):
     """Raise a UserError for a disk too small for the views. share: of the corpus that is used,
     where it is prepared in shards."""
-    # The raw view is as long as the text. The symbols are too, at most: about half as many bytes,
-    # twice, as the parts that processes write are only then joined.
-    needed = corpus.n_bytes * share * (2 if "comp" in views else 1)
+    # The raw view is as long as the text. The symbols take about three quarters of that, at most:
+    # two bytes for nearly three of text. And twice, as the parts that processes write are only then
+    # joined.
+    needed = corpus.n_bytes * share * (2.5 if "comp" in views else 1)
     CACHE.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(CACHE).free
     if free < needed:
@@ -670,7 +681,7 @@ def writing_samples(corpus, longest, shards, n_shards):
                                env=os.environ | {"TQDM_POSITION": "1"},  # below the fit's bar
                                stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     try:
-        with process.stdin, contextlib.suppress(OSError):  # it may have ended
+        with contextlib.suppress(OSError), process.stdin:  # it may have ended
             pickle.dump((CACHE, corpus, longest, shards, n_shards), process.stdin)
         yield
         process.wait()
