@@ -5,6 +5,7 @@ eval.py reads its files with `read_problems` and `read_samples`, calls `score`, 
 `explain_failures` what went wrong. The judges are lib/judge.py, and what keeps completions from
 doing harm is in lib/sandbox.py.
 """
+import contextlib
 import gzip
 import hashlib
 import json
@@ -164,10 +165,10 @@ class KnownResults:
         return self.folder / f"{quote(task_id, safe='')}.json.gz"
 
     def read(self, task_id):
-        try:
-            return gzip.decompress(self.path(task_id).read_bytes()).decode()
-        except (OSError, EOFError, zlib.error):  # there is none, or it is damaged
-            return NOT_KNOWN
+        line = ""
+        with contextlib.suppress(OSError, EOFError, zlib.error):  # there is none, or it is damaged
+            line = gzip.decompress(self.path(task_id).read_bytes()).decode()
+        return line if line.endswith("\n") else NOT_KNOWN
 
     def write(self, task_id, line):
         store.write_file(self.path(task_id), gzip.compress(line.encode(), 1))

@@ -234,6 +234,10 @@ STUDIES = {
     "rounding": Study(REPORT, {
         "nano, 6e+12 FLOPs": at_equal_compute(ROUNDINGS | MODEL_ROUNDINGS, 6e12, "--size=nano"),
         "micro, 1e+13 FLOPs": at_equal_compute(ROUNDINGS, 1e13),
+        "stdlib, nano, 3e+12 FLOPs": at_equal_compute(
+            ROUNDINGS, 3e12, "--size=nano --data=stdlib"),
+        "shakespeare, nano, 3e+12 FLOPs": at_equal_compute(
+            ROUNDINGS, 3e12, "--size=nano --data=shakespeare"),
     }, seeds=FIVE_SEEDS),
     "batch": Study(REPORT, BATCHES, seeds=(1,)),
     "text": Study(TEXT, text_groups("stdlib") | text_groups("shakespeare")),
