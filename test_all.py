@@ -10205,6 +10205,11 @@ def test_a_score_that_falls_with_compute_counts_as_the_best_so_far():
     assert findings.needed_flops([1e12, 4e12, 1.6e13], [0.1, 0.3, 0.2], 0.25) < 4e12
 
 
+def test_a_multiplier_outside_of_the_budgets_is_said_in_words():
+    assert [findings.times(x) for x in (0, 0.004, 1.25, 10.0, np.inf)] == [
+        "less", "0.00", "1.25", "10.00", "more"]
+
+
 def test_the_multiplier_is_that_of_the_means_and_its_interval_is_over_seeds():
     raw = {3e12: [0.2, 0.2], 6e12: [0.4, 0.4], 1.2e13: [0.6, 0.6]}
     found, low, high = findings.multiplier(raw, [0.5, 0.5, 0.5], flops=6e12)
@@ -10280,6 +10285,8 @@ def test_mistakes_are_shares_of_a_runs_completions(tmp_path, capsys, monkeypatch
     (tmp_path / "run" / "completions").mkdir(parents=True)
     rows = [{"task_id": "t/0", "completion": text} for text in texts]
     write_rows(tmp_path / "run" / "completions" / "pass.jsonl", rows)
+    with open(tmp_path / "run" / "completions" / "pass.jsonl", "a") as f:
+        f.write('\n{"task_id": "t/0", "compl')  # an interruption's half line
     write_rows(tmp_path / "run" / "completions" / "greedy.jsonl", rows[:1])
     monkeypatch.setattr(sys, "argv", ["mistakes.py", str(tmp_path / "run"),
                                       f"--problems={tmp_path / 'problems.jsonl'}"])
@@ -10292,6 +10299,11 @@ def test_mistakes_are_shares_of_a_runs_completions(tmp_path, capsys, monkeypatch
         mistakes.main()
     monkeypatch.setattr(sys, "argv", ["mistakes.py", str(tmp_path), "--problems=nowhere.jsonl"])
     with pytest.raises(SystemExit, match="error: nowhere.jsonl is not there; python data/"):
+        mistakes.main()
+    write_rows(tmp_path / "other.jsonl", [problem | {"task_id": "t/1"}])
+    flags = [str(tmp_path / "run"), f"--problems={tmp_path / 'other.jsonl'}"]
+    monkeypatch.setattr(sys, "argv", ["mistakes.py", *flags])
+    with pytest.raises(SystemExit, match="was tested on other problems, such as t/0; name"):
         mistakes.main()
 
 

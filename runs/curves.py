@@ -7,6 +7,7 @@ two cores.
 
 The log is kept as runs/results/curves.jsonl, the figure as curves.png beside it.
 """
+import argparse
 import json
 import shutil
 import subprocess
@@ -65,7 +66,14 @@ def draw():
     print(f"wrote {FIGURE.relative_to(ROOT)}")
 
 
-if __name__ == "__main__":
-    if "--show" not in sys.argv[1:]:
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--show", action="store_true", help="only draw the log that was kept")
+    if not parser.parse_args().show:
         train()
     draw()
+
+
+if __name__ == "__main__":
+    main()

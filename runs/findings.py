@@ -391,26 +391,30 @@ def multiplier(raw_scores, proxy_scores, flops, draws=2000):
 
     raw_scores: {FLOPs: scores of the seeds}. proxy_scores: of the seeds. Larger ones are better.
     """
+    rng = np.random.default_rng(0)
     budgets = sorted(raw_scores)
-    raw_means = [np.mean(raw_scores[budget]) for budget in budgets]
-    found = needed_flops(budgets, raw_means, np.mean(proxy_scores)) / flops
 
     def redrawn_mean(scores):
         return rng.choice(scores, len(scores)).mean()
 
-    rng = np.random.default_rng(0)
-    drawn = []
-    for _ in range(draws):
-        raw_means = [redrawn_mean(raw_scores[budget]) for budget in budgets]
-        drawn.append(needed_flops(budgets, raw_means, redrawn_mean(proxy_scores)) / flops)
-    drawn.sort()
-    return found, drawn[int(0.025 * draws)], drawn[int(0.975 * draws)]
+    def multiplier_of(mean):
+        raw_means = [mean(raw_scores[budget]) for budget in budgets]
+        return needed_flops(budgets, raw_means, mean(proxy_scores)) / flops
+
+    drawn = sorted(multiplier_of(redrawn_mean) for _ in range(draws))
+    return multiplier_of(np.mean), drawn[int(0.025 * draws)], drawn[int(0.975 * draws)]
 
 
 def scores_of(flags, key):
     """The results `key` of a method, a list, with a sign that makes larger ones better."""
     _, sign = MEASURES[key]
     return [sign * value for value in values_of(runs_of(flags, STUDIES["budget"]), key)]
+
+
+def times(multiplier):
+    if multiplier == 0:
+        return "less"
+    return "more" if multiplier == np.inf else f"{multiplier:.2f}"
 
 
 def multiplier_cell(flags, heading, key):
@@ -426,9 +430,8 @@ def multiplier_cell(flags, heading, key):
     proxy_scores = scores_of(flags, key)
     if not proxy_scores or not raw_scores:
         return ""
-    found, low, high = multiplier(raw_scores, proxy_scores, flops)
-    cell = f"{found:.2f} ({low:.2f} to {high:.2f})"
-    return cell.replace("0.00", "less").replace("inf", "more")
+    found, low, high = map(times, multiplier(raw_scores, proxy_scores, flops))
+    return f"{found} ({low} to {high})"
 
 
 def size_and_flops(heading):

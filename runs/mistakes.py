@@ -8,6 +8,7 @@ went wrong: only the numbers, only the letters, or the operation of the first li
 one. A line of the table is a run, and its shares are of all completions.
 """
 import argparse
+import contextlib
 import json
 import re
 from collections import Counter
@@ -39,13 +40,22 @@ def completions(run):
     if not paths:
         raise SystemExit(f"error: {run}: no completions in it; python eval.py {run} --task=pass")
     largest = max(paths, key=lambda path: path.stat().st_size)
-    rows = [json.loads(line) for line in largest.read_text().splitlines() if line]
-    return [(row["task_id"], row["completion"]) for row in rows]
+    found = []
+    for line in largest.read_text().splitlines():
+        with contextlib.suppress(ValueError):  # an empty line, or half of one, of an interruption
+            row = json.loads(line)
+            found.append((row["task_id"], row["completion"]))
+    return found
 
 
 def shares(run, solutions):
     """{kind: share of the run's completions}"""
-    kinds = Counter(mistake(text, solutions[task_id]) for task_id, text in completions(run))
+    kinds = Counter()
+    for task_id, text in completions(run):
+        if task_id not in solutions:
+            raise SystemExit(f"error: {run} was tested on other problems, such as {task_id}; name "
+                             "their file with --problems")
+        kinds[mistake(text, solutions[task_id])] += 1
     return {kind: kinds[kind] / kinds.total() for kind in KINDS}
 
 
