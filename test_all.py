@@ -8927,14 +8927,16 @@ def with_test(*lines, **changes):
 @pytest.mark.usefixtures("cache_of_each_test")
 def test_what_a_test_prints_is_no_verdict():
     """The second call finds what the first one has kept."""
-    problem = with_test("print('testing')", "print('\"passed\"')", "assert candidate(1) == 2")
+    problem = with_test("print('testing', flush=True)", "print('\"passed\"', flush=True)",
+                        "assert candidate(1) == 2")
     for _ in range(2):
         results = results_of(problem, "return x + 1", "return x")
         assert results == ["passed", "failed: wrong answer"]
 
 
 def test_a_test_that_prints_an_answer_gives_no_pass():
-    problem = with_test("print(candidate(1))", "assert candidate(1) == 2", canonical_solution=None)
+    problem = with_test("print(candidate(1), flush=True)", "assert candidate(1) == 2",
+                        canonical_solution=None)
     assert results_of(problem, "return '\"passed\"'") == ["failed: wrong answer"]
 
 
