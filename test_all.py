@@ -38,6 +38,7 @@ import sys
 import tarfile
 import tempfile
 import textwrap
+import threading
 import time
 import weakref
 import zlib
@@ -5297,6 +5298,7 @@ BAD_INPUT = [  # a file, its flags, and a part of the line that it answers with
     ("eval", "--context=64 --view=comp", "leave one out"),
     ("eval", "--context=64 --stride=65", "stride=65"),
     ("eval", "--stride=64", "stride=64: expected --context too"),
+    ("eval", "--plot=x.pdf", "plot=x.pdf: expected the name of a .png file"),
     ("eval", "a b --task=pass --save=x", "save=x: expected one run"),
     ("eval", "--all --task=pass --save=x", "save=x: expected one run"),
     ("eval", "out/a --samples={tmp}/s.jsonl", "leave out out/a"),
@@ -7277,6 +7279,21 @@ def test_a_row_that_is_nested_too_deeply_is_one_line(tmp_path):
     path.write_text('{"text": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
     with pytest.raises(UserError, match="deep.jsonl, near line 1: expected JSON lines"):
         list(read_jsonl(str(path)))
+
+
+def test_who_waits_for_a_lock_says_so(tmp_path, capsys):
+    def work():
+        with store.locked(tmp_path):
+            print("its turn")
+
+    other = threading.Thread(target=work)
+    with store.locked(tmp_path):
+        other.start()
+        time.sleep(2)
+        printed = capsys.readouterr().out
+    other.join()
+    assert printed.startswith("waiting for another process that is at work in ")
+    assert capsys.readouterr().out == "its turn\n"
 
 
 def test_a_writer_of_samples_that_has_died_does_not_end_the_fit(cache, rows_file, tmp_path,

@@ -70,6 +70,8 @@ class EvalOptions:
         if self.save and (self.all or len(self.runs) > 1):
             raise UserError(f"--save={self.save}: expected one run, whose completions go there; "
                             "name one")
+        if self.plot and not self.plot.endswith(".png"):
+            raise UserError(f"--plot={self.plot}: expected the name of a .png file")
         if self.samples and self.runs:
             raise UserError(f"--samples={self.samples}: is scored without a run; leave out "
                             f"{self.runs[0]}")

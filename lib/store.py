@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from lib.corpus import ROOT, Corpus, cut_at_lines
 from lib.files import CACHE_SIGNATURE, CACHE_TAG, printable, progress_bar
@@ -60,7 +60,11 @@ def locked(folder):
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "lock")
-        lock.acquire()
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            print(f"waiting for another process that is at work in {relative(folder)}")
+            lock.acquire()
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error}; set NANOPROXY_CACHE to a folder "
                         "that can be written") from None
