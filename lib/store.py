@@ -299,13 +299,13 @@ def write_raw(source, folder, longest, shard=0, n_shards=1):
     if len(flags) == 0:
         raise UserError(f"--data={source.data}: no document with text{of_shard(shard, n_shards)}; "
                         "expected fewer shards")
-    held_out = (flags & HELD_OUT_BIT > 0).mean()
+    held_out = ((flags & HELD_OUT_BIT) > 0).mean()
     if held_out == 1:
         raise UserError(f"--data={source.data}: all documents{of_shard(shard, n_shards)} with text "
                         "are held out; expected one or more to train on")
     if held_out > 0.5:
-        print(f"corpus: {held_out:.0%} of the samples{of_shard(shard, n_shards)} are held out: "
-              "those of documents of one name are held out together")
+        print(f"corpus: {held_out:.0%} of the samples{of_shard(shard, n_shards)} are held out "
+              "(documents of one name are held out together)")
     if held_out == 0:  # of the whole source some are, but not of a small shard
         print(f"corpus: no document{of_shard(shard, n_shards)} is held out")
     write_array(folder / "raw.idx", table.offsets)
