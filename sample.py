@@ -210,7 +210,8 @@ def generate(model, prompts, n=1, max_new=256, stops=(), temperature=0.8, top_k=
     prompt_length = [len(text) for text in texts]
     left = [max_new] * len(texts)  # bytes that each row may still write; 0: it has ended
     while any(left):  # each turn has a cache of its own; a row that outgrows it waits for the next
-        rows = [row for row in range(len(texts)) if left[row] > 0]  # of the batch's i-th: rows[i]
+        # the batch's i-th text is that of row rows[i]
+        rows = [row for row in range(len(texts)) if left[row] > 0]
         batch = batch_class(model, [texts[row] for row in rows], sentinels, max(left))
         while True:
             chosen = batch.choose(pick_one)  # a list for each row

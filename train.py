@@ -267,10 +267,10 @@ class Training:
 
         # how long it takes
         self.symbols_per_step = options.batch_size * options.block_size
-        # steps follow from FLOPs, and FLOPs from the expected share of positions that hold a raw
-        # byte, the mean over the schedule; whose length is not known yet, but any gives that share
-        any_mixer = Mixer(views, options, options.block_size, total_steps=1)
-        self.raw_share = expected_raw_share(any_mixer)
+        # steps follow from FLOPs, and FLOPs from the share of positions that are expected to hold a
+        # raw byte. That is a mean over the schedule, the same for any number of steps: here 1
+        mixer_of_one_step = Mixer(views, options, options.block_size, total_steps=1)
+        self.raw_share = expected_raw_share(mixer_of_one_step)
         flops = flops_per_symbol(self.model, PROXY0, self.raw_share)
         self.flops_per_step = self.symbols_per_step * flops
         self.steps = count_steps(options, self.symbols_per_step, self.flops_per_step)
@@ -292,9 +292,9 @@ class Training:
         self.skipped = torch.zeros((), device=self.device)       # steps that were not finite
         self.skipped_in_a_row = torch.zeros((), device=self.device)
         self.seconds = 0.0                                       # that the training has taken
-        self.began = time.time()
         if saved:
             self.restore(saved)
+        self.began = time.time() - self.seconds  # as if it had never been interrupted
 
     def restore(self, saved):
         """Go on from a checkpoint. Its tensors are taken out of it, so that they can be freed."""
@@ -312,7 +312,6 @@ class Training:
         """All steps that are left. Raises KeyboardInterrupt after Ctrl-C, once it has saved."""
         options, processes = self.options, self.processes
         first_step = self.step
-        self.began = time.time() - self.seconds  # as if it had never been interrupted
         with StopSignals() as stop, self.show_progress() as progress:
             while True:
                 if self.step % options.eval_every == 0 or self.step == self.steps:

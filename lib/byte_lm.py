@@ -17,7 +17,7 @@ from lib.suffix import pack_suffix
 from model import GPT, GPTConfig
 
 LM_BOS = 256    # the LM's start symbol; a byte's id is its value here
-LM_BYTES = 128  # of a stretch of text that it is trained on; in use it reads no more than a window
+LM_BYTES = 128  # the length of a stretch that it is trained on; a window is shorter
 # one layer is enough: hashed n-gram look-ups do most of the predicting
 LM_CONFIG = GPTConfig(vocab_size=257, n_layer=1, n_embd=64, n_head=2, mlp_hidden=128,
                       block_size=LM_BYTES, ngram=6, ngram_buckets=2 ** 15)

@@ -43,10 +43,10 @@ SECOND = 1.0
 MOST_SECONDS = 60.0    # evalplus's for all inputs together; also a canonical solution's, for one
 MANY_SECONDS = 600.0   # a canonical solution's for all inputs
 PATIENCE = 10          # on the wall's clock a limit is so many times as long
+A_YEAR = 365 * 86400   # the longest alarm; alarm(2) cannot count much further
 # Bytes that a completion may send before a line ends. A list of a million combinations, which MBPP+
 # asks for, takes a good 100 MB.
 MOST_REPLY = 1 << 28
-A_YEAR = 365 * 86400   # what alarm(2) can count
 OWN_MEMORY = 1 << 32   # bytes that the judge itself may use
 
 

@@ -7,7 +7,6 @@ doing harm is in lib/sandbox.py.
 """
 import contextlib
 import gzip
-import hashlib
 import json
 import os
 import re
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from lib import store
 from lib.options import UserError, did_you_mean
-from lib.results import warn_once
+from lib.results import code_hash, digest, warn_once
 from lib.rows import read_jsonl
 
 # Tests put other programs in its place.
@@ -150,11 +149,8 @@ class KnownResults:
 
     def __init__(self, problems):
         # sandbox.py too: how values are packed decides what the expected outputs look like
-        digest = hashlib.sha256(json.dumps(problems, sort_keys=True).encode())
-        for program in (JUDGE, JUDGE.with_name("sandbox.py")):
-            digest.update(program.read_bytes())
-        digest.update(sys.version.encode())
-        self.folder = store.CACHE / "expected" / digest.hexdigest()[:12]
+        programs = code_hash(JUDGE, JUDGE.with_name("sandbox.py"))
+        self.folder = store.CACHE / "expected" / digest([problems, programs, sys.version])
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
