@@ -14,7 +14,8 @@ How good is a run, on raw bytes?
 - facts:     how many of tinycode's facts come back from a raw prompt: of those that may be seen
              raw, and of those that are only seen compressed.
 
-With --view=comp all but translate read and write the proxy's symbols instead: the tokenizer model.
+With --view=comp the proxy's symbols are read and written instead, by a tokenizer model. (robust is
+then without noise, and translate as it is.)
 
     python eval.py                                    the newest run under out/: bpb, pass, facts
     python eval.py out/neural out/none --task=all     side by side; what is known is not run again
@@ -416,9 +417,10 @@ def measure_robustness(write, problems, options, keep_as):
     results |= with_interval("greedy pass@1", list(solved["greedy"].values()))
     for kind in PERTURBATIONS:
         results |= with_interval(f"robust {kind}", list(solved[kind].values()))
-    for kind in PERTURBATIONS:
-        if results["greedy pass@1"] > 0:  # a drop from 0 is undefined
-            results[f"drop {kind}"] = 1 - results[f"robust {kind}"] / results["greedy pass@1"]
+    greedy = results["greedy pass@1"]
+    if greedy > 0:  # a drop from 0 is undefined
+        for kind in PERTURBATIONS:
+            results[f"drop {kind}"] = 1 - results[f"robust {kind}"] / greedy
     return results
 
 
@@ -472,7 +474,10 @@ def decode_or_empty(proxy, symbols):
 
 def translate(model, proxy, views, given):
     """{task_id: text, bytes} that the model writes where it is given one view and asked for the
-    other. views: from `views_that_fit`."""
+    other, as pairs stand in a training context. views: from `views_that_fit`.
+
+        given "comp":    <comp> 17 9 </comp> <raw>    ->    d e f _ f </raw>
+    """
     if given == "comp":
         opening, closing, first = RAW, END_RAW, BYTE0
         symbol_bytes = [bytes([byte]) for byte in range(256)]
@@ -498,7 +503,7 @@ def translate(model, proxy, views, given):
 def measure_translation(model, proxy, problems, options):
     """Oracle translation (the paper's): prompt and canonical solution are given in one view, and
     the model writes the other. Shares of the problems that come out exactly, and that pass their
-    tests; those too long for a context are left out."""
+    tests; those too long for a context, or without a solution, are left out."""
     views = views_that_fit(problems, proxy, model.config.block_size)
     results = {"translated problems": len(views)}
     if not views:

@@ -17,8 +17,9 @@ not the paper's.)
 
 r counts views, not symbols: at r = 0.9 and 2.9 bytes a symbol three of four symbols are compressed.
 
-A row of a batch is a pure function of (seed, step, row). So there is no loader state to save,
-resuming is exact, and one process or eight train on the same batches.
+For given data and options a row of a batch is a function of (seed, step, row), and of no earlier
+row. So there is no loader state to save, resuming is exact, and one process or eight train on the
+same batches.
 
     python mix.py                      some training contexts, sentinels shown, views in colour
 """
@@ -185,7 +186,8 @@ def pack(raw):
 
 
 def view_probabilities(r, pairs):
-    """The chances {"raw", "comp", "pair"} of showing a sample so, for r of all views compressed.
+    """The chances {"raw", "comp", "pair"} of showing a sample so, such that the share r of all
+    views is compressed.
 
     Without pairs they are 1 - r and r. A pair adds one view of each kind: with x raw samples, y
     compressed ones and z pairs, x + y + z = 1, the share of compressed views is
@@ -274,7 +276,7 @@ class Pool:
 
     Several sources in --data may have weights, shares of the text. Then the samples of each, which
     have consecutive numbers, are a group, and a group is drawn first: with a chance in proportion
-    to its weight over the mean length of its samples, since short samples have to be drawn more
+    to its weight over the mean length of all its samples, since short ones have to be drawn more
     often for the same share of the text. Without weights all samples are one group.
     """
     def __init__(self, samples, views):
@@ -294,7 +296,7 @@ class Pool:
         return len(self.samples)
 
     def draw(self, rng):
-        """The number of a sample, drawn with replacement: so a row depends on its seed alone."""
+        """The number of a sample, drawn with replacement: so no row depends on an earlier one."""
         group = 0
         if len(self.cumulative) > 1:
             point = rng.random() * self.cumulative[-1]
@@ -367,7 +369,7 @@ class Mixer:
         return format_view(kind, raw, comp, self.views.symbol_lengths, self.options.mode)
 
     def row(self, step, row, only=None):
-        """Context number `row` of the batch of `step`: a function of (seed, step, row) and no more.
+        """Context number `row` of the batch of `step`. It depends on no other one.
 
         only: "raw" or "comp", a context of that view alone, for validation; else the schedule
         decides.

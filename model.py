@@ -13,7 +13,7 @@ is not in the paper, see `GPT.loss`.) Two optional inputs of `forward` help the 
 
 - `mask` keeps attention inside a sample, since a training context holds several of them
   (`sample_mask` in lib/masks.py).
-- `suffix` is the text that ends at each position: its last 7 bytes, packed (lib/suffix.py). With
+- `suffix` is the text that ends at each position, not what follows: its last 7 bytes, packed. With
   `ngram=6` the model adds hashed embeddings of the last 2 to 6 of those bytes to its input, as BLT
   does for its bytes (arXiv 2412.09871, section 3.2.1). They belong to a place in the text, not to a
   symbol: a raw byte and a proxy symbol that end at the same place get the same features. So the two
@@ -22,7 +22,8 @@ is not in the paper, see `GPT.loss`.) Two optional inputs of `forward` help the 
 A small model carries more over from one view to the other if it is also `aligned`. Positions are
 then counted in bytes of text, so a distance means the same in both views. A proxy symbol's input
 embedding is its own plus that of its last byte, the one just read; its row of the output layer is
-its own plus that of its first byte, the one that comes next.
+its own plus that of its first byte, the one that comes next. This needs a proxy whose symbols stand
+for known bytes each, as a tokenizer's do, and the neural coder's, but not gzip's.
 
 Inference needs raw bytes only, whatever the settings.
 
@@ -176,7 +177,7 @@ class NgramEmbedding(nn.Module):
         rows = []
         for n in range(2, self.n + 1):
             last_n_bytes = suffix & (256 ** n - 1)
-            h = last_n_bytes * self.SPREAD + n * self.START // 8  # which is below 2**63
+            h = last_n_bytes * self.SPREAD + n * self.START // 8  # n * START // 8 is below 2**63
             h = (h ^ (h >> 29)) * self.FINISH
             rows.append((h >> 33) & (self.buckets - 1))
         return torch.stack(rows, dim=-1)
@@ -357,22 +358,20 @@ class GPT(nn.Module):
         Not in the paper: after a raw byte there can follow another byte or a closing sentinel,
         never a proxy symbol. Which ids are possible is known there without looking at the text. So
         those positions compete among the first PROXY0 ids only, and the model is not asked to learn
-        that 1,024 proxy symbols are impossible. It is also cheaper: 320 columns instead of 1,344.
+        that no proxy symbol is possible. It is also cheaper: with 1,024 of them, 320 columns
+        instead of 1,344.
         The comparison with a model of raw bytes stays fair, since that has the same 320 ids.
         """
-        B, T, C = x.shape
-        x = x.view(B * T, C)
-        targets = targets.flatten()
-        losses = torch.zeros(B, T, device=x.device)
-        flat_losses = losses.view(B * T)  # the same memory
-        flat_losses[after_raw] = chunked_cross_entropy(
-            x[after_raw], self.byte_unembedding(), targets[after_raw])
-        flat_losses[after_other] = chunked_cross_entropy(
-            x[after_other], self.unembedding(), targets[after_other])
+        flat_x, flat_targets = x.flatten(0, 1), targets.flatten()  # (B*T, C), (B*T,)
+        losses = torch.zeros(len(flat_x), device=x.device)
+        losses[after_raw] = chunked_cross_entropy(
+            flat_x[after_raw], self.byte_unembedding(), flat_targets[after_raw])
+        losses[after_other] = chunked_cross_entropy(
+            flat_x[after_other], self.unembedding(), flat_targets[after_other])
+        losses = losses.view(targets.shape)
         if self.byte_heads is not None and torch.is_grad_enabled():
-            guesses = self.byte_heads.loss(
-                x.view(B, T, C), targets.view(B, T), after_raw, self.byte_unembedding(), BYTE0,
-                chunked_cross_entropy)
+            guesses = self.byte_heads.loss(x, targets, after_raw, self.byte_unembedding(), BYTE0,
+                                           chunked_cross_entropy)
             # their gradient alone, so that what is reported stays the loss of the next symbol
             losses = losses + (guesses - guesses.detach())
         return losses
@@ -415,7 +414,7 @@ class KVCache:
         self.kv = torch.zeros(shape, device=device, dtype=dtype)
         # how many slots of each row are in use, (B,)
         self.filled = torch.zeros(batch_size, dtype=torch.long, device=device)
-        # the model's position after the symbols before each slot: the sum of their `n_bytes`
+        # [row, slot]: the position that a symbol there goes on from, the sum of `n_bytes` before it
         self.reached = torch.zeros(batch_size, length + 1, dtype=torch.long, device=device)
         self.slots = None  # (B, T) where the symbols of the present forward pass go
         self.end = 0       # nothing is stored from here on

@@ -1,6 +1,7 @@
 """
-The proxies: three compressors whose symbols the model trains on beside raw bytes, and never
-needs again.
+The proxies: three compressors. The model trains on their symbols, which hold more text each than
+a byte, beside raw bytes. What it learns from the symbols carries over to the bytes; so afterwards
+it runs on bytes alone, and the compressor is thrown away.
 
 Each turns bytes into an array of symbols, 0 .. n_symbols - 1, and back:
 
@@ -15,17 +16,23 @@ Each turns bytes into an array of symbols, 0 .. n_symbols - 1, and back:
 The neural coder works in *windows* of `bits` bits (equal-information windows: Lester et al. 2024,
 arXiv 2404.03626). A window is an interval of 2**bits codewords, and each byte of the text narrows
 it to that byte's share, which is in proportion to the byte LM's probability. When the next byte's
-share is empty the window is full: the first codeword of the interval that is left becomes a symbol,
-and a fresh window starts, for which the LM forgets what came before. Where the LM predicts the text
-well, the interval shrinks slowly, and one symbol holds many bytes.
+share is empty the window is full (or when it holds LONGEST bytes): the first codeword of the
+interval that is left becomes a symbol, and a fresh window starts, for which the LM forgets what
+came before. Where the LM predicts the text well, the interval shrinks slowly, and one symbol holds
+many bytes.
 
 Before it is coded, a text is cut into *segments* where the next byte is hard to predict, and each
 segment starts a fresh window. So an edit changes the symbols near it and no others. That stability
-is what lets a model transfer what it learns.
+is what lets a model carry over what it learns.
 
-A window of 16 codewords, letters a, b, c that always have the probabilities 1/2, 1/4, 1/4, and the
-text "aac", in our *exact* code and in the paper's *fuzzy* one. In a fresh window each letter is
-certain of one codeword, and the rest is shared:
+In the paper's *fuzzy* code the bytes share all of an interval, so the first of them inherits its
+first codeword: the decoder cannot know where the window stopped. In our *exact* code each string
+keeps the first codeword of its interval for itself, "stop here", and the bytes share the rest. Then
+each codeword stands for one string at most, and no end marker is needed.
+
+For example, a window of 16 codewords, letters a, b, c that always have the probabilities 1/2, 1/4,
+1/4, and the text "aac". In a fresh window each letter is certain of one codeword, and the rest is
+shared. In the exact code each next interval starts one later, since the string keeps one:
 
                     exact                               fuzzy
     fresh window    [0, 16)                             [0, 16)
@@ -35,18 +42,15 @@ certain of one codeword, and the rest is shared:
     so "aac" is     2 for "aa", for c has no share,     3
                     then 12 for "c" in a fresh window
 
-In the fuzzy code the letters share all of an interval, so the first of them inherits its first
-codeword: 0 stands for "a", for "aa" and for "aaa". The decoder cannot know where the window
-stopped. In the exact code each string keeps the first codeword of its interval for itself, "stop
-here", and the letters share the rest. Then each codeword stands for exactly one string, and no end
-marker is needed.
+(In the fuzzy code 0 stands for "a", "aa", "aaa" and, a step further, "aaaa".)
 
 Since the LM starts anew with each window, all strings that a window can hold can be listed once.
 The coder becomes a codebook: encoding walks down a trie, decoding looks up, and neither runs the
 LM. The codewords that the corpus uses become symbols; a string whose codeword is not among them is
 written as several shorter ones.
 
-    python proxies.py 'some text'              the text cut into each proxy's symbols, in colour
+    python proxies.py 'some text'              the text in each proxy's symbols: pieces in colour,
+                                               or numbers where a symbol is no piece of the text
     python proxies.py --report --data=stdlib   ratio, speed and stability of each, on a corpus
 """
 import contextlib
@@ -185,6 +189,7 @@ class Gzip(Proxy):
         return cls("dictionary" in state, state.get("dictionary", b""))
 
     def state(self):
+        # no key for a default, here and below: older proxies keep their ids
         dictionary = {"dictionary": self.dictionary} if self.zdict else {}
         return {"proxy": self.kind} | dictionary
 
@@ -225,6 +230,7 @@ class Gzip(Proxy):
 
 
 class Tokenizer(Proxy):
+    """Byte-pair encoding: fitted here, or one of tiktoken's."""
     kind = "tokenizer"
     fitted_by = ("lib/bpe.py",)
     report_variants = ({"tokenizer": "1024"}, {"tokenizer": "4096"}, {"tokenizer": "16384"})
@@ -362,7 +368,7 @@ def permutation(number, n):
 LONGEST = 48  # bytes that a window may hold; strings that are in use are rarely so long
 
 
-def split(sizes, p, own, fresh):
+def share_edges(sizes, p, own, fresh):
     """Divide intervals among the bytes: the edges (N, bytes + 1) of their shares, int64 offsets.
 
         edge[i] = own + (i if fresh) + round(p[:i].sum() * the codewords that are left)
@@ -388,12 +394,13 @@ def split(sizes, p, own, fresh):
 
 
 def list_codebook(predict, n_codewords, own):
-    """The Trie of all strings that a window of so many codewords can hold, the shortest first.
+    """The Trie of all strings, of at most LONGEST bytes, that a window of so many codewords can
+    hold, the shortest first.
 
     A string whose interval has more than one codeword can grow: the LM says how the bytes share
-    them. own: as `split` takes it. predict(strings): the LM's probabilities (N, 256) of the byte
-    that follows each of `strings`, uint8 (N, length). They are float64, so that rounding, which
-    differs between machines, almost never moves an edge.
+    them. own: as `share_edges` takes it. predict(strings): the LM's probabilities (N, 256) of the
+    byte that follows each of `strings`, uint8 (N, length). They are float64, so that rounding,
+    which differs between machines, almost never moves an edge.
     """
     parent, byte, codeword = [np.zeros(1, int)], [np.zeros(1, int)], [np.zeros(1, int)]
     # the strings of the present length that can grow: their nodes (N,), their bytes (N, length),
@@ -402,10 +409,10 @@ def list_codebook(predict, n_codewords, own):
     strings = np.zeros((1, 0), np.uint8)
     first, sizes = np.zeros(1, int), np.array([n_codewords])
     n_nodes = 1
-    progress = tqdm(desc="codebook", total=n_codewords, leave=False, disable=None)
+    progress = tqdm(desc="codebook", total=n_codewords if own else None, leave=False, disable=None)
     while len(growing) > 0 and strings.shape[1] < LONGEST:
         p = predict(strings)
-        edges = split(sizes, p, own, fresh=strings.shape[1] == 0)  # (N, 257)
+        edges = share_edges(sizes, p, own, fresh=strings.shape[1] == 0)  # (N, 257)
         of_parent, child_byte = np.nonzero(np.diff(edges))  # a child for each share with codewords
         child_first = first[of_parent] + edges[of_parent, child_byte]
         child_sizes = edges[of_parent, child_byte + 1] - edges[of_parent, child_byte]
@@ -468,7 +475,7 @@ def uncertain_bigrams(texts, cut_rate):
     bigram, following = bigrams(data)[:-1], data[2:]
     separator = np.zeros(len(data), dtype=bool)
     separator[begins - 1] = True
-    # left out where they cross into the next text. A separator may come first: so texts begin
+    # without trigrams that cross into the next text. A separator may come first: so texts begin
     in_one_text = ~(separator[1:-1] | separator[2:])
     trigram = bigram[in_one_text].astype(np.int64) * 256 + following[in_one_text]
     counts = np.bincount(trigram, minlength=2 ** 24).reshape(2 ** 16, 256)
@@ -476,9 +483,10 @@ def uncertain_bigrams(texts, cut_rate):
     # rounded, since logarithms differ between machines in the last bit
     entropy = entropies(counts).round(9)
     most_uncertain_first = np.argsort(-entropy, kind="stable")
-    # a bigram is taken if the share is not reached before half of its own positions
-    up_to_its_half = np.cumsum(total[most_uncertain_first]) - total[most_uncertain_first] / 2
-    chosen = most_uncertain_first[up_to_its_half <= cut_rate * total.sum()]
+    # all positions in a line, by their bigram; one whose middle lies within the share is chosen
+    in_line = total[most_uncertain_first]
+    middle = np.cumsum(in_line) - in_line / 2
+    chosen = most_uncertain_first[middle <= cut_rate * total.sum()]
     cut_after = np.zeros(2 ** 16, dtype=bool)
     cut_after[chosen[entropy[chosen] > 0]] = True
     return cut_after
@@ -488,7 +496,7 @@ def uncertain_bigrams(texts, cut_rate):
 # the neural proxy itself
 
 CUT_RATE = 0.1           # share of the positions that start a segment
-KEEP_BYTES = 2_000_000   # this much text or somewhat more decides which codewords become symbols
+KEEP_BYTES = 2_000_000   # this much text, up to twice, decides which codewords become symbols
 BYTES_AT_ONCE = 2 ** 19  # text that is encoded together
 
 
@@ -590,8 +598,7 @@ class Neural(Proxy):
                 self.symbol_strings[symbol] = strings[node]  # over a shorter one, in the fuzzy code
             else:
                 rest = strings[node][len(strings[beginning]):]
-                for _, node_of_rest in trie.walk(rest):
-                    symbols += self.node_symbols[node_of_rest]
+                symbols += self.encode_segment(rest)
             self.node_symbols.append(symbols)
         # the same in one array, for encode_together
         self.symbol_count = np.array([len(symbols) for symbols in self.node_symbols])
@@ -602,11 +609,11 @@ class Neural(Proxy):
             self.symbol_lengths = np.array([len(string) for string in self.symbol_strings])
         return self
 
-    def symbol_bytes(self):
-        return [None] * self.n_symbols if self.fuzzy else self.symbol_strings
-
     def encode_segment(self, segment):
-        """The symbols of a segment, a list. It is coded on its own, whatever comes before it."""
+        """The symbols of a segment, a list. It is coded on its own, whatever comes before it.
+
+        `encode_together` gives the same, and is the fast way.
+        """
         symbols = []
         for _, node in self.trie.walk(segment):
             symbols += self.node_symbols[node]
@@ -628,13 +635,14 @@ class Neural(Proxy):
         if not texts:
             return []
         data, begins = join(texts)
+        # (bytes,): at the last byte of a window its node, elsewhere 0
         node_at = self.trie.walk_all(data, self.segment_starts(data, begins))
         node_at[begins - 1] = 0  # the newlines between texts are no part of them
-        window_ends = np.flatnonzero(node_at)
-        nodes = node_at[window_ends]
+        last_bytes = np.flatnonzero(node_at)  # of windows
+        nodes = node_at[last_bytes]
         count = self.symbol_count[nodes]
         symbols = take_ragged(self.all_symbols, self.first_symbol[nodes], count)
-        windows_before = np.searchsorted(window_ends, begins[1:])  # each text but the first
+        windows_before = np.searchsorted(last_bytes, begins[1:])  # the second text, the third ..
         symbols_before = np.append(0, np.cumsum(count))[windows_before]
         return np.split(symbols, symbols_before)
 
@@ -728,19 +736,21 @@ def fitted_proxy(options, corpus, meanwhile=contextlib.nullcontext()):
 
     meanwhile: a context manager that is entered for the fit, to have other work done beside it.
     """
-    proxy = make_proxy(options)
-    if proxy is None:
+    unfitted = make_proxy(options)
+    if unfitted is None:
         return None, None
+    name = unfitted.name
     folder = store.CACHE / corpus.id
-    path = folder / f"{proxy.name}-{fitting_code(proxy)}.pt"
+    path = folder / f"{name}-{fitting_code(unfitted)}.pt"
     with store.locked(folder):  # one process fits, others wait for it and read
         store.remove_leftovers(folder)
         if path.exists():
-            print(f"proxy: {proxy.name}, cached in {os.path.relpath(path)}")
+            print(f"proxy: {name}, cached in {os.path.relpath(path)}")
         else:
-            print(f"proxy: fitting {proxy.name} on {printable(options.data)}")
-            with meanwhile:  # in a proxy of its own, which is freed here with its LM
-                make_proxy(options).fit(corpus.fitting_texts(), folder).save(path)
+            print(f"proxy: fitting {name} on {printable(options.data)}")
+            with meanwhile:
+                unfitted.fit(corpus.fitting_texts(), folder).save(path)
+            del unfitted  # and its LM
             store.return_freed_memory()
     return load_proxy(path), path  # without what was only needed to fit it
 
@@ -760,18 +770,19 @@ class ShowOptions(ProxyOptions):
 
 
 def main(options):
-    if (options.text is None) != options.report:
+    has_text = options.text is not None
+    if has_text == options.report:  # both, or neither
         raise UserError("expected either a text to cut into symbols, or --report")
     expect(options, "above 0", "sample_bytes")
     expect_one_of("proxy", options.proxy, ["", *PROXIES])
     corpus = store.open_corpus(options.data, options.text_column, options.rehash)
-    fitted = []
-    for kind in [options.proxy] if options.proxy else PROXIES:
-        settings = [replace(options, proxy=kind)]
-        if options.report:
-            variants = PROXIES[kind].report_variants
-            settings = [ProxyOptions(options.data, proxy=kind, **variant) for variant in variants]
-        fitted += [fitted_proxy(setting, corpus)[0] for setting in settings]
+    kinds = [options.proxy] if options.proxy else PROXIES
+    if options.report:  # has its own settings of each
+        settings = [ProxyOptions(options.data, proxy=kind, **variant)
+                    for kind in kinds for variant in PROXIES[kind].report_variants]
+    else:
+        settings = [replace(options, proxy=kind) for kind in kinds]
+    fitted = [fitted_proxy(setting, corpus)[0] for setting in settings]
     if options.report:
         print_proxy_table(options.data, fitted, held_out_samples(corpus, options.sample_bytes))
         return

@@ -58,17 +58,19 @@ def raw_sentinels(mode):
 # choosing what comes next
 
 
+GREEDY_BELOW = 1e-6  # a temperature, at which all but the most likely have next to no chance
+
+
 def pick(logits, temperature, top_k, top_p, generator):
     """The index (B,) of one of the choices in each row of logits (B, V).
 
-    Greedy at temperature 0 (or so little that logits over it would overflow). Else drawn from the
-    top_k most likely (0: from all) and, of these, from the fewest that hold the share top_p of
-    their probability (nucleus sampling: Holtzman et al., arXiv 1904.09751). Raises UserError for
-    NaN logits.
+    Greedy at temperature 0. Else drawn from the top_k most likely (0: from all) and, of these, from
+    the fewest that hold the share top_p of their probability (nucleus sampling: Holtzman et al.,
+    arXiv 1904.09751). Raises UserError for NaN logits.
     """
     if logits.isnan().any():
         raise UserError("the model's output is not a number (NaN): its training has failed")
-    if temperature < 1e-6:
+    if temperature < GREEDY_BELOW:
         return logits.argmax(dim=-1)
     p = torch.softmax(logits.float() / temperature, dim=-1)
     if top_k == 0 and top_p == 1:
@@ -105,7 +107,7 @@ class Batch:
         lengths = torch.tensor([len(text) for text in distinct], device=device)
         longest = int(lengths.max())
 
-        # a 0 in front, for the opening sentinel, and padding at the end: nothing attends to that
+        # a 0 in front, in the sentinel's place, and zeros at the end, to which no text attends
         rows = [list(b"\0" + text.ljust(longest, b"\0")) for text in distinct]
         padded = torch.tensor(rows, device=device)  # (B, 1 + longest)
         idx = padded + BYTE0
@@ -193,7 +195,8 @@ def generate(model, prompts, n=1, max_new=256, stops=(), temperature=0.8, top_k=
     """Continue each of `prompts` (bytes) n times. Yields, for each step, [(row, new bytes), ...].
 
     row = index of the prompt * n + index of the completion. A row ends with the closing sentinel,
-    with one of `stops` (bytes), or after max_new bytes.
+    with one of `stops` (bytes), or after max_new bytes. It is not cut at a stop, and with byte
+    heads may go on after it; `complete` cuts.
 
     A row whose context is full leaves its batch, and its last half context is read again in the
     next one. That depends on its own length alone: so what is written greedily after a prompt does
@@ -204,7 +207,7 @@ def generate(model, prompts, n=1, max_new=256, stops=(), temperature=0.8, top_k=
     def pick_one(logits):
         return pick(logits, temperature, top_k, top_p, generator)
 
-    guesses = temperature == 0 and model.config.n_byte_heads > 0
+    guesses = temperature < GREEDY_BELOW and model.config.n_byte_heads > 0
     batch_class = GuessingBatch if guesses else Batch
     texts = [prompt for prompt in prompts for _ in range(n)]
     prompt_length = [len(text) for text in texts]

@@ -1353,7 +1353,7 @@ FUZZY = [
 def test_the_example_of_three_letters(own, interval, fresh, borders):
     first, stop = interval
     sizes, p = np.array([stop - first]), np.array([THREE_LETTERS])
-    edges = proxies.split(sizes, p, own, fresh)
+    edges = proxies.share_edges(sizes, p, own, fresh)
     assert edges.dtype == np.int64
     assert (first + edges).tolist() == [borders]
 
@@ -1383,7 +1383,7 @@ def test_intervals_are_split_side_by_side_as_one_by_one(own, fresh):
     rng = np.random.default_rng(0)
     p = rng.dirichlet(np.full(256, 0.1), size=200)
     sizes = rng.integers(257 if fresh else 2, 5000, 200)
-    edges = proxies.split(sizes, p, own, fresh)
+    edges = proxies.share_edges(sizes, p, own, fresh)
     by_hand = [split_by_hand(size, of_bytes, own, fresh)
                for size, of_bytes in zip(sizes.tolist(), p.tolist())]
     assert edges.tolist() == by_hand
@@ -1397,7 +1397,7 @@ def test_what_hardly_ever_comes_has_no_codewords():
     share 1 to 4,999 codewords; from 5,000 on half a codeword is theirs."""
     p = np.array([[1e-4, 1 - 2e-4, 1e-4]])
     sizes = np.arange(2, 5001)
-    shares = np.diff(proxies.split(sizes, p.repeat(len(sizes), axis=0), own=1, fresh=False))
+    shares = np.diff(proxies.share_edges(sizes, p.repeat(len(sizes), axis=0), own=1, fresh=False))
     assert (shares[:, 0] == 0).all()
     assert (shares[:, 2] == 0).all()
     assert (shares[:, 1] == sizes - 1).all()
@@ -5267,8 +5267,8 @@ BAD_INPUT = [  # a file, its flags, and a part of the line that it answers with
     ("train", "--resume={tmp}/half", "corrupt or truncated"),
     ("train", "--ngram=9 --proxy=none", "ngram=9"),
     ("train", "--batch_size=0", "batch_size=0"),
-    ("train", "--flops=inf", "flops=inf: expected a number of 0 or more"),
-    ("train", "--budget=inf", "budget=inf: expected a number above 0"),
+    ("train", "--flops=inf", "flops=inf: expected a finite number of 0 or more"),
+    ("train", "--budget=inf", "budget=inf: expected a finite number above 0"),
     ("train", "--lr=nan", "lr=nan: expected a number above 0"),
     ("train", "--resume={tmp}/half --lr=1", "leave out --lr"),
     ("train", "--mix_warmup=0.8", "sum of at most 1"),
@@ -7246,9 +7246,13 @@ def test_a_cache_below_the_data_is_no_data(tmp_path, monkeypatch):
         prepared.append((views.id, views.text_bytes))
     assert prepared[0] == prepared[1]
     assert prepared[0][1] == 600
-    other = write_folder(folder / "target", {"CACHEDIR.TAG": b"Signature", "c.py": b"z = 3\n"})
-    assert other.exists()
+    of_another = {"CACHEDIR.TAG": store.CACHE_SIGNATURE + b"\n# of cargo", "c.py": b"z = 3\n"}
+    write_folder(folder / "target", of_another)
     assert Corpus(str(folder)).id == store.open_corpus(str(folder)).id == prepared[0][0][:12]
+    (asked_for_by_name,) = Corpus(str(folder / "target")).sources
+    assert len(asked_for_by_name.files) == 2
+    (folder / "target" / "CACHEDIR.TAG").write_bytes(b"no signature")
+    assert Corpus(str(folder)).id != prepared[0][0][:12]
 
 
 def test_a_file_that_changes_between_its_hash_and_its_reading_is_refused(cache, tmp_path):
@@ -7258,6 +7262,9 @@ def test_a_file_that_changes_between_its_hash_and_its_reading_is_refused(cache, 
     with pytest.raises(UserError, match="a.py was changed while it was read"):
         store.prepare_views(corpus, None, LONGEST, *ONE_SHARD)
     assert not list(cache.rglob("meta.json"))
+    (folder / "a.py").unlink()
+    with pytest.raises(UserError, match="a.py was changed while it was read"):
+        corpus.sources[0].check_unchanged()
 
 
 def test_a_shard_without_documents_is_said(cache, tmp_path):
@@ -9032,6 +9039,8 @@ NUMPY_ANSWERS = [
     ("np.bool_(True)", "True"),
     ("np.float32(1.5)", "1.5"),
     ("np.int64(3)", "3"),
+    ("np.array(3)", "3"),
+    ("np.array(0.5)", "0.5"),
     ("[np.float64(0.25), np.bool_(False)]", "[0.25, False]"),
 ]
 

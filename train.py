@@ -447,7 +447,8 @@ class Training:
                 f"{self.steps:,} steps of {self.symbols_per_step:,} symbols")
 
     def report(self):
-        """What was done, {name: number}."""
+        """What was done, {name: number}. raw_bytes and flops are expected values, the same for
+        every seed; text_bytes was counted."""
         symbols = self.steps * self.symbols_per_step
         return {"symbols": symbols, "raw_bytes": round(symbols * self.raw_share),
                 "text_bytes": round(self.processes.sum(self.text_bytes)),

@@ -38,7 +38,7 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 VERSION = 1  # of checkpoints: one more when what they hold gets another meaning
 
 RUN_FILES = ("ckpt.pt", "log.jsonl")  # a folder with one of these holds a run
-FIRST_FILES = ("config.json", "proxy.pt")  # written before the first step
+FIRST_FILES = ("config.json", "proxy.pt")  # written before the first validation
 ALL_FILES = (*RUN_FILES, *FIRST_FILES, "report.json", "results.json")
 
 
@@ -67,7 +67,7 @@ def was_begun(folder):
 
 def check_folder(out, overwrite):
     """Refuse what is no folder, and one that holds a run, or files of such names. What a run has
-    left that ended before its first step is no obstacle. Raises UserError."""
+    left that ended before its first validation is no obstacle. Raises UserError."""
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out={out}: is a file; expected a folder")
@@ -265,11 +265,11 @@ def save_checkpoint(out, model, optimizer, about, sharded, processes):
             store.write_torch(out / "ckpt.pt", about)
         except UserError:
             if sharded:  # nothing names these
-                shutil.rmtree(out / about["shards"])
+                shutil.rmtree(out / about["shards"], ignore_errors=True)
             raise
         for folder in out.glob("shards-*"):  # of earlier checkpoints
             if folder.name != about.get("shards"):
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def restore_checkpoint(out, checkpoint, model, optimizer):

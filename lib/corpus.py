@@ -268,8 +268,11 @@ class Source:
     def check_unchanged(self):
         """Raise a UserError if a file was changed after it was hashed: the id is another text's."""
         for file in self.files:
-            status = os.stat(file.path)
-            if (status.st_size, status.st_mtime_ns) != (file.size, file.modified):
+            now = None  # where it is gone
+            with contextlib.suppress(OSError):
+                status = os.stat(file.path)
+                now = status.st_size, status.st_mtime_ns
+            if now != (file.size, file.modified):
                 raise UserError(f"--data={self.data}: {file.path} was changed while it was read; "
                                 "run again when it stays as it is")
 

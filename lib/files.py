@@ -65,23 +65,32 @@ CACHE_TAG = "CACHEDIR.TAG"
 CACHE_SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55"
 
 
+def is_cache(folder):
+    """Whether a folder says by its tag that it is a cache."""
+    try:
+        with open(os.path.join(folder, CACHE_TAG), "rb") as file:
+            return file.read(len(CACHE_SIGNATURE)) == CACHE_SIGNATURE
+    except OSError:
+        return False
+
+
 def names_in(folder, prefix=""):
     """Yield the names of all files below a folder, in order. Raises UserError.
 
-    Left out are caches, names that begin with a dot, and what links to a folder, perhaps to one
-    above.
+    Left out are caches below it, names that begin with a dot, and what links to a folder, perhaps
+    to one above.
     """
     # sorted, as the order on disk differs between machines and ids and batches depend on it
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
         raise UserError(f"cannot read {folder} ({error.strerror})") from None
-    if any(entry.name == CACHE_TAG for entry in entries):
-        return
     for entry in entries:
         if entry.name.startswith("."):
             continue
         if entry.is_dir(follow_symlinks=False):
+            if is_cache(entry.path):
+                continue
             yield from names_in(entry.path, f"{prefix}{entry.name}/")
         elif os.path.isfile(entry.path):
             yield prefix + entry.name

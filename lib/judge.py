@@ -51,7 +51,7 @@ OWN_MEMORY = 1 << 32   # bytes that the judge itself may use
 
 
 class Failed(BaseException):
-    """A completion is wrong; the text says how. No Exception, which tests may catch."""
+    """A completion is wrong; the text says how. No Exception, since tests catch these."""
 
 
 def watchdog(seconds):
@@ -554,13 +554,17 @@ def surroundings(problem):
 
 
 def like_the_original(failed):
-    """What tests should see raised where a function `failed`: if it raised a built-in exception,
-    that, since they may expect it; else (it timed out, say) what they can't catch."""
+    """What tests should see raised where a function `failed`: the built-in exception that it
+    raised, which they may expect; else (it timed out, say) `failed`, which no `except Exception`
+    catches.
+
+    An AssertionError is `failed`, too, lest it be taken for one of the tests' own.
+    """
     kind = getattr(builtins, str(failed), None)
     is_exception = isinstance(kind, type) and issubclass(kind, Exception)
-    if not is_exception or kind in (AssertionError, ExceptionGroup):
+    if not is_exception or kind in (AssertionError, ExceptionGroup):  # a group needs arguments
         return failed
-    return kind.__new__(kind)  # some are made with arguments only
+    return kind.__new__(kind)  # without __init__, which may need arguments
 
 
 def run_check(host, problem, code, memory, limit):

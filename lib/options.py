@@ -45,7 +45,8 @@ def expect(options, rule, *names):
     for name in names:
         value = getattr(options, name)
         if not RULES[rule](value):
-            raise UserError(f"--{name}={value}: expected a number {rule}")
+            finite = "finite " if math.isinf(value) else ""
+            raise UserError(f"--{name}={value}: expected a {finite}number {rule}")
 
 
 def expect_one_of(name, value, allowed):

@@ -100,6 +100,8 @@ def pack_like_plain(x):
     module = getattr(type(x), "__module__", None)
     if module == "numpy" and type(x).__name__ in ("bool", "bool_"):
         return bool(x)
+    if module == "numpy" and getattr(x, "shape", None) == ():  # an array without dimensions
+        return pack(x.item())
     if isinstance(x, collections.abc.Iterable):  # an array, a dict's values, a range
         return {"iterable": [pack(y) for y in x]}
     return {"object": None}  # equal to nothing
@@ -130,7 +132,8 @@ def object_of(_):
 
 
 class Iterable:
-    """Has items, but equals nothing: a list is no array."""
+    """What was an array, a range or a dict's values: it has items, and equals nothing, as a range
+    equals no list."""
 
     def __init__(self, items):
         self.items = items

@@ -47,9 +47,9 @@ def described(value):
     return f"{JSON_NAMES[type(value)]} ({json.dumps(value)[:40]})"
 
 
-FIELDS = {"task_id", "prompt", "entry_point"}
-FIELDS_WITH_CHECK = FIELDS | {"test"}  # HumanEval
-FIELDS_WITH_INPUTS = FIELDS | {"canonical_solution", "plus_input", "atol"}  # HumanEval+, MBPP+
+FIELDS = ("task_id", "prompt", "entry_point")  # strings
+FIELDS_WITH_CHECK = {*FIELDS, "test"}  # HumanEval
+FIELDS_WITH_INPUTS = {*FIELDS, "canonical_solution", "plus_input", "atol"}  # HumanEval+, MBPP+
 
 
 def read_problems(path):
@@ -65,7 +65,7 @@ def read_problems(path):
         if missing:
             raise UserError(f"{path}, line {number}: expected a problem, but it has no "
                             f"{', '.join(sorted(missing))}")
-        for field in ("task_id", "prompt", "entry_point"):
+        for field in FIELDS:
             if not isinstance(row[field], str):
                 raise UserError(f"{path}, line {number}: `{field}` is {described(row[field])}, "
                                 "expected a string")
@@ -175,9 +175,9 @@ class KnownResults:
 
 
 class JudgeDied(Exception):
-    """The judge is gone. Return values that keep it busy for too long end it, see `watchdog`.
+    """The judge is gone. It ends where return values keep it busy for too long, see `watchdog`.
 
-    in_canonical: whether that was an answer of the canonical solution.
+    in_canonical: whether these were the canonical solution's.
     """
 
     def __init__(self, in_canonical=False):

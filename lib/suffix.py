@@ -24,5 +24,5 @@ def pack_suffix(text):
 
 
 def next_suffix(suffix, byte):
-    """The suffix after one more `byte`, for generation: int64 tensors of one shape."""
+    """The suffix after one more `byte`, for generation: ints, or int64 tensors of one shape."""
     return ((suffix << 8) | byte) & (2 ** (8 * SUFFIX_BYTES) - 1)

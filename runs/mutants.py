@@ -605,7 +605,7 @@ SETTINGS = [
            "lack_of_an_answer",
            "a test that expects an exception passes what runs for ever"),
     Mutant("cache-is-data", "lib/files.py",
-           "if any(entry.name == CACHE_TAG for entry in entries):", "if False:",
+           "if is_cache(entry.path):", "if False:",
            "below_the_data",
            "held-out samples are trained on, from the cache of an earlier preparation"),
     Mutant("files-of-others", "lib/checkpoint.py",
