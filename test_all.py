@@ -5271,6 +5271,7 @@ BAD_INPUT = [  # a file, its flags, and a part of the line that it answers with
     ("train", "--budget=inf", "budget=inf: expected a finite number above 0"),
     ("train", "--lr=nan", "lr=nan: expected a number above 0"),
     ("train", "--resume={tmp}/half --lr=1", "leave out --lr"),
+    ("train", "--resume={tmp}/half --eval_every=200", "leave out --eval_every"),  # as by default
     ("train", "--mix_warmup=0.8", "sum of at most 1"),
     ("train", "--steps=-1", "steps=-1"),
     ("train", "--shard=3/3", "shard=3/3"),

@@ -14,7 +14,7 @@ import json
 import math
 import shutil
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import lib  # first: it says what is missing or too old
@@ -42,6 +42,8 @@ PLAIN_FROM = "124M"  # from this size on the default is the paper's plain recipe
 
 @dataclass
 class Options(MixOptions):
+    given = ()  # the flags that were given, by name; no field, `parse` of lib/options.py sets it
+
     # the model
     size: str = flag("micro", f"size of the model: {', '.join(SIZES)}")
     block_size: int = flag(0, "symbols in a context; 0: the size's own")
@@ -130,10 +132,9 @@ class Options(MixOptions):
 
 def resumed(options):
     """(the options of the run that --resume names, its checkpoint). Raises UserError."""
-    for field in fields(options):
-        if field.name != "resume" and getattr(options, field.name) != field.default:
-            raise UserError("--resume goes on under the run's own options: leave out "
-                            f"--{field.name}")
+    for name in options.given:  # even at its default, since the run may have another value
+        if name != "resume":
+            raise UserError(f"--resume goes on under the run's own options: leave out --{name}")
     checkpoint = load_checkpoint(options.resume)
     saved_options = restore_options(options.resume, "options", Options, checkpoint["options"])
     restore_options(options.resume, "config", GPTConfig, checkpoint["config"])  # to check it

@@ -87,13 +87,15 @@ def add_flag(parser, field):
         help += f" ({', '.join(settings['choices'])})"
     if field.default not in (None, "", ()):
         help += f" [{field.default}]"
-    parser.add_argument(name, default=field.default, help=help.replace("%", "%%"), **settings)
+    # no default: the dataclass has it, and so it is known which flags were given
+    parser.add_argument(name, default=argparse.SUPPRESS, help=help.replace("%", "%%"), **settings)
 
 
 def parse(options, argv=None, **parser_settings):
     """An instance of the dataclass `options`, read from `--name=value` flags.
 
-    argv: a list of strings; None for the command line. Raises UserError, which names the flag.
+    argv: a list of strings; None for the command line. The instance has one attribute besides its
+    fields, `given`: the names of those that were given. Raises UserError, which names the flag.
     """
     parser = Parser(formatter_class=help_format, allow_abbrev=False, **parser_settings)
     for field in dataclasses.fields(options):
@@ -103,7 +105,9 @@ def parse(options, argv=None, **parser_settings):
         name = unknown[0].split("=")[0]
         known = [f"--{field.name}" for field in dataclasses.fields(options)]
         raise UserError(f"unknown flag {name}{did_you_mean(name, known)} (--help lists them)")
-    return options(**vars(arguments))
+    parsed = options(**vars(arguments))
+    parsed.given = list(vars(arguments))
+    return parsed
 
 
 def command_line(main, options, **parser_settings):
