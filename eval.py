@@ -36,7 +36,7 @@ import torch
 
 from lib import store
 from lib.checkpoint import all_runs, newest_run
-from lib.corpus import TINYCODE, tinycode_folder
+from lib.corpus import parse_data, tinycode_folder
 from lib.eval_options import SAMPLES, TASKS, EvalOptions
 from lib.options import UserError, command_line
 from lib.perturb import PERTURBATIONS, perturb
@@ -160,6 +160,8 @@ def held_out_samples(trained, data, block_size, view, limit):
     """
     mix = 0.0 if view == "raw" else 1.0
     options = replace(trained, data=data, proxy="none", mix=mix)  # samples alone need no proxy
+    if data != trained.data:
+        options.shard = "0/1"  # the run's shards are of its own corpus
     views, _, _ = prepare(options, block_size)
     not_shown = store.COMP_ONLY if view == "raw" else store.RAW_ONLY
     usable = np.flatnonzero(views.held_out & (views.allowed != not_shown))
@@ -169,8 +171,16 @@ def held_out_samples(trained, data, block_size, view, limit):
 def held_out_documents(data, text_column, limit):
     """At most `limit` held-out documents that may be shown raw, a list of uint8 arrays."""
     texts = [document.text for document in store.open_corpus(data, text_column).documents()
-             if document.held_out and document.view != "comp"]
+             if document.text and document.held_out and document.view != "comp"]
     return [np.frombuffer(text, np.uint8) for text in spread(texts, limit or SAMPLES)]
+
+
+def corpora_of(options, trained):
+    """The corpora whose bits per byte are asked for: those of --data, or the run's own, a list."""
+    if not options.data:
+        return [trained.data]
+    names, _ = parse_data(options.data)
+    return names
 
 
 def measure_bpb(model, trained, options, proxy):
@@ -185,8 +195,7 @@ def measure_bpb(model, trained, options, proxy):
                         "was trained with")
     context = options.context or block_size
     stride = options.stride or max(1, context // 2)
-    corpora = options.data.split(",") if options.data else [trained.data]
-    for data in corpora:
+    for data in corpora_of(options, trained):
         if options.context:
             texts = held_out_documents(data, trained.text_column, options.limit)
         else:
@@ -257,7 +266,7 @@ def load_run_proxy(run, checkpoint_proxy=None):
     path = Path(run or "") / "proxy.pt"
     if not path.exists():
         raise UserError(f"{run}: no proxy.pt in it, so the model can't read or write symbols")
-    proxy = load_proxy(path)
+    proxy = load_proxy(path, "restore the file")
     if checkpoint_proxy not in (None, proxy.id):
         raise UserError(f"{path} is proxy {proxy.id}, but the run was trained with "
                         f"{checkpoint_proxy}; restore the file")
@@ -369,7 +378,7 @@ def pass_by_operations(problems, scored):
 
 def measure_samples_file(options):
     """What a file of somebody's completions is worth, a dict; stderr says how they failed."""
-    problems = read_problems(options.problems or TINYCODE / "problems.jsonl")
+    problems = read_problems(options.problems or tinycode_folder("tinycode") / "problems.jsonl")
     samples = read_samples(options.samples, problems)
     results = uneven_samples(problems, samples)
     rates, scored = score_samples(problems, samples, options)
@@ -556,7 +565,9 @@ def measure(task, model, trained, options, problems, proxy, keep_as):
         return measure_bpb(model, trained, options, proxy)
     if task == "translate":
         if proxy is None or trained.mode == "vanilla":
-            return {}  # one view only, or no sentinels to ask for the other
+            print("translate left out: it needs a proxy, and sentinels to ask for its view",
+                  file=sys.stderr)
+            return {}
         return measure_translation(model, proxy, problems, options)
     write = writer(model, trained, options, proxy)
     if task == "pass":
@@ -572,7 +583,8 @@ def measure(task, model, trained, options, problems, proxy, keep_as):
 
 def choose_problems(options, tinycode):
     """(at most --limit problems of a file, a dict by task_id, and how many it has)."""
-    problems = read_problems(options.problems or (tinycode or TINYCODE) / "problems.jsonl")
+    folder = tinycode or tinycode_folder("tinycode")
+    problems = read_problems(options.problems or folder / "problems.jsonl")
     task_ids = spread(list(problems), options.limit or len(problems))
     return {task_id: problems[task_id] for task_id in task_ids}, len(problems)
 
@@ -583,9 +595,7 @@ def other_content(task, options, trained, tinycode):
         return list(read_jsonl(tinycode / "facts.jsonl"))
     if task not in ("bpb", "robust"):
         return []
-    corpora = [trained.data]
-    if task == "bpb" and options.data:
-        corpora = options.data.split(",")
+    corpora = corpora_of(options, trained) if task == "bpb" else [trained.data]
     return [store.open_corpus(data, trained.text_column).id for data in corpora]
 
 
@@ -616,6 +626,7 @@ def evaluate(model, checkpoint, options, tasks=None, run=None, results=None):
         kept.forget_completions()
     for task in tasks or default_tasks(tinycode):
         if task == "facts" and not tinycode:
+            print(f"facts left out: --data={trained.data} has none", file=sys.stderr)
             continue
         problems = None
         if task in ("pass", "robust", "translate"):
@@ -666,14 +677,18 @@ def main(options):
     options.resolve()
     table = {}         # {run: results}
     trained_with = {}  # {run: its options}
-    interrupted = False
+    stopped_by = None
     try:
         if options.samples:
             table[options.samples] = measure_samples_file(options)
         else:
             measure_runs(options, table, trained_with)
-    except KeyboardInterrupt:
-        interrupted = True
+    except UserError as error:
+        if not any(table.values()):  # nothing is done yet
+            raise
+        stopped_by = error
+    except KeyboardInterrupt as error:
+        stopped_by = error
         # with --again it would start again
         how_to_go_on = "" if options.again else ", the same command goes on from here"
         print(f"interrupted; what is done is below{how_to_go_on}", file=sys.stderr)
@@ -684,8 +699,8 @@ def main(options):
     if options.json:
         alone = len(table) == 1 and not options.all
         print(json.dumps(next(iter(table.values())) if alone else table))
-    if interrupted:
-        raise KeyboardInterrupt
+    if stopped_by:
+        raise stopped_by
 
 
 if __name__ == "__main__":

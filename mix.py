@@ -76,7 +76,7 @@ class MixOptions(ProxyOptions):
     def resolve(self):
         """Fill in what other options decide. Raises UserError where they contradict each other."""
         expect(self, "from 0 to 1", "mix", "mix_start", "mix_warmup", "raw_phase")
-        expect(self, "of 0 or more", "seed")
+        expect(self, "from 0 to 2**63 - 1", "seed")
         expect_one_of("mode", self.mode, MODES)
         if self.mix_warmup + self.raw_phase > 1:
             raise UserError(f"--mix_warmup={self.mix_warmup} and --raw_phase={self.raw_phase}: "
@@ -333,8 +333,9 @@ class Mixer:
         empty = [kind for kind in needed_views(options) if len(self.pools[kind]) == 0]
         if empty:
             what = "held-out" if held_out else "training"
-            raise UserError(f"--data={options.data}: no {what} sample may be shown "
-                            f"{' or '.join(empty)}; use another --mix or other data")
+            shard = "" if options.shard == "0/1" else f" --shard={options.shard}"
+            raise UserError(f"--data={options.data}{shard}: no {what} sample may be shown "
+                            f"{' or '.join(empty)}; use another --mix, other data or more of it")
 
     def r(self, step):
         """The mixing rate at a step: it rises to `mix`, stays, and falls to 0 in the raw phase."""

@@ -458,6 +458,9 @@ class KVCache:
 
 
 def main(options):
+    if options.vocab_size < PROXY0:
+        raise UserError(f"--vocab_size={options.vocab_size}: expected at least {PROXY0}, the "
+                        "special symbols and the bytes")
     if not options.plan:
         print_sizes(options, GPT, GPTConfig.named, SIZES, PROXY0)
         return

@@ -323,7 +323,7 @@ class Tokenizer(Proxy):
         return self.encoding.encode_ordinary(text.decode("utf-8", "ignore"))
 
     def decode(self, symbols):
-        return self.encoding.decode_bytes(np.asarray(symbols).tolist())
+        return b"".join([self.tokens[symbol] for symbol in np.asarray(symbols).tolist()])
 
 
 class Shuffled(Tokenizer):
@@ -712,8 +712,9 @@ def make_proxy(options):
     return PROXIES[options.proxy].from_options(options)
 
 
-def load_proxy(path):
-    """The proxy that was saved at `path`. Raises UserError if that is no proxy file."""
+def load_proxy(path, advice="delete it and run again"):
+    """The proxy that was saved at `path`. Raises UserError, with an advice, if that is no proxy
+    file."""
     try:
         state = store.read_state(path)
         return PROXIES[state["proxy"]].from_state(state)
@@ -721,7 +722,7 @@ def load_proxy(path):
         raise
     except Exception as error:  # whatever a broken file makes torch throw
         raise UserError(f"{path} is not a proxy that this version wrote ({type(error).__name__}: "
-                        f"{error}); delete it and run again") from None
+                        f"{error}); {advice}") from None
 
 
 def fitting_code(proxy):

@@ -342,12 +342,14 @@ def read_prompt(options):
         except OSError as error:
             raise UserError(f"--file={options.file}: {error.strerror}; expected a readable "
                             "file") from None
-    return b"" if sys.stdin.isatty() else sys.stdin.buffer.read()
+    no_input = sys.stdin is None or sys.stdin.isatty()
+    return b"" if no_input else sys.stdin.buffer.read()
 
 
 def main(options):
     expect(options, "above 0", "max_new", "top_p")
-    expect(options, "of 0 or more", "temperature", "top_k", "seed")
+    expect(options, "of 0 or more", "temperature", "top_k")
+    expect(options, "from 0 to 2**63 - 1", "seed")
     expect(options, "from 0 to 1", "top_p")
     device = resolve_device(options.device)
     prompt = read_prompt(options)

@@ -3638,6 +3638,22 @@ def test_a_temperature_of_next_to_nothing_is_greedy(temperature):
     assert chosen.tolist() == [1, 0]
 
 
+# the first two bytes of an emoji are no character; the terminal has no emoji either
+@pytest.mark.parametrize("prompt, encoding, says", [
+    ("x😀", "latin-1", rb"x\U0001f600"), ("xé", "ascii", rb"x\xe9"), ("x😀", "utf-8", "x😀".encode())])
+def test_any_text_is_printed_on_any_terminal(trained_run, prompt, encoding, says):
+    program = subprocess.run(
+        [sys.executable, "sample.py", trained_run, f"--prompt={prompt}", "--max_new=1"], cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}, capture_output=True)
+    assert program.returncode == 0, program.stderr
+    assert program.stdout.startswith(says)
+
+
+def test_without_a_standard_input_the_prompt_is_empty(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)  # as after `<&-` in a shell
+    assert sample.read_prompt(sample.SampleOptions()) == b""
+
+
 @pytest.mark.parametrize("flag, says", [
     ("--max_new=0", "--max_new=0: expected a number above 0"),
     ("--top_p=0", "--top_p=0.0: expected a number above 0"),
@@ -3905,6 +3921,36 @@ def test_with_a_context_whole_documents_are_read(sharp_run, tmp_path):
     assert found == {f"bpb {data}": pytest.approx((first + rest) / np.log(2) / len(TEXT), rel=1e-5)}
 
 
+def test_empty_documents_count_for_nothing(sharp_run, tmp_path):
+    """Each would cost its closing sentinel, and has no byte to divide that by."""
+    rows = [{"text": "x = 1"}, {"text": TEXT.decode(), "split": "val"}]
+    plain = write_rows(tmp_path / "plain.jsonl", rows)
+    empty = [{"text": "", "split": "val", "name": str(i)} for i in range(20)]
+    padded = write_rows(tmp_path / "padded.jsonl", rows + empty)
+    flags = ["--task=bpb", f"--data={plain},{padded}", "--context=140", "--json"]
+    found = results_in(run_eval(sharp_run, *flags))
+    assert found[f"bpb {plain}"] == found[f"bpb {padded}"]
+
+
+def test_a_path_may_have_a_comma_in_it(sharp_run, tmp_path):
+    rows = [{"text": "x = 1"}, {"text": TEXT.decode(), "split": "val"}]
+    path = write_rows(tmp_path / "a, b.jsonl", rows)
+    found = results_in(run_eval(sharp_run, "--task=bpb", f"--data={path}", "--json"))
+    assert list(found) == [f"bpb {path}"]
+
+
+def test_other_data_is_measured_whole_whatever_shard_a_run_had(run_train, tmp_path):
+    rows = [{"text": f"x = {i}", "split": "train" if i % 2 else "val"} for i in range(40)]
+    own = write_rows(tmp_path / "own.jsonl", rows)
+    run = run_train(f"--data={own}", "--steps=1", "--proxy=none", "--shard=0/3")
+    # of this corpus shard 0 would have documents 0 and 3, of which neither is held out
+    splits = ["train", "val", "val", "train"]
+    other = write_rows(tmp_path / "other.jsonl",
+                       [{"text": f"y = {split}", "split": split} for split in splits])
+    found = results_in(run_eval(run, "--task=bpb", f"--data={other}", "--json"))
+    assert found[f"bpb {other}"] > 0
+
+
 def closing_nats(model, text):
     """What a model pays for the closing sentinel after a text."""
     symbols, suffixes = raw_view(text)
@@ -3926,10 +3972,21 @@ def test_a_proxy_model_is_read_through_its_own_proxy_whatever_the_data(sharp_run
     assert not list((tmp_path / "cache").rglob("tokenizer*"))
 
 
+def test_an_id_without_a_token_stands_for_nothing():
+    """tiktoken's encodings have such; a model that was hardly trained writes them."""
+    ranks = {bytes([byte]): byte for byte in range(256)} | {b"ab": 300}
+    tokenizer = proxies.Tokenizer("301").build(ranks)
+    assert tokenizer.n_symbols == 301
+    assert tokenizer.decode([ord("x"), 299, 300]) == b"xab"
+
+
 def test_another_proxy_than_the_runs_is_refused(run_train):
     out = run_train("--steps=1", "--proxy=tokenizer")
     proxies.Gzip().save(out / "proxy.pt")
     with pytest.raises(UserError, match="but the run was trained with .*; restore the file"):
+        run_eval(out, "--task=bpb", "--view=comp")
+    (out / "proxy.pt").write_bytes((out / "proxy.pt").read_bytes()[:100])  # the only copy there
+    with pytest.raises(UserError, match="proxy.pt is not a proxy .*; restore the file"):
         run_eval(out, "--task=bpb", "--view=comp")
     (out / "proxy.pt").unlink()
     with pytest.raises(UserError, match="no proxy.pt in it"):
@@ -4096,6 +4153,17 @@ def test_facts_are_recalled_by_the_view_that_they_may_be_seen_in(tmp_path):
     assert recalled["facts_any"] == pytest.approx(2 / 3)
     assert recalled["facts_comp"] == 2 / 4
     assert recalled["facts_chance"] == 1 / 9000
+
+
+@pytest.mark.parametrize("flags, baseline", [
+    (dict(), "python train.py --proxy=none      #"),
+    (dict(size="nano", flops=6e12, seed=3, data="a b.txt", lr=1.0),
+     "python train.py --proxy=none --data='a b.txt' --size=nano --flops=6e+12 --seed=3      #")])
+def test_the_baseline_is_trained_as_the_run_was(capsys, flags, baseline):
+    report_file.print_next(train.Options(out="out/my run", **flags))
+    printed = capsys.readouterr().out
+    assert f"\n  {baseline} the baseline: raw bytes only\n" in printed
+    assert "\n  python eval.py 'out/my run'\n" in printed
 
 
 def test_of_facts_that_are_not_there_nothing_is_said(tmp_path, capsys):
@@ -4770,6 +4838,58 @@ def test_what_could_not_be_saved_is_not_said_to_be(run_train, monkeypatch, capsy
     assert capsys.readouterr().out.endswith("interrupted at step 2, not saved.\n")
 
 
+def test_a_signal_in_the_last_validation_stops_before_the_report(run_train, monkeypatch, capsys,
+                                                                 tmp_path):
+    validate = train.validate
+    validations = itertools.count()
+
+    def interrupted(*arguments):
+        if next(validations) == 1:  # 0 is that of step 0
+            signal.raise_signal(signal.SIGTERM)
+        return validate(*arguments)
+    monkeypatch.setattr(train, "validate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_train("--steps=2", "--proxy=none", out=tmp_path / "run")
+    assert "interrupted at step 2, saved" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "report.json").exists()
+    train_with(f"--resume={tmp_path / 'run'}")
+    assert read_json(tmp_path / "run" / "report.json")["symbols"] > 0
+
+
+def test_a_log_that_cannot_be_written_does_not_end_a_training(run_train, monkeypatch, capsys,
+                                                              tmp_path):
+    folder = tmp_path / "run"
+    validate = train.validate
+
+    def full(*arguments):
+        (folder / "log.jsonl").mkdir(exist_ok=True)  # opened for writing, it is an OSError
+        return validate(*arguments)
+    monkeypatch.setattr(train, "validate", full)
+    run_train("--steps=1", "--proxy=none", out=folder)
+    assert "not written to log.jsonl: step 1 (Is a directory)" in capsys.readouterr().out
+    assert load_checkpoint(folder)["step"] == 1
+    assert read_json(folder / "report.json")["symbols"] > 0
+
+
+def test_a_report_is_written_though_nothing_can_be_measured(run_train, tmp_path, capsys):
+    """Of a corpus that is only shown compressed, by a proxy whose symbols stand for no bytes."""
+    rows = [{"text": f"x = {i}\n" * 9, "view": "comp"} for i in range(40)]
+    data = write_rows(tmp_path / "comp.jsonl", rows)
+    out = run_train(f"--data={data}", "--proxy=gzip", "--mix=1.0", "--steps=1", "--report=all")
+    assert "not measured: " in capsys.readouterr().out
+    assert read_json(out / "report.json")["symbols"] > 0
+
+
+def test_what_cannot_be_drawn_from_leaves_no_folder(tmp_path, monkeypatch):
+    """Of four documents one is held out, and each has a shard of its own."""
+    rows = [{"text": f"x = {i}", "split": "train" if i else "val"} for i in range(4)]
+    data = write_rows(tmp_path / "c.jsonl", rows)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="--shard=2/4: no held-out sample may be shown"):
+        train_with(f"--data={data}", "--proxy=none", "--shard=2/4", *TINY)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_resumed_run_has_taken_the_time_of_both_parts(run_train, monkeypatch, tmp_path):
     interrupt_at(1, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
@@ -4824,6 +4944,9 @@ def test_a_log_is_read_up_to_the_step_that_is_resumed(tmp_path):
     log = tmp_path / "log.jsonl"
     lines = ['{"step": 0}\n', '{"step": 5}\n', '{"step": 10}\n']
     log.write_text("".join(lines) + '{"step": 1')
+    drop_log_from(10, log)
+    assert log.read_text() == "".join(lines[:2])
+    log.write_bytes(lines[0].encode() + b'\0\xff{}\n{"st}\n{}\n' + lines[1].encode())  # damaged
     drop_log_from(10, log)
     assert log.read_text() == "".join(lines[:2])
     drop_log_from(0, tmp_path / "new.jsonl")
@@ -5089,7 +5212,9 @@ def own_tinycode(tmp_path):
 
 def test_what_tinycode_writes_elsewhere_has_its_own_problems_and_facts(run_train, own_tinycode,
                                                                        monkeypatch):
-    monkeypatch.setattr(evaluation, "TINYCODE", own_tinycode.parent / "nowhere")
+    def refused(name):
+        pytest.fail(f"{name} was asked for")
+    monkeypatch.setattr("lib.corpus.built_in_file", refused)
     out = run_train(f"--data={own_tinycode}", "--steps=2", "--proxy=none", "--report=all")
     report = read_json(out / "report.json")
     assert {"bpb", "pass@1", "facts_any", "facts_comp"} <= report.keys()
@@ -5272,6 +5397,7 @@ BAD_INPUT = [  # a file, its flags, and a part of the line that it answers with
     ("train", "--lr=nan", "lr=nan: expected a number above 0"),
     ("train", "--resume={tmp}/half --lr=1", "leave out --lr"),
     ("train", "--resume={tmp}/half --eval_every=200", "leave out --eval_every"),  # as by default
+    ("train", "--resume=", "--resume=: expected the folder of a run"),
     ("train", "--mix_warmup=0.8", "sum of at most 1"),
     ("train", "--steps=-1", "steps=-1"),
     ("train", "--shard=3/3", "shard=3/3"),
@@ -5281,6 +5407,8 @@ BAD_INPUT = [  # a file, its flags, and a part of the line that it answers with
     ("train", "--data={tmp}/two.jsonl,nowhere", "nowhere: no such file"),
     ("train", "--n_byte_heads=-1", "n_byte_heads=-1"),
     ("train", "--seed=-1", "seed=-1"),
+    ("train", f"--seed={2 ** 63}", f"seed={2 ** 63}: expected a number from 0 to 2**63 - 1"),
+    ("train", "--data={tmp}/utf16.jsonl", "utf16.jsonl: UTF-16; expected rows in UTF-8"),
     ("train", "--lr_warmup=2", "lr_warmup=2"),
     ("train", "--proxy=none --data={tmp}/two.jsonl --out={tmp}/one.txt/run", "one.txt/run"),
     ("train", "--out={tmp}/half", "--overwrite"),
@@ -5293,9 +5421,12 @@ BAD_INPUT = [  # a file, its flags, and a part of the line that it answers with
     ("sample", "--top_p=2 --prompt=x", "top_p=2"),
     ("sample", "--file={tmp}/none", "none"),
     ("sample", "--top_k=-1 --prompt=x", "top_k=-1"),
+    ("sample", f"--seed={2 ** 64} --prompt=x", f"seed={2 ** 64}"),
     ("eval", "{tmp}/nowhere", "no run here"),
     ("eval", "--task=bpd", "bpb"),
     ("eval", "--n=0", "n=0"),
+    ("eval", "--n=2 --k=5,3", "k=5,3: expected one that is not above --n=2"),
+    ("eval", f"--seed={2 ** 64}", f"seed={2 ** 64}"),
     ("eval", "--context=64 --view=comp", "leave one out"),
     ("eval", "--context=64 --stride=65", "stride=65"),
     ("eval", "--stride=64", "stride=64: expected --context too"),
@@ -5306,12 +5437,15 @@ BAD_INPUT = [  # a file, its flags, and a part of the line that it answers with
     ("eval", "--samples={tmp}/s.jsonl --problems={tmp}/binary/b", "JSON lines"),
     ("eval", "--samples={tmp}/s.jsonl --problems={tmp}/field.jsonl", "expected a problem"),
     ("eval", "--samples={tmp}/s.jsonl --problems={tmp}/p.jsonl", "task_id"),
+    ("eval", "--samples={tmp}/s.jsonl --problems={tmp}/half_a_pair.jsonl",
+     "line 1: `prompt` has half of a surrogate pair"),
     ("eval", "--samples={tmp}/s.jsonl --problems={tmp}/p.jsonl --k=0", "k=0"),
     ("eval", "--samples={tmp}/right.jsonl --problems={tmp}/p.jsonl --k=1 --save={tmp}/none/x",
      "none/x"),
     ("model", "--plan --size=8B", "8B"),
     ("model", "--plan --mfu=40", "mfu=40"),
     ("model", "--ngram=9", "ngram=9"),
+    ("model", "--vocab_size=319", "vocab_size=319: expected at least 320"),
     ("proxies", "--report --data={tmp}/none", "no such file"),
     ("proxies", "", "a text"),
     ("mix", "--steps=0", "steps=0"),
@@ -5332,6 +5466,8 @@ def write_bad_files(folder):
     write_rows(folder / "s.jsonl", [{"task_id": "other", "completion": ""}])
     write_rows(folder / "right.jsonl", [{"task_id": "t/0", "completion": "    return x + 1"}])
     write_rows(folder / "p.jsonl", [PROBLEM])
+    write_rows(folder / "half_a_pair.jsonl", [PROBLEM | {"prompt": "# \ud800"}])
+    (folder / "utf16.jsonl").write_bytes('{"text": "x"}\n'.encode("utf-16"))
 
 
 @pytest.mark.parametrize("file, flags, says", BAD_INPUT,
@@ -5742,6 +5878,37 @@ def test_a_run_that_cannot_be_measured_is_left_out_of_all(three_runs, capsys):
     assert "out/a left out: out/a/ckpt.pt is corrupt or truncated" in capsys.readouterr().err
     with pytest.raises(UserError, match="a/ckpt.pt is corrupt"):  # asked for, it is an error
         run_eval("out/b", "out/a", *FEW)
+    printed = capsys.readouterr().out
+    assert not printed
+
+
+def test_what_was_measured_is_shown_though_another_run_cannot_be(three_runs, capsys):
+    (three_runs / "a" / "ckpt.pt").write_bytes(b"PK half")
+    options = parse(evaluation.EvalOptions, ["out/b", "out/a", "out/c", *FEW])
+    with pytest.raises(UserError, match="a/ckpt.pt is corrupt"):
+        evaluation.main(options)
+    rows = rows_of_table(capsys.readouterr().out)
+    assert rows[""] == ["out/b"] and float(rows["bpb"][0]) > 0
+
+
+def test_tasks_that_a_run_has_nothing_for_are_named(trained_run, capsys):
+    run_eval(trained_run, "--task=facts,translate")
+    said = capsys.readouterr().err
+    assert re.search("^facts left out: --data=.* has none$", said, re.M)
+    assert re.search("^translate left out: it needs a proxy", said, re.M)
+
+
+def test_the_problems_of_tinycode_are_written_where_they_are_not_there_yet(monkeypatch, tmp_path):
+    """In a fresh clone, for a run that was trained elsewhere."""
+    written = []
+    monkeypatch.setattr("lib.corpus.built_in_file",
+                        lambda name: written.append(name) or tmp_path / "corpus.jsonl")
+    write_rows(tmp_path / "problems.jsonl", [PROBLEM])
+    samples = write_rows(tmp_path / "s.jsonl", [{"task_id": "t/0", "completion": "    return 1"}])
+    problems, n_problems = evaluation.choose_problems(evaluation.EvalOptions(), None)
+    assert list(problems) == ["t/0"] and n_problems == 1
+    evaluation.measure_samples_file(evaluation.EvalOptions(samples=str(samples)))
+    assert written == ["tinycode", "tinycode"]
 
 
 def test_if_no_run_can_be_measured_it_is_an_error(three_runs):
@@ -7100,6 +7267,19 @@ def test_a_broken_file_of_rows_is_one_line(tmp_path, name, package):
 # the split where names or rows leave nothing on one of its sides
 
 
+def test_what_is_marked_val_is_not_trained_on_though_its_name_is(tmp_path):
+    """Both names are held out by their hash, so one has to be trained on: its other row is."""
+    names = [str(i) for i in range(1000) if expected_hash(str(i)) < 0.05][:2]
+    rows = []
+    for name in names:
+        rows.append({"name": name, "text": f"free {name}"})
+        rows.append({"name": name, "text": f"val {name}", "split": "val"})
+    corpus = Corpus(str(write_rows(tmp_path / "c.jsonl", rows)))
+    moved = max(names, key=expected_hash)
+    trained = [document.text for document in corpus.documents() if not document.held_out]
+    assert trained == [f"free {moved}".encode()]
+
+
 def held_out_names(path):
     return {document.name for document in Corpus(str(path)).documents() if document.held_out}
 
@@ -7672,6 +7852,7 @@ def test_store_a_second_preparation_is_cached(cache, rows_file, pairing, tmp_pat
     files = comp_files(cache)
     assert set(files) == {"comp.bin", "comp.idx", "meta.json"}
     calls = len(encoded_in(tmp_path / "log")[0])
+    written = (comp_folder(cache) / "meta.json").stat().st_mtime_ns
     # what a worker that outlived its run for a moment, or a run killed at the very end, leaves
     for leftover in ("000003.bin", "000003.idx", "000003.bin.77.tmp"):
         (comp_folder(cache) / leftover).write_bytes(b"late")
@@ -7681,8 +7862,39 @@ def test_store_a_second_preparation_is_cached(cache, rows_file, pairing, tmp_pat
     assert "corpus: " in printed and "views: cached in" in printed
     assert printed.count("cached in") == 2
     assert comp_files(cache) == files
-    assert len(encoded_in(tmp_path / "log")[0]) == calls
+    assert (comp_folder(cache) / "meta.json").stat().st_mtime_ns == written
+    # some samples, all at once, to see whether the proxy still encodes so
+    assert len(encoded_in(tmp_path / "log")[0]) == calls + 1
     assert not temporary_files(cache)
+
+
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_views_of_a_proxy_whose_code_was_edited_are_written_again(cache, rows_file, pairing,
+                                                                  tmp_path, capsys, monkeypatch,
+                                                                  is_complete):
+    proxy = pairing.PairProxy(tmp_path / "log")
+    before = views_of(rows_file, proxy)
+    expected = [before.comp(i) + 1 for i in range(len(before))]
+    if not is_complete:  # as a run leaves it that was killed before it joined its parts
+        folder = comp_folder(cache)
+        offsets = np.fromfile(folder / "comp.idx", dtype=np.int64)
+        monkeypatch.setattr(store, "PART_BYTES", 10 ** 9)  # a single part
+        os.rename(folder / "comp.bin", folder / "000000.bin")
+        offsets[1:].tofile(folder / "000000.idx")
+        (folder / "comp.idx").unlink()
+        (folder / "meta.json").unlink()
+
+    class Edited(pairing.PairProxy):
+        __module__ = "__main__"  # so that it encodes in this process
+
+        def encode(self, text):
+            return super().encode(text) + 1
+    capsys.readouterr()
+    after = views_of(rows_file, Edited(tmp_path / "log"))
+    assert "the proxy encodes otherwise now" in capsys.readouterr().out
+    assert all(np.array_equal(after.comp(i), symbols) for i, symbols in enumerate(expected))
+    views_of(rows_file, Edited(tmp_path / "log"))
+    assert "otherwise" not in capsys.readouterr().out
 
 
 def test_bars_are_for_terminals(cache, rows_file, pairing, tmp_path, capsys):

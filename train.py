@@ -319,6 +319,14 @@ class Training:
                     self.log(progress)
                     if self.step > first_step:
                         self.save()
+                # all processes stop at the same step, and not before there is something to save
+                if self.step > first_step and processes.sum(int(stop.received)):
+                    progress.close()
+                    outcome = "saved" if self.save() else "not saved"
+                    processes.print0(f"interrupted at step {self.step}, {outcome}."
+                                     f"{self.how_to_go_on()}")
+                    processes.disconnect()
+                    raise KeyboardInterrupt
                 if self.step == self.steps:
                     break  # after the last validation and checkpoint
                 self.take_step()
@@ -326,13 +334,6 @@ class Training:
                 # on a CPU, looking costs nothing
                 if self.step % LOOK_EVERY == 0 or self.device == "cpu":
                     self.stop_if_diverged()
-                if processes.sum(int(stop.received)):  # all processes stop at the same step
-                    progress.close()
-                    outcome = "saved" if self.save() else "not saved"
-                    processes.print0(f"interrupted at step {self.step}, {outcome}."
-                                     f"{self.how_to_go_on()}")
-                    processes.disconnect()
-                    raise KeyboardInterrupt
         self.seconds = time.time() - self.began
 
     def take_step(self):
@@ -401,8 +402,11 @@ class Training:
             "seconds": round(time.time() - self.began),
         }
         if processes.is_first:
-            with open(self.out / "log.jsonl", "a") as f:
-                f.write(json.dumps(line) + "\n")
+            try:
+                with open(self.out / "log.jsonl", "a") as f:
+                    f.write(json.dumps(line) + "\n")
+            except OSError as error:  # a full disk, say, which should not end a training
+                progress.write(f"not written to log.jsonl: step {self.step} ({error.strerror})")
             progress.write(log_line(line))
             if self.tracker is not None:
                 self.tracker.log(line)
@@ -463,6 +467,8 @@ def train(options):
     saved = None
     if options.resume:
         options, saved = resumed(options)
+    elif "resume" in options.given:
+        raise UserError("--resume=: expected the folder of a run")
     options.resolve()
     if options.out and not saved:
         check_folder(options.out, options.overwrite)
@@ -471,6 +477,8 @@ def train(options):
     with processes.quiet_others():  # whichever comes first prepares, the others wait and read
         views, proxy, proxy_path = prepare(options, options.block_size)
     processes.connect()
+    for held_out in (False, True):  # what can't be drawn from is refused before a folder is made
+        Mixer(views, options, options.block_size, total_steps=1, held_out=held_out)
     if not saved:
         options.out = processes.from_first(lambda: open_run(options, proxy_path))
     report, weights, config = train_model(options, views, proxy, processes, saved)
@@ -479,7 +487,10 @@ def train(options):
     if not processes.is_first:
         return {}
     if options.report == "all":
-        report |= measure(weights, config, options, proxy, processes.device)
+        try:
+            measure(weights, config, options, proxy, processes.device, report)
+        except UserError as error:  # what was trained is worth a report all the same
+            print(f"not measured: {error}")
     print_report(report, options, time.time() - started)
     store.write_file(Path(options.out) / "report.json", json.dumps(report).encode())
     return report
@@ -513,14 +524,14 @@ def open_run(options, proxy_path):
     return str(out)
 
 
-def measure(weights, config, options, proxy, device):
-    """What eval.py measures of the trained model by default, {name: number}."""
+def measure(weights, config, options, proxy, device, results):
+    """Add to `results`, {name: number}, what eval.py measures of the trained model by default."""
     model = GPT(config).to(device).eval()  # neither compiled nor sharded: shapes of every kind come
     model.load_state_dict(weights)
     reads_symbols = (options.mix == 1 and proxy.symbol_lengths is not None
                      and options.mode != "vanilla")
     settings = evaluation.EvalOptions(device=device, view="comp" if reads_symbols else "raw")
-    return evaluation.evaluate(model, {"options": asdict(options)}, settings, run=options.out)
+    evaluation.evaluate(model, {"options": asdict(options)}, settings, None, options.out, results)
 
 
 if __name__ == "__main__":

@@ -336,8 +336,11 @@ def drop_log_from(step, path):
     again."""
     kept = []
     if path.exists():
-        for line in path.read_text().splitlines():
-            is_whole = line.endswith("}")  # the last one may be half of one
-            if is_whole and json.loads(line)["step"] < step:
+        for line in path.read_text(errors="replace").splitlines():
+            try:
+                is_before = json.loads(line)["step"] < step
+            except (ValueError, KeyError, TypeError):  # half a line: its writer was killed
+                continue
+            if is_before:
                 kept.append(line + "\n")
     store.write_file(path, "".join(kept).encode())

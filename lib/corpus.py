@@ -24,7 +24,6 @@ from lib.rows import has_rows, read_rows, text_size
 from lib.split import Sides, hash01, new_document
 
 ROOT = Path(__file__).resolve().parent.parent  # the project's folder
-TINYCODE = ROOT / "data" / "tinycode"
 
 # The corpora that data/NAME.py writes to data/NAME/corpus.jsonl when they are first asked for.
 BUILT_IN = {
@@ -303,6 +302,9 @@ class Source:
                 of_kind[file.kind].append(file.path)
         without_text = of_kind[NUL_BYTES]
         utf16 = of_kind[UTF16]
+        for path in utf16:
+            if has_rows(path):
+                raise UserError(f"{path}: UTF-16; expected rows in UTF-8")
         if not self.n_bytes:
             found = f", only {len(without_text)} files with NUL bytes" if without_text else ""
             raise UserError(f"--data={self.data}: no text in it{found}")
@@ -324,7 +326,9 @@ class Source:
         """Yield each Document, always in the same order. Raises UserError for a bad row."""
         moved = self.moved
         for document in self.unmoved_documents():
-            document.held_out = moved.get(document.name, document.held_out)
+            # what a row marks as "val" is never trained on, even if its name is moved
+            if document.name in moved and document.split != "val":
+                document.held_out = moved[document.name]
             yield document
 
     def unmoved_documents(self):
@@ -522,7 +526,7 @@ def tinycode_folder(data):
     """Where the problems and facts of a corpus are that data/tinycode.py wrote: beside it. Else
     None."""
     if data == "tinycode":
-        return TINYCODE
+        return built_in_file("tinycode").parent
     path = Path(data)
     has_both = all((path.parent / name).exists() for name in ("problems.jsonl", "facts.jsonl"))
     return path.parent if path.name == "corpus.jsonl" and has_both else None

@@ -63,7 +63,8 @@ class EvalOptions:
             expect_one_of("task", task, TASKS)
         expect(self, "above 0", "n", "max_new", "timeout", "memory", "batch_size",
                "perturbations")
-        expect(self, "of 0 or more", "limit", "seed", "context", "stride")
+        expect(self, "of 0 or more", "limit", "context", "stride")
+        expect(self, "from 0 to 2**63 - 1", "seed")
         if self.all and (self.runs or self.samples):
             named = self.samples or self.runs[0]
             raise UserError(f"--all: expected no other run or file, found {named}; leave one out")
@@ -87,7 +88,9 @@ class EvalOptions:
             raise UserError(f"--context={self.context} --view=comp: windows are of raw bytes; "
                             "leave one out")
         self.device = resolve_device(self.device)
-        self.ks()
+        if min(self.ks()) > self.n and not self.samples:
+            raise UserError(f"--k={self.k}: expected one that is not above --n={self.n}, the number "
+                            "of completions")
 
     def tasks(self):
         if self.task == "all":

@@ -37,6 +37,7 @@ RULES = {
     "above 0": lambda x: 0 < x < math.inf,
     "of 0 or more": lambda x: 0 <= x < math.inf,
     "from 0 to 1": lambda x: 0 <= x <= 1,
+    "from 0 to 2**63 - 1": lambda x: 0 <= x < 2 ** 63,
 }
 
 
@@ -115,7 +116,10 @@ def command_line(main, options, **parser_settings):
 
     Exit status: 2 after a UserError, which is printed as one line, 130 after Ctrl-C.
     """
-    sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line at once
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # closed by the caller
+            # a log file shows each line at once, and any text can be printed on any terminal
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         main(parse(options, **parser_settings))
     except UserError as error:

@@ -3,7 +3,8 @@ What train.py tells of a training: a line for each validation, the closing repor
 Weights & Biases for those who ask for it.
 """
 import importlib.util
-from dataclasses import asdict
+import shlex
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from lib.options import UserError
@@ -45,16 +46,33 @@ def print_report(report, options, seconds):
     print_next(options)
 
 
+# what a baseline should have in common with a run
+BASELINE_FLAGS = ("data", "text_column", "size", "budget", "steps", "flops", "batch_size", "seed")
+
+
+def flags_off_default(options, names):
+    """Those of the flags `names` that are not at their defaults, as a shell takes them."""
+    defaults = {field.name: field.default for field in fields(options)}
+    flags = ""
+    for name in names:
+        value = getattr(options, name)
+        if value != defaults[name]:
+            text = f"{value:g}" if isinstance(value, float) else str(value)
+            flags += f" --{name}={shlex.quote(text)}"
+    return flags
+
+
 def print_next(options):
     """Commands to go on with."""
     is_tinycode = options.data == "tinycode"
     prompt = "def add_up(values):" if is_tinycode else "import "
     print("next:")
-    print(f"  python sample.py {options.out} --prompt='{prompt}'")
-    print(f"  python eval.py {options.out}")
+    out = shlex.quote(options.out)
+    print(f"  python sample.py {out} --prompt='{prompt}'")
+    print(f"  python eval.py {out}")
     if options.proxy != "none":
-        data = "" if is_tinycode else f" --data={options.data}"
-        print(f"  python train.py --proxy=none{data}      # the baseline: raw bytes only")
+        flags = flags_off_default(options, BASELINE_FLAGS)
+        print(f"  python train.py --proxy=none{flags}      # the baseline: raw bytes only")
 
 
 # -----------------------------------------------------------------------------

@@ -52,6 +52,15 @@ FIELDS_WITH_CHECK = {*FIELDS, "test"}  # HumanEval
 FIELDS_WITH_INPUTS = {*FIELDS, "canonical_solution", "plus_input", "atol"}  # HumanEval+, MBPP+
 
 
+def is_text(string):
+    """Whether a string has bytes. JSON can spell half of a surrogate pair, which has none."""
+    try:
+        string.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def read_problems(path):
     """The problems of a .jsonl[.gz] file, a dict by task_id.
 
@@ -69,6 +78,10 @@ def read_problems(path):
             if not isinstance(row[field], str):
                 raise UserError(f"{path}, line {number}: `{field}` is {described(row[field])}, "
                                 "expected a string")
+        for field, value in row.items():
+            if isinstance(value, str) and not is_text(value):
+                raise UserError(f"{path}, line {number}: `{field}` has half of a surrogate pair, "
+                                "expected text")
         problems[row["task_id"]] = row
     if not problems:
         raise UserError(f"{path}: no problems in it")

@@ -39,6 +39,7 @@ from lib.options import UserError
 
 CACHE = Path(os.environ.get("NANOPROXY_CACHE", ROOT / "cache"))
 PART_BYTES = 1_000_000  # text that is encoded and written at a time
+CHECKED_SAMPLES = 1000  # of a view in the cache, to see whether its proxy's code is still the same
 
 # The byte of flags that a sample has: two bits say which views training may show, one the split.
 ANY, RAW_ONLY, COMP_ONLY = 0, 1, 2
@@ -617,11 +618,25 @@ def prepare_raw(source, folder, longest, shard, n_shards):
     remove_leftovers(folder)
 
 
+def encodes_so(proxy, part):
+    """Whether a proxy, whose code may have been edited, encodes samples as they are in a Part."""
+    views = Views([part])
+    chosen = np.unique(np.linspace(0, len(views) - 1, CHECKED_SAMPLES).astype(int))
+    texts = [views.raw(i).tobytes() for i in chosen]
+    return all(np.array_equal(symbols, views.comp(i))
+               for i, symbols in zip(chosen, proxy.encode_batch(texts)))
+
+
 def prepare_comp(folder, comp_folder, proxy):
     """Have the proxy's view in `comp_folder`, which is in `folder`, which is locked."""
+    was_there = comp_folder.exists()  # all of it, or parts that a killed run left
     if is_complete(comp_folder):
         print(f"views: cached in {relative(comp_folder)}")
     else:
+        write_comp(folder, comp_folder, proxy)
+    if was_there and not encodes_so(proxy, Part(folder, comp_folder)):
+        print("views: the proxy encodes otherwise now, so they are written again")
+        shutil.rmtree(comp_folder)
         write_comp(folder, comp_folder, proxy)
     remove_leftovers(comp_folder)
 
