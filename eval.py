@@ -46,7 +46,7 @@ from lib.rows import read_jsonl
 from lib.scoring import (can_score, count_of_canonical_failures, explain_failures, read_problems,
                          read_samples, score, uneven_samples)
 from lib.show import with_progress
-from mix import COMP, END_COMP, END_RAW, RAW, format_view, pack, prepare
+from mix import COMP, END_COMP, END_RAW, RAW, format_view, prepare, suffixes
 from model import BYTE0, NO_TARGET, PROXY0
 from proxies import load_proxy
 from sample import (complete, complete_in_symbols, continue_views, load_model, mix_options,
@@ -91,15 +91,15 @@ class Window:
     text_bytes: int      # bytes of text that the scored targets stand for
 
 
-def raw_windows(text, sentinels, context, stride, noise=0.0, rng=None, prompt=0):
+def raw_windows(text, sentinels, context, stride, noise=0.0, rng=None, prompt_bytes=0):
     """Yields a text, uint8, as Windows of `context` symbols, each `stride` after the one before.
 
     They overlap if `stride` is smaller than `context`: a target is scored once, in the first window
     that has it, and so after at least context - stride symbols, except in the first window.
 
     noise: the share of the bytes that are replaced by random ones, drawn with `rng`. These are not
-    scored, since what they cost says nothing; what they do to the others is. prompt: the number of
-    bytes at the beginning that are read but not scored.
+    scored, since what they cost says nothing; what they do to the others is. prompt_bytes: how many
+    bytes at the beginning are read but not scored.
     """
     opening, closing = sentinels
     targets = np.append(text.astype(np.int64) + BYTE0, closing)
@@ -108,7 +108,7 @@ def raw_windows(text, sentinels, context, stride, noise=0.0, rng=None, prompt=0)
         replaced[:-1] = rng.random(len(text)) < noise
         targets[replaced] = BYTE0 + rng.integers(256, size=replaced.sum())
     position = np.arange(len(targets))
-    start, scored_up_to = 0, prompt
+    start, scored_up_to = 0, prompt_bytes
     while scored_up_to < len(targets):
         here = slice(start, start + context)
         before = targets[here][:-1]
@@ -116,7 +116,7 @@ def raw_windows(text, sentinels, context, stride, noise=0.0, rng=None, prompt=0)
         is_byte = targets[here] >= BYTE0
         yield Window(
             symbols=np.append(opening, before),         # every window opens so, even in mid-text
-            suffix=pack(np.append(0, before - BYTE0)),  # the sentinel has no text: 0
+            suffix=suffixes(np.append(0, before - BYTE0)),  # the sentinel has no text: 0
             targets=np.where(is_new, targets[here], NO_TARGET),
             # the closing sentinel's bits count, but it is no byte of text
             text_bytes=int((is_new & is_byte).sum()))
@@ -153,14 +153,15 @@ def bits_per_byte(model, windows, device, batch_size=64):
     return nats / math.log(2) / text_bytes
 
 
-def held_out_samples(trained, data, block_size, view, limit):
+def held_out_samples(run_options, data, block_size, view, limit):
     """At most `limit` held-out samples that may be shown in `view`, a list of uint8 arrays.
 
     limit: 0 for SAMPLES.
     """
     mix = 0.0 if view == "raw" else 1.0
-    options = replace(trained, data=data, proxy="none", mix=mix)  # samples alone need no proxy
-    if data != trained.data:
+    # a mix that needs this view alone; and for samples alone no proxy is needed
+    options = replace(run_options, data=data, proxy="none", mix=mix)
+    if data != run_options.data:
         options.shard = "0/1"  # the run's shards are of its own corpus
     views, _, _ = prepare(options, block_size)
     not_shown = store.COMP_ONLY if view == "raw" else store.RAW_ONLY
@@ -175,15 +176,15 @@ def held_out_documents(data, text_column, limit):
     return [np.frombuffer(text, np.uint8) for text in spread(texts, limit or SAMPLES)]
 
 
-def corpora_of(options, trained):
+def corpora_of(options, run_options):
     """The corpora whose bits per byte are asked for: those of --data, or the run's own, a list."""
     if not options.data:
-        return [trained.data]
+        return [run_options.data]
     names, _ = parse_data(options.data)
     return names
 
 
-def measure_bpb(model, trained, options, proxy):
+def measure_bpb(model, run_options, options, proxy):
     """{"bpb": bits per byte of held-out samples}, or "bpb_comp" through the proxy.
 
     With --context of whole documents; with --data a number for each of those corpora.
@@ -195,18 +196,18 @@ def measure_bpb(model, trained, options, proxy):
                         "was trained with")
     context = options.context or block_size
     stride = options.stride or max(1, context // 2)
-    for data in corpora_of(options, trained):
+    for data in corpora_of(options, run_options):
         if options.context:
-            texts = held_out_documents(data, trained.text_column, options.limit)
+            texts = held_out_documents(data, run_options.text_column, options.limit)
         else:
-            texts = held_out_samples(trained, data, block_size, options.view, options.limit)
+            texts = held_out_samples(run_options, data, block_size, options.view, options.limit)
         windows = []
         for text in texts:
             if options.view == "raw":
-                windows += raw_windows(text, raw_sentinels(trained.mode), context, stride)
+                windows += raw_windows(text, raw_sentinels(run_options.mode), context, stride)
             else:
                 comp = proxy.encode(text.tobytes())
-                view = format_view("comp", text, comp, proxy.symbol_lengths, trained.mode)
+                view = format_view("comp", text, comp, proxy.symbol_lengths, run_options.mode)
                 windows.append(view_window(view))
         name = "bpb" if options.view == "raw" else "bpb_comp"
         if options.data:
@@ -231,7 +232,7 @@ def solution_in_symbols(prompt, solution, proxy, mode):
     return Window(view.symbols[:-1], view.suffix[:-1], targets, len(solution))
 
 
-def measure_solutions(model, trained, problems, options, proxy):
+def measure_solutions(model, run_options, problems, options, proxy):
     """{"bpb_solutions": bits per byte of the problems' solutions, each given its prompt}.
 
     Through the proxy it is "bpb_solutions_comp". The closing sentinel's bits count, as in
@@ -246,10 +247,10 @@ def measure_solutions(model, trained, problems, options, proxy):
             continue
         if options.view == "raw":
             text = np.frombuffer(prompt + solution, np.uint8)
-            windows += raw_windows(text, raw_sentinels(trained.mode), context, context // 2,
-                                   prompt=len(prompt))
+            windows += raw_windows(text, raw_sentinels(run_options.mode), context, context // 2,
+                                   prompt_bytes=len(prompt))
         else:
-            windows.append(solution_in_symbols(prompt, solution, proxy, trained.mode))
+            windows.append(solution_in_symbols(prompt, solution, proxy, run_options.mode))
     if not windows:
         return {}
     name = "bpb_solutions" if options.view == "raw" else "bpb_solutions_comp"
@@ -273,15 +274,15 @@ def load_run_proxy(run, checkpoint_proxy=None):
     return proxy
 
 
-def writer(model, trained, options, proxy):
+def writer(model, run_options, options, proxy):
     """A function that completes prompts in the chosen view: write(prompts, n, stops, max_new=..,
     temperature=.., seed=..) returns, as `complete` does, n completions (bytes) of each.
 
     Raises UserError if the run can't do so.
     """
     if options.view == "raw":
-        return functools.partial(complete, model, sentinels=raw_sentinels(trained.mode))
-    if proxy.symbol_lengths is None or trained.mode == "vanilla":
+        return functools.partial(complete, model, sentinels=raw_sentinels(run_options.mode))
+    if proxy.symbol_lengths is None or run_options.mode == "vanilla":
         raise UserError("--view=comp: this run can't write through its proxy; expected one with "
                         "sentinels, and a proxy whose symbols stand for known bytes")
     return functools.partial(complete_in_symbols, model, proxy, proxy.symbol_bytes())
@@ -433,12 +434,12 @@ def measure_robustness(write, problems, options, keep_as):
     return results
 
 
-def measure_noise(model, trained, options):
+def measure_noise(model, run_options, options):
     """Bits per byte of the untouched bytes of held-out samples, some of whose bytes are
     replaced."""
     block_size = model.config.block_size
-    sentinels = raw_sentinels(trained.mode)
-    texts = held_out_samples(trained, trained.data, block_size, "raw", options.limit)
+    sentinels = raw_sentinels(run_options.mode)
+    texts = held_out_samples(run_options, run_options.data, block_size, "raw", options.limit)
     results = {}
     for noise in NOISE:
         rng = np.random.default_rng(0)
@@ -554,31 +555,31 @@ def recall_facts(write, path):
 # a run and its tasks
 
 
-def measure(task, model, trained, options, problems, proxy, keep_as):
+def measure(task, model, run_options, options, problems, proxy, keep_as):
     """The results of one task: {name: number}, with name_95, an interval, beside shares of
     problems.
 
-    trained: the MixOptions that the model was trained with. problems: by task_id, for the tasks
+    run_options: the MixOptions that the model was trained with. problems: by task_id, for the tasks
     that have some. proxy: the run's, for the tasks that need it. keep_as: see `complete_problems`.
     """
     if task == "bpb":
-        return measure_bpb(model, trained, options, proxy)
+        return measure_bpb(model, run_options, options, proxy)
     if task == "translate":
-        if proxy is None or trained.mode == "vanilla":
+        if proxy is None or run_options.mode == "vanilla":
             print("translate left out: it needs a proxy, and sentinels to ask for its view",
                   file=sys.stderr)
             return {}
         return measure_translation(model, proxy, problems, options)
-    write = writer(model, trained, options, proxy)
+    write = writer(model, run_options, options, proxy)
     if task == "pass":
         results = measure_pass(write, problems, options, keep_as)
-        return results | measure_solutions(model, trained, problems, options, proxy)
+        return results | measure_solutions(model, run_options, problems, options, proxy)
     if task == "robust":
         results = measure_robustness(write, problems, options, keep_as)
         if options.view == "raw":
-            results |= measure_noise(model, trained, options)
+            results |= measure_noise(model, run_options, options)
         return results
-    return recall_facts(write, tinycode_folder(trained.data) / "facts.jsonl")
+    return recall_facts(write, tinycode_folder(run_options.data) / "facts.jsonl")
 
 
 def choose_problems(options, tinycode):
@@ -589,19 +590,19 @@ def choose_problems(options, tinycode):
     return {task_id: problems[task_id] for task_id in task_ids}, len(problems)
 
 
-def other_content(task, options, trained, tinycode):
+def other_content(task, options, run_options, tinycode):
     """What a task reads besides model and problems: facts, and the ids of corpora, a list."""
     if task == "facts":
         return list(read_jsonl(tinycode / "facts.jsonl"))
     if task not in ("bpb", "robust"):
         return []
-    corpora = corpora_of(options, trained) if task == "bpb" else [trained.data]
-    return [store.open_corpus(data, trained.text_column).id for data in corpora]
+    corpora = corpora_of(options, run_options) if task == "bpb" else [run_options.data]
+    return [store.open_corpus(data, run_options.text_column).id for data in corpora]
 
 
-def proxy_for(task, run, trained, options, checkpoint):
+def proxy_for(task, run, run_options, options, checkpoint):
     """The run's proxy where the task needs one, else None. Raises UserError if it is not there."""
-    translates = task == "translate" and trained.proxy != "none"
+    translates = task == "translate" and run_options.proxy != "none"
     if options.view == "raw" and not translates:
         return None
     return load_run_proxy(run, checkpoint.get("made_from", {}).get("proxy"))
@@ -619,14 +620,14 @@ def evaluate(model, checkpoint, options, tasks=None, run=None, results=None):
     """
     options.resolve()
     results = {} if results is None else results
-    trained = mix_options(run or "", checkpoint)
-    tinycode = tinycode_folder(trained.data)
+    run_options = mix_options(run or "", checkpoint)
+    tinycode = tinycode_folder(run_options.data)
     kept = Kept(run, code_hash(*MEASURING))
     if options.again:
         kept.forget_completions()
     for task in tasks or default_tasks(tinycode):
         if task == "facts" and not tinycode:
-            print(f"facts left out: --data={trained.data} has none", file=sys.stderr)
+            print(f"facts left out: --data={run_options.data} has none", file=sys.stderr)
             continue
         problems = None
         if task in ("pass", "robust", "translate"):
@@ -634,14 +635,14 @@ def evaluate(model, checkpoint, options, tasks=None, run=None, results=None):
             if len(problems) < n_problems:
                 results["problems"] = f"{len(problems)} of {n_problems}"
         settings = {name: getattr(options, name) for name in TASKS[task]}
-        content = [problems, other_content(task, options, trained, tinycode)]
+        content = [problems, other_content(task, options, run_options, tinycode)]
         key = kept.key(task, settings, content)
         # --save needs the verdicts, which are not kept
         rerun = options.again or (task == "pass" and options.save)
         found = None if rerun else kept.results.get(key)
         if found is None:
-            proxy = proxy_for(task, run, trained, options, checkpoint)
-            found = measure(task, model, trained, options, problems, proxy, kept.completions)
+            proxy = proxy_for(task, run, run_options, options, checkpoint)
+            found = measure(task, model, run_options, options, problems, proxy, kept.completions)
             kept.results.put(key, task, settings, options.problems, found)
         results |= found
     return results

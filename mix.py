@@ -165,15 +165,15 @@ def format_view(kind, raw, comp=None, symbol_lengths=None, mode="sentinel"):
     if kind == "raw":
         opening, closing = RAW, END_RAW
         body = raw.astype(np.int64) + BYTE0
-        suffix = pack(raw)                   # a byte ends at itself
+        suffix = suffixes(raw)               # a byte ends at itself
     else:
         opening, closing = COMP, END_COMP
         body = comp.astype(np.int64) + PROXY0
         suffix = np.zeros(len(comp), np.int64)
         if symbol_lengths is not None:
             # where in the text each symbol ends; no proxy writes a symbol that stands for nothing
-            last_byte = np.cumsum(symbol_lengths[comp]) - 1
-            suffix = pack(raw)[last_byte]
+            end = np.cumsum(symbol_lengths[comp])
+            suffix = suffixes(raw)[end - 1]
     if mode == "vanilla":
         opening, closing = BOS, EOS  # the model has to find out which view it reads
     symbols = np.concatenate(([opening], body, [closing]))
@@ -181,7 +181,8 @@ def format_view(kind, raw, comp=None, symbol_lengths=None, mode="sentinel"):
     return View(symbols, suffix, len(raw))
 
 
-def pack(raw):
+def suffixes(raw):
+    """The suffix at each byte of a text, uint8 (n,): int64 (n,)."""
     return pack_suffix(torch.from_numpy(raw.astype(np.int64))).numpy()
 
 
@@ -236,7 +237,7 @@ class Context:
         self.suffix = np.zeros(size, np.int64)   # for the n-gram features
         self.sample = np.zeros(size, np.int64)   # attention stays between equal numbers
         self.filled = 0
-        self.n_samples = 0                       # views that can't see each other count as two
+        self.sample_number = 0                   # of what is being written
         self.text_bytes = 0.0                    # a pair counts twice, a cut view in proportion
 
     @property
@@ -245,7 +246,7 @@ class Context:
 
     def begin_sample(self):
         """What is written from here on can't see, with the sample mask, what came before."""
-        self.n_samples += 1
+        self.sample_number += 1
 
     def write(self, view, length):
         """Write the first `length` symbols of a view. Each has the next as its target, the last
@@ -253,16 +254,15 @@ class Context:
         start, stop = self.filled, self.filled + length
         self.symbols[start:stop] = view.symbols[:length]
         self.suffix[start:stop] = view.suffix[:length]
-        self.sample[start:stop] = self.n_samples
+        self.sample[start:stop] = self.sample_number
         self.targets[start:stop - 1] = view.symbols[1:length]
         self.text_bytes += view.text_bytes * length / len(view.symbols)
         self.filled = stop
 
     def finish(self, sample_mask):
-        """Set what is left. Padding is a sample of its own, so that it costs no attention to
-        text."""
+        """Set what is left. Padding counts as a sample of its own, so it never attends to text."""
         self.begin_sample()
-        self.sample[self.filled:] = self.n_samples
+        self.sample[self.filled:] = self.sample_number
         if not sample_mask:
             self.sample[:] = 0
 
@@ -281,6 +281,7 @@ class Pool:
     """
     def __init__(self, samples, views):
         self.samples = samples  # (n,) their numbers, sorted
+        # a group is one or more parts on disk, and a part has many samples
         first_part = [part for part, _ in views.groups]  # of each group
         weight = np.array([weight for _, weight in views.groups])
         part_bytes = [part.meta["text_bytes"] for part in views.parts]
@@ -288,7 +289,8 @@ class Pool:
         n_samples = np.add.reduceat(np.diff(views.starts), first_part)
         mean_length = n_bytes / n_samples
         first_sample = views.starts[[*first_part, -1]]
-        self.edges = np.searchsorted(samples, first_sample)  # where each group is in `samples`
+        # group g is samples[edges[g]:edges[g + 1]]
+        self.edges = np.searchsorted(samples, first_sample)
         has_samples = np.diff(self.edges) > 0
         self.cumulative = np.cumsum(weight / mean_length * has_samples)
 

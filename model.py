@@ -290,7 +290,8 @@ class GPT(nn.Module):
         mask: from `sample_mask`; None is plainly causal.
         cache: a KVCache, whose rows idx continues, without gradients and under the cache's own
             mask; the caller then moves `cache.filled` on.
-        groups: `loss_groups(idx)`, where the batch was made. Here it makes the CPU wait for a GPU.
+        groups: `loss_groups(idx)`, if made with the batch. Made here, it makes the CPU wait for a
+            GPU.
         """
         x = self.states(idx, suffix, mask, cache)
         if targets is None:

@@ -483,7 +483,8 @@ def uncertain_bigrams(texts, cut_rate):
     # rounded, since logarithms differ between machines in the last bit
     entropy = entropies(counts).round(9)
     most_uncertain_first = np.argsort(-entropy, kind="stable")
-    # all positions in a line, by their bigram; one whose middle lies within the share is chosen
+    # all positions in a line, bigram by bigram; a bigram is chosen if the middle of its stretch
+    # lies within the share
     in_line = total[most_uncertain_first]
     middle = np.cumsum(in_line) - in_line / 2
     chosen = most_uncertain_first[middle <= cut_rate * total.sum()]
@@ -561,8 +562,8 @@ class Neural(Proxy):
 
         # keep the codewords that a part of the texts uses, and those of single bytes: a symbol that
         # is not used would be a row of the model's output layer that it learns never to choose
-        some_texts = texts[::max(1, sum(map(len, texts)) // KEEP_BYTES)]
-        data, begins = join(some_texts)
+        every_nth = max(1, sum(map(len, texts)) // KEEP_BYTES)
+        data, begins = join(texts[::every_nth])
         node_at = trie.walk_all(data, self.segment_starts(data, begins))
         used = trie.codeword[node_at[node_at > 0]]
         of_single_bytes = trie.codeword[1:][trie.parent[1:] == 0]
@@ -647,9 +648,9 @@ class Neural(Proxy):
         return np.split(symbols, symbols_before)
 
     def encode_prompt(self, text):
-        """All but the last window, which may hold what follows, too. Where the others end is
-        decided by the byte after them."""
-        *_, segment = self.segments(text + b"?")  # with a byte more, to see a cut after the text
+        """All but the last window, which may hold what follows, too."""
+        # with any byte more: whether there is a cut after the text shows only then
+        *_, segment = self.segments(text + b"?")
         segment = segment[:-1]
         window_ends = [end for end, _ in self.trie.walk(segment)]
         rest = segment[max(window_ends[:-1], default=0):]

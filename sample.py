@@ -126,11 +126,11 @@ class Batch:
         self.cache.take(which)
 
     def choose_after_each(self, pick_one):
-        """What should follow each of the symbols that were read last: bytes or ENDED, (B, read)."""
-        logits = self.model.raw_logits(self.states)          # (B, read, PROXY0)
+        """What should follow each of the n symbols that were read last: bytes or ENDED, (B, n)."""
+        logits = self.model.raw_logits(self.states)          # (B, n, PROXY0)
         byte_logits = logits[..., BYTE0:BYTE0 + 256]
         end_logit = logits[..., self.closing].unsqueeze(-1)
-        choices = torch.cat((byte_logits, end_logit), dim=-1)  # (B, read, 257)
+        choices = torch.cat((byte_logits, end_logit), dim=-1)  # (B, n, 257)
         return pick_one(choices.flatten(0, 1)).view(choices.shape[:2])
 
     def choose(self, pick_one):
@@ -355,10 +355,10 @@ def main(options):
     prompt = read_prompt(options)
     run = options.run or newest_run()
     model, checkpoint = load_model(run, device)
-    trained = mix_options(run, checkpoint)
+    run_options = mix_options(run, checkpoint)
     steps = generate(model, [prompt], max_new=options.max_new, temperature=options.temperature,
                      top_k=options.top_k, top_p=options.top_p, seed=options.seed,
-                     sentinels=raw_sentinels(trained.mode))
+                     sentinels=raw_sentinels(run_options.mode))
     # a character is shown when its last byte is there
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     sys.stdout.write(decoder.decode(prompt))

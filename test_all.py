@@ -3638,9 +3638,10 @@ def test_a_temperature_of_next_to_nothing_is_greedy(temperature):
     assert chosen.tolist() == [1, 0]
 
 
-# the first two bytes of an emoji are no character; the terminal has no emoji either
 @pytest.mark.parametrize("prompt, encoding, says", [
-    ("x😀", "latin-1", rb"x\U0001f600"), ("xé", "ascii", rb"x\xe9"), ("x😀", "utf-8", "x😀".encode())])
+    ("x😀", "latin-1", rb"x\U0001f600"),
+    ("xé", "ascii", rb"x\xe9"),
+    ("x😀", "utf-8", "x😀".encode())])
 def test_any_text_is_printed_on_any_terminal(trained_run, prompt, encoding, says):
     program = subprocess.run(
         [sys.executable, "sample.py", trained_run, f"--prompt={prompt}", "--max_new=1"], cwd=ROOT,
@@ -3860,7 +3861,7 @@ def test_problems_without_solutions_have_no_bits_per_byte():
 @pytest.mark.parametrize("prompt, solution", [(10, 30), (100, 30), (200, 90), (63, 1), (64, 1)])
 def test_a_prompt_longer_than_the_context_is_not_scored_either(prompt, solution):
     text = np.arange(prompt + solution, dtype=np.uint8)
-    windows = list(evaluation.raw_windows(text, (RAW, END_RAW), 64, 32, prompt=prompt))
+    windows = list(evaluation.raw_windows(text, (RAW, END_RAW), 64, 32, prompt_bytes=prompt))
     scored = np.concatenate([window.targets[window.targets != NO_TARGET] for window in windows])
     assert scored.tolist() == [BYTE0 + byte for byte in text[prompt:].tolist()] + [END_RAW]
     assert sum(window.text_bytes for window in windows) == solution

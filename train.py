@@ -351,9 +351,9 @@ class Training:
                 losses = batch_losses(self.ddp_model, batch, self.device, self.precision)
                 # divided by a constant, so that micro-batches add up to the whole batch
                 loss = losses.sum() / self.symbols_per_step
-                # DDP and FSDP divide by the number of processes, and this undoes it. A loss that is
-                # not finite becomes a NaN gradient: so every process sees it, and skips the step
+                # DDP and FSDP divide by the number of processes, and this undoes it
                 scale = float(self.processes.world_size)
+                # a loss that is not finite becomes a NaN gradient, so every process skips the step
                 loss.backward(torch.where(loss.isfinite(), scale, torch.nan))
             self.loss = self.loss + loss.detach()
 
@@ -364,7 +364,7 @@ class Training:
             norm = norm + clip_gradients(self.parameters(byte_heads=True), options.clip)
 
         bad = skip_bad_step(norm, self.model.parameters(), self.optimizer)  # 1 or 0
-        self.optimizer.step()
+        self.optimizer.step()  # does nothing if the step is to be skipped
         self.optimizer.zero_grad(set_to_none=True)  # frees their memory until the next step
         self.skipped += bad
         self.skipped_in_a_row = (self.skipped_in_a_row + 1) * bad

@@ -1,6 +1,6 @@
 """
 The small byte LM that drives the neural proxy: the project's own GPT, over 256 bytes and a start
-symbol. proxies.py calls `cached_lm`, and lists with its probabilities what a window can hold.
+symbol. proxies.py calls `cached_lm` and `predictor`, to list what a window can hold.
 """
 import copy
 import functools

@@ -89,8 +89,8 @@ class EvalOptions:
                             "leave one out")
         self.device = resolve_device(self.device)
         if min(self.ks()) > self.n and not self.samples:
-            raise UserError(f"--k={self.k}: expected one that is not above --n={self.n}, the number "
-                            "of completions")
+            raise UserError(f"--k={self.k}: expected one that is not above --n={self.n}, the "
+                            "number of completions")
 
     def tasks(self):
         if self.task == "all":

@@ -26,13 +26,13 @@ class Trie:
         edges = self.parent[1:].astype(np.int64) * 256 + self.byte[1:]
         self.children = dict(zip(edges.tolist(), nodes.tolist()))
         # The dict is fast for one byte at a time; for numpy there is the same as a table,
-        # table[row[node] + byte], with 256 entries for each node that has children. Most have none,
-        # and those share the last entries, which are 0
+        # table[first_entry[node] + byte], with 256 entries for each node that has children. Most
+        # have none, and those share the last entries, which are 0
         parents = np.unique(self.parent[1:])
-        self.row = np.full(len(self.parent), 256 * len(parents), np.int32)
-        self.row[parents] = 256 * np.arange(len(parents))
+        self.first_entry = np.full(len(self.parent), 256 * len(parents), np.int32)
+        self.first_entry[parents] = 256 * np.arange(len(parents))
         self.table = np.zeros(256 * (len(parents) + 1), np.int32)
-        self.table[self.row[self.parent[1:]] + self.byte[1:]] = nodes
+        self.table[self.first_entry[self.parent[1:]] + self.byte[1:]] = nodes
 
     def strings(self):
         """The string of each node, a list of bytes."""
@@ -82,14 +82,14 @@ class Trie:
         together = n_longer[n_longer >= SIDE_BY_SIDE].tolist()
         for n in together:
             byte = data.take(position[:n])
-            child = self.table.take(self.row.take(node[:n]) + byte)
+            child = self.table.take(self.first_entry.take(node[:n]) + byte)
             full = np.flatnonzero(child == 0)        # there is no way on: the window ends
             node_at[position[full] - 1] = node[full]
-            child[full] = self.table[byte[full]]     # from the root again, whose row is the first
+            child[full] = self.table[byte[full]]     # from the root again, whose entries come first
             node[:n] = child
             position[:n] += 1
         n_left = int(n_longer[len(together)])
-        node_at[stop[n_left:] - 1] = node[n_left:]
+        node_at[stop[n_left:] - 1] = node[n_left:]  # the last windows of those that have ended
 
         # too few are left for numpy to be worth it
         for i in range(n_left):
