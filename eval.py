@@ -36,7 +36,7 @@ import torch
 
 from lib import store
 from lib.checkpoint import all_runs, newest_run
-from lib.corpus import parse_data, tinycode_folder
+from lib.corpus import TINYCODE, parse_data, tinycode_file, tinycode_folder
 from lib.eval_options import SAMPLES, TASKS, EvalOptions
 from lib.options import UserError, command_line
 from lib.perturb import PERTURBATIONS, perturb
@@ -379,7 +379,7 @@ def pass_by_operations(problems, scored):
 
 def measure_samples_file(options):
     """What a file of somebody's completions is worth, a dict; stderr says how they failed."""
-    problems = read_problems(options.problems or tinycode_folder("tinycode") / "problems.jsonl")
+    problems = read_problems(options.problems or tinycode_file(TINYCODE, "problems.jsonl"))
     samples = read_samples(options.samples, problems)
     results = uneven_samples(problems, samples)
     rates, scored = score_samples(problems, samples, options)
@@ -584,8 +584,8 @@ def measure(task, model, run_options, options, problems, proxy, keep_as):
 
 def choose_problems(options, tinycode):
     """(at most --limit problems of a file, a dict by task_id, and how many it has)."""
-    folder = tinycode or tinycode_folder("tinycode")
-    problems = read_problems(options.problems or folder / "problems.jsonl")
+    problems = read_problems(options.problems
+                             or tinycode_file(tinycode or TINYCODE, "problems.jsonl"))
     task_ids = spread(list(problems), options.limit or len(problems))
     return {task_id: problems[task_id] for task_id in task_ids}, len(problems)
 
@@ -593,7 +593,7 @@ def choose_problems(options, tinycode):
 def other_content(task, options, run_options, tinycode):
     """What a task reads besides model and problems: facts, and the ids of corpora, a list."""
     if task == "facts":
-        return list(read_jsonl(tinycode / "facts.jsonl"))
+        return list(read_jsonl(tinycode_file(tinycode, "facts.jsonl")))
     if task not in ("bpb", "robust"):
         return []
     corpora = corpora_of(options, run_options) if task == "bpb" else [run_options.data]
@@ -632,8 +632,6 @@ def evaluate(model, checkpoint, options, tasks=None, run=None, results=None):
         problems = None
         if task in ("pass", "robust", "translate"):
             problems, n_problems = choose_problems(options, tinycode)
-            if len(problems) < n_problems:
-                results["problems"] = f"{len(problems)} of {n_problems}"
         settings = {name: getattr(options, name) for name in TASKS[task]}
         content = [problems, other_content(task, options, run_options, tinycode)]
         key = kept.key(task, settings, content)
@@ -643,7 +641,10 @@ def evaluate(model, checkpoint, options, tasks=None, run=None, results=None):
         if found is None:
             proxy = proxy_for(task, run, run_options, options, checkpoint)
             found = measure(task, model, run_options, options, problems, proxy, kept.completions)
-            kept.results.put(key, task, settings, options.problems, found)
+            if found:
+                kept.results.put(key, task, settings, options.problems, found)
+        if problems is not None and len(problems) < n_problems:
+            results["problems"] = f"{len(problems)} of {n_problems}"
         results |= found
     return results
 

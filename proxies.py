@@ -72,7 +72,7 @@ from lib import store
 from lib.bpe import PATTERN, train_bpe
 from lib.corpus import BUILT_IN, ROOT
 from lib.files import printable
-from lib.options import UserError, command_line, did_you_mean, expect, expect_one_of, flag
+from lib.options import UserError, command_line, did_you_mean, expect_one_of, flag
 from lib.proxy_table import held_out_samples, print_proxy_table, show_symbols
 from lib.results import code_hash
 from lib.trie import Trie, take_ragged
@@ -162,6 +162,12 @@ class Proxy:
     def id(self):
         """A hash of the state."""
         return store.state_hash(self.state())
+
+    @property
+    def code(self):
+        """A hash of its code: after an edit it is fitted anew, and cached views are checked."""
+        its_own = inspect.getsourcefile(type(self))
+        return code_hash(its_own, *[ROOT / name for name in ("proxies.py", *self.fitted_by)])
 
 
 # -----------------------------------------------------------------------------
@@ -726,12 +732,6 @@ def load_proxy(path, advice="delete it and run again"):
                         f"{error}); {advice}") from None
 
 
-def fitting_code(proxy):
-    """A hash of the code that decides how a proxy is fitted: after an edit it is fitted anew."""
-    its_own = inspect.getsourcefile(type(proxy))
-    return code_hash(its_own, *[ROOT / name for name in ("proxies.py", *proxy.fitted_by)])
-
-
 def fitted_proxy(options, corpus, meanwhile=contextlib.nullcontext()):
     """(proxy, its file): fitted on the corpus, or read from the cache; (None, None) for raw bytes
     only.
@@ -743,7 +743,7 @@ def fitted_proxy(options, corpus, meanwhile=contextlib.nullcontext()):
         return None, None
     name = unfitted.name
     folder = store.CACHE / corpus.id
-    path = folder / f"{name}-{fitting_code(unfitted)}.pt"
+    path = folder / f"{name}-{unfitted.code}.pt"
     with store.locked(folder):  # one process fits, others wait for it and read
         store.remove_leftovers(folder)
         if path.exists():
@@ -775,7 +775,9 @@ def main(options):
     has_text = options.text is not None
     if has_text == options.report:  # both, or neither
         raise UserError("expected either a text to cut into symbols, or --report")
-    expect(options, "above 0", "sample_bytes")
+    if options.sample_bytes < 5:
+        raise UserError(f"--sample_bytes={options.sample_bytes}: expected 5 or more, as a "
+                        "character may have 4")
     expect_one_of("proxy", options.proxy, ["", *PROXIES])
     corpus = store.open_corpus(options.data, options.text_column, options.rehash)
     kinds = [options.proxy] if options.proxy else PROXIES

@@ -2035,10 +2035,10 @@ def test_after_an_edit_of_its_code_a_proxy_is_fitted_anew(tmp_path, monkeypatch)
     module.write_text("from proxies import Proxy\n\nclass Own(Proxy):\n    kind = 'own'\n")
     monkeypatch.syspath_prepend(tmp_path)
     own = importlib.import_module("own_proxy_module").Own()
-    before = proxies.fitting_code(own)
-    assert proxies.fitting_code(own) == before
+    before = own.code
+    assert own.code == before
     module.write_text(module.read_text() + "    overhead = 7\n")
-    assert proxies.fitting_code(own) != before
+    assert own.code != before
 
 
 @pytest.mark.parametrize("edited, refitted", [
@@ -2051,10 +2051,10 @@ def test_an_edit_fits_only_the_proxies_that_it_may_change(edited, refitted, tmp_
     monkeypatch.setattr(proxies, "ROOT", tmp_path)
     kinds = {"neural": proxies.Neural(), "tokenizer": proxies.Tokenizer("300"),
              "gzip": proxies.Gzip()}
-    before = {kind: proxies.fitting_code(proxy) for kind, proxy in kinds.items()}
+    before = {kind: proxy.code for kind, proxy in kinds.items()}
     with open(tmp_path / edited, "a") as f:
         f.write("# an edit\n")
-    after = {kind: proxies.fitting_code(proxy) for kind, proxy in kinds.items()}
+    after = {kind: proxy.code for kind, proxy in kinds.items()}
     assert {kind for kind in kinds if after[kind] != before[kind]} == refitted
 
 
@@ -4157,13 +4157,18 @@ def test_facts_are_recalled_by_the_view_that_they_may_be_seen_in(tmp_path):
 
 
 @pytest.mark.parametrize("flags, baseline", [
-    (dict(), "python train.py --proxy=none      #"),
-    (dict(size="nano", flops=6e12, seed=3, data="a b.txt", lr=1.0),
-     "python train.py --proxy=none --data='a b.txt' --size=nano --flops=6e+12 --seed=3      #")])
+    ([], ""),
+    (["--proxy=neural", "--mix=0.5", "--bits=9", "--out=x"], ""),
+    (["--size=nano", "--flops=6e12", "--seed=3", "--data=a b.txt", "--paper", "--no-sample_mask"],
+     " --size=nano --flops=6e+12 --seed=3 --data='a b.txt' --paper --no-sample_mask"),
+    (["--budget=1234567", "--block_size=192"], " --budget=1234567 --block_size=192")])
 def test_the_baseline_is_trained_as_the_run_was(capsys, flags, baseline):
-    report_file.print_next(train.Options(out="out/my run", **flags))
+    options = parse(train.Options, flags)
+    options.out = "out/my run"
+    report_file.print_next(options)
     printed = capsys.readouterr().out
-    assert f"\n  {baseline} the baseline: raw bytes only\n" in printed
+    (line,) = re.findall(r"python train.py --proxy=none(.*)      # the baseline", printed)
+    assert sorted(shlex.split(line)) == sorted(shlex.split(baseline))
     assert "\n  python eval.py 'out/my run'\n" in printed
 
 
@@ -5449,6 +5454,7 @@ BAD_INPUT = [  # a file, its flags, and a part of the line that it answers with
     ("model", "--vocab_size=319", "vocab_size=319: expected at least 320"),
     ("proxies", "--report --data={tmp}/none", "no such file"),
     ("proxies", "", "a text"),
+    ("proxies", "--report --sample_bytes=4", "sample_bytes=4: expected 5 or more"),
     ("mix", "--steps=0", "steps=0"),
     ("mix", "--mode=sentinal", "sentinel"),
 ]
@@ -5505,6 +5511,19 @@ def test_a_program_ends_with_a_status(capsys, monkeypatch, raised, rank, status,
         command_line(main, NoOptions)
     assert ended.value.code == status
     assert capsys.readouterr().err == says
+
+
+@pytest.mark.parametrize("closed", ["1>&-", "2>&-", "1>&- 2>&-"])
+def test_a_program_runs_with_closed_streams(closed):
+    program = ("import sys; from dataclasses import dataclass; from lib.options import *\n"
+               "Options = dataclass(type('Options', (), {}))\n"
+               "def main(options):\n"
+               "    print('x'); print('y', file=sys.stderr); sys.stderr.write('z')\n"
+               "    sys.exit(7)\n"
+               "command_line(main, Options)")
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(program)} {closed}"
+    assert subprocess.run(command, shell=True, cwd=ROOT, stderr=subprocess.DEVNULL,
+                          stdout=subprocess.DEVNULL).returncode == 7
 
 
 PRINTS_AND_WAITS = """
@@ -5893,7 +5912,9 @@ def test_what_was_measured_is_shown_though_another_run_cannot_be(three_runs, cap
 
 
 def test_tasks_that_a_run_has_nothing_for_are_named(trained_run, capsys):
-    run_eval(trained_run, "--task=facts,translate")
+    run_eval(trained_run, "--task=translate")
+    capsys.readouterr()
+    run_eval(trained_run, "--task=facts,translate")  # and not only the first time
     said = capsys.readouterr().err
     assert re.search("^facts left out: --data=.* has none$", said, re.M)
     assert re.search("^translate left out: it needs a proxy", said, re.M)
@@ -5903,12 +5924,18 @@ def test_the_problems_of_tinycode_are_written_where_they_are_not_there_yet(monke
     """In a fresh clone, for a run that was trained elsewhere."""
     written = []
     monkeypatch.setattr("lib.corpus.built_in_file",
-                        lambda name: written.append(name) or tmp_path / "corpus.jsonl")
+                        lambda name: written.append(name))
+    monkeypatch.setattr(evaluation, "TINYCODE", tmp_path)
+    monkeypatch.setattr("lib.corpus.TINYCODE", tmp_path)
     write_rows(tmp_path / "problems.jsonl", [PROBLEM])
     samples = write_rows(tmp_path / "s.jsonl", [{"task_id": "t/0", "completion": "    return 1"}])
     problems, n_problems = evaluation.choose_problems(evaluation.EvalOptions(), None)
     assert list(problems) == ["t/0"] and n_problems == 1
     evaluation.measure_samples_file(evaluation.EvalOptions(samples=str(samples)))
+    assert written == ["tinycode", "tinycode"]
+    # they are not needed where other ones are named
+    other = evaluation.EvalOptions(problems=str(tmp_path / "problems.jsonl"))
+    evaluation.choose_problems(other, None)
     assert written == ["tinycode", "tinycode"]
 
 
@@ -6695,6 +6722,7 @@ class PairProxy:
     def __init__(self, log, accident="", seconds=0.0):
         self.log = str(log)
         self.id = "two"
+        self.code = "today"
         self.accident = accident
         self.seconds = seconds
 
@@ -7864,7 +7892,11 @@ def test_store_a_second_preparation_is_cached(cache, rows_file, pairing, tmp_pat
     assert printed.count("cached in") == 2
     assert comp_files(cache) == files
     assert (comp_folder(cache) / "meta.json").stat().st_mtime_ns == written
-    # some samples, all at once, to see whether the proxy still encodes so
+    assert len(encoded_in(tmp_path / "log")[0]) == calls
+    # after an edit some samples are encoded, all at once, to see whether it still encodes so
+    proxy.code = "of tomorrow"
+    views_of(rows_file, proxy)
+    assert (comp_folder(cache) / "meta.json").stat().st_mtime_ns == written
     assert len(encoded_in(tmp_path / "log")[0]) == calls + 1
     assert not temporary_files(cache)
 
@@ -7880,19 +7912,24 @@ def test_views_of_a_proxy_whose_code_was_edited_are_written_again(cache, rows_fi
         folder = comp_folder(cache)
         offsets = np.fromfile(folder / "comp.idx", dtype=np.int64)
         monkeypatch.setattr(store, "PART_BYTES", 10 ** 9)  # a single part
-        os.rename(folder / "comp.bin", folder / "000000.bin")
-        offsets[1:].tofile(folder / "000000.idx")
+        os.rename(folder / "comp.bin", folder / f"000000-{proxy.code}.bin")
+        offsets[1:].tofile(folder / f"000000-{proxy.code}.idx")
         (folder / "comp.idx").unlink()
         (folder / "meta.json").unlink()
 
     class Edited(pairing.PairProxy):
         __module__ = "__main__"  # so that it encodes in this process
 
+        def __init__(self, log):
+            super().__init__(log)
+            self.code = "of tomorrow"
+
         def encode(self, text):
             return super().encode(text) + 1
     capsys.readouterr()
     after = views_of(rows_file, Edited(tmp_path / "log"))
-    assert "the proxy encodes otherwise now" in capsys.readouterr().out
+    assert ("the proxy encodes otherwise now" in capsys.readouterr().out) == is_complete
+    assert set(comp_files(cache)) == {"comp.bin", "comp.idx", "meta.json"}
     assert all(np.array_equal(after.comp(i), symbols) for i, symbols in enumerate(expected))
     views_of(rows_file, Edited(tmp_path / "log"))
     assert "otherwise" not in capsys.readouterr().out
@@ -7929,7 +7966,8 @@ class Interrupted:
     def __init__(self, proxy):
         self.proxy = proxy
         self.calls = 0
-        self.id, self.dtype, self.symbol_lengths = proxy.id, proxy.dtype, proxy.symbol_lengths
+        self.id, self.code = proxy.id, proxy.code
+        self.dtype, self.symbol_lengths = proxy.dtype, proxy.symbol_lengths
 
     def encode_batch(self, texts):
         self.calls += 1
@@ -7957,7 +7995,7 @@ def test_preparation_goes_on_where_it_was_killed(n_workers, rows_file, pairing, 
     assert not (folder / "meta.json").exists()
     # another process was killed while it wrote
     (folder / "000005.bin.77.tmp").write_bytes(b"half a part")
-    (folder / "000006.idx").write_bytes(b"the symbols are missing")
+    (folder / "000006-today.idx").write_bytes(b"the symbols are missing")
 
     use_cores(monkeypatch, n_workers)
     views_of(rows_file, proxy)
@@ -7966,7 +8004,7 @@ def test_preparation_goes_on_where_it_was_killed(n_workers, rows_file, pairing, 
     assert comp_files(tmp_path / "cache") == comp_files(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("full_file", ["raw.bin", "raw.idx", "000002.bin", "comp.bin", "meta.json"])
+@pytest.mark.parametrize("full_file", ["raw.bin", "raw.idx", "000002-today.bin", "comp.bin", "meta.json"])
 def test_a_full_disk_is_one_line_and_loses_nothing(full_file, cache, rows_file, pairing, tmp_path,
                                                    monkeypatch):
     proxy = pairing.PairProxy(tmp_path / "log")
@@ -7985,7 +8023,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(full_file, cache, rows_file, 
     views = views_of(rows_file, proxy)
     assert np.array_equal(views.comp(7), proxy.encode(views.raw(7).tobytes()))
     _, parts = encoded_in(tmp_path / "log")
-    twice = 1 if full_file == "000002.bin" else 0  # the part that could not be written
+    twice = 1 if full_file == "000002-today.bin" else 0  # the part that could not be written
     assert len(parts) - len(set(parts)) == twice
 
 

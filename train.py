@@ -42,7 +42,7 @@ PLAIN_FROM = "124M"  # from this size on the default is the paper's plain recipe
 
 @dataclass
 class Options(MixOptions):
-    given = ()  # the flags that were given, by name; no field, `parse` of lib/options.py sets it
+    given = None  # names of the flags that were given: no field, `parse` of lib/options.py sets it
 
     # the model
     size: str = flag("micro", f"size of the model: {', '.join(SIZES)}")
@@ -132,7 +132,7 @@ class Options(MixOptions):
 
 def resumed(options):
     """(the options of the run that --resume names, its checkpoint). Raises UserError."""
-    for name in options.given:  # even at its default, since the run may have another value
+    for name in options.given or ():  # even at its default, since the run may have another value
         if name != "resume":
             raise UserError(f"--resume goes on under the run's own options: leave out --{name}")
     checkpoint = load_checkpoint(options.resume)
@@ -320,7 +320,7 @@ class Training:
                     if self.step > first_step:
                         self.save()
                 # all processes stop at the same step, and not before there is something to save
-                if self.step > first_step and processes.sum(int(stop.received)):
+                if self.loss is not None and processes.sum(int(stop.received)):
                     progress.close()
                     outcome = "saved" if self.save() else "not saved"
                     processes.print0(f"interrupted at step {self.step}, {outcome}."
@@ -467,7 +467,7 @@ def train(options):
     saved = None
     if options.resume:
         options, saved = resumed(options)
-    elif "resume" in options.given:
+    elif "resume" in (options.given or ()):
         raise UserError("--resume=: expected the folder of a run")
     options.resolve()
     if options.out and not saved:

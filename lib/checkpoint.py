@@ -31,6 +31,7 @@ import torch.distributed as dist
 from lib import store
 from lib.corpus import ROOT
 from lib.options import UserError
+from lib.rows import read_log
 
 # one process reads and writes the parts of a sharded run without torch.distributed, as it should
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -336,11 +337,5 @@ def drop_log_from(step, path):
     again."""
     kept = []
     if path.exists():
-        for line in path.read_text(errors="replace").splitlines():
-            try:
-                is_before = json.loads(line)["step"] < step
-            except (ValueError, KeyError, TypeError):  # half a line: its writer was killed
-                continue
-            if is_before:
-                kept.append(line + "\n")
+        kept = [line + "\n" for line, row in read_log(path) if row.get("step", step) < step]
     store.write_file(path, "".join(kept).encode())

@@ -24,6 +24,7 @@ from lib.rows import has_rows, read_rows, text_size
 from lib.split import Sides, hash01, new_document
 
 ROOT = Path(__file__).resolve().parent.parent  # the project's folder
+TINYCODE = ROOT / "data" / "tinycode"
 
 # The corpora that data/NAME.py writes to data/NAME/corpus.jsonl when they are first asked for.
 BUILT_IN = {
@@ -526,7 +527,15 @@ def tinycode_folder(data):
     """Where the problems and facts of a corpus are that data/tinycode.py wrote: beside it. Else
     None."""
     if data == "tinycode":
-        return built_in_file("tinycode").parent
+        return TINYCODE
     path = Path(data)
     has_both = all((path.parent / name).exists() for name in ("problems.jsonl", "facts.jsonl"))
     return path.parent if path.name == "corpus.jsonl" and has_both else None
+
+
+def tinycode_file(folder, name):
+    """The path of problems.jsonl or facts.jsonl in a folder from `tinycode_folder`; the built-in
+    one is written first, where it is not there yet."""
+    if folder == TINYCODE:
+        built_in_file("tinycode")
+    return folder / name

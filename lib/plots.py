@@ -8,7 +8,7 @@ import io
 import re
 from pathlib import Path
 
-from lib.rows import read_jsonl
+from lib.rows import read_log
 from lib.options import UserError
 from lib.store import write_file
 
@@ -91,7 +91,7 @@ HATCHES = ("", "//", "..", "xx")
 def read_curve(path):
     """The points (FLOPs, bits per byte) of a run's log.jsonl: two lists."""
     flops, bits = [], []
-    for _, row in read_jsonl(path):
+    for _, row in read_log(path):
         # the first row is from before training, and 0 has no logarithm; a corpus that may not be
         # shown raw has no bits per raw byte
         if row["flops"] > 0 and "val_raw" in row:

@@ -4,7 +4,7 @@ Weights & Biases for those who ask for it.
 """
 import importlib.util
 import shlex
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 from lib.options import UserError
@@ -46,18 +46,23 @@ def print_report(report, options, seconds):
     print_next(options)
 
 
-# what a baseline should have in common with a run
-BASELINE_FLAGS = ("data", "text_column", "size", "budget", "steps", "flops", "batch_size", "seed")
+# flags of a run that its baseline of raw bytes does not have
+NOT_OF_A_BASELINE = ("proxy", "tokenizer", "blind", "zdict", "bits", "fuzzy", "segment", "mix",
+                     "mix_start", "mix_warmup", "raw_phase", "schedule", "pairs", "mode", "out",
+                     "overwrite")
 
 
-def flags_off_default(options, names):
-    """Those of the flags `names` that are not at their defaults, as a shell takes them."""
-    defaults = {field.name: field.default for field in fields(options)}
+def baseline_flags(options):
+    """The flags that were given and that a baseline should share, as a shell takes them."""
     flags = ""
-    for name in names:
+    for name in options.given:
         value = getattr(options, name)
-        if value != defaults[name]:
-            text = f"{value:g}" if isinstance(value, float) else str(value)
+        if name in NOT_OF_A_BASELINE:
+            continue
+        if isinstance(value, bool):
+            flags += f" --{name}" if value else f" --no-{name}"
+        else:
+            text = f"{value:.12g}" if isinstance(value, float) else str(value)
             flags += f" --{name}={shlex.quote(text)}"
     return flags
 
@@ -70,9 +75,9 @@ def print_next(options):
     out = shlex.quote(options.out)
     print(f"  python sample.py {out} --prompt='{prompt}'")
     print(f"  python eval.py {out}")
-    if options.proxy != "none":
-        flags = flags_off_default(options, BASELINE_FLAGS)
-        print(f"  python train.py --proxy=none{flags}      # the baseline: raw bytes only")
+    if options.proxy != "none" and options.given is not None:  # None: a resumed run
+        print(f"  python train.py --proxy=none{baseline_flags(options)}"
+              "      # the baseline: raw bytes only")
 
 
 # -----------------------------------------------------------------------------

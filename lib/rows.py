@@ -74,6 +74,18 @@ def decoding_errors(path):
     return errors
 
 
+def read_log(path):
+    """Yields (line, row) of a log. What is no whole line is left out: its writer was killed, or met
+    a full disk."""
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            yield line, row
+
+
 def read_jsonl(path):
     """Yield (line number, dict) for each line of a .jsonl[.gz|.zst] file that is not blank.
 

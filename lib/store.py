@@ -39,7 +39,7 @@ from lib.options import UserError
 
 CACHE = Path(os.environ.get("NANOPROXY_CACHE", ROOT / "cache"))
 PART_BYTES = 1_000_000  # text that is encoded and written at a time
-CHECKED_SAMPLES = 1000  # of a view in the cache, to see whether its proxy's code is still the same
+CHECKED_SAMPLES = 1000  # of a cached view, to see whether its proxy still encodes so after an edit
 
 # The byte of flags that a sample has: two bits say which views training may show, one the split.
 ANY, RAW_ONLY, COMP_ONLY = 0, 1, 2
@@ -334,11 +334,13 @@ class Encoding:
     """All that a process needs to know in order to encode parts of one folder's samples.
 
     Part n is the samples edges[n] .. edges[n + 1] - 1. It is written to two files of its own, so
-    that processes need not wait for each other; `join` makes one of all parts.
+    that processes need not wait for each other; `join` makes one of all parts. The files' names
+    have the proxy's code: what a killed run has left of another code is not used.
     """
     folder: Path
     comp_folder: Path
     proxy: object
+    code: str
     edges: list
 
     @property
@@ -346,10 +348,10 @@ class Encoding:
         return range(len(self.edges) - 1)
 
     def symbols_path(self, part):
-        return self.comp_folder / f"{part:06}.bin"
+        return self.comp_folder / f"{part:06}-{self.code}.bin"
 
     def offsets_path(self, part):
-        return self.comp_folder / f"{part:06}.idx"
+        return self.comp_folder / f"{part:06}-{self.code}.idx"
 
     def is_done(self, part):
         return self.symbols_path(part).exists()
@@ -495,13 +497,14 @@ def write_comp(folder, comp_folder, proxy):
     """Write a proxy's view of the samples in `folder`. Raises UserError; run again, it goes on."""
     samples = Part(folder)
     comp_folder.mkdir(parents=True, exist_ok=True)
-    encoding = Encoding(folder, comp_folder, proxy, edges_of_parts(samples))
+    encoding = Encoding(folder, comp_folder, proxy, proxy.code, edges_of_parts(samples))
     encode_parts(encoding, samples.meta["text_bytes"])
     encoding.join()
     meta = {
         "raw": samples.meta["id"],
         "proxy": proxy.id,
         "dtype": np.dtype(proxy.dtype).name,
+        "code": proxy.code,
     }
     write_json(comp_folder / "meta.json", meta)
 
@@ -629,14 +632,15 @@ def encodes_so(proxy, part):
 
 def prepare_comp(folder, comp_folder, proxy):
     """Have the proxy's view in `comp_folder`, which is in `folder`, which is locked."""
-    was_there = comp_folder.exists()  # all of it, or parts that a killed run left
     if is_complete(comp_folder):
         print(f"views: cached in {relative(comp_folder)}")
+        meta = json.loads((comp_folder / "meta.json").read_text())
+        was_edited = meta.get("code") != proxy.code
+        if was_edited and not encodes_so(proxy, Part(folder, comp_folder)):
+            print("views: the proxy encodes otherwise now, so they are written again")
+            shutil.rmtree(comp_folder)
+            write_comp(folder, comp_folder, proxy)
     else:
-        write_comp(folder, comp_folder, proxy)
-    if was_there and not encodes_so(proxy, Part(folder, comp_folder)):
-        print("views: the proxy encodes otherwise now, so they are written again")
-        shutil.rmtree(comp_folder)
         write_comp(folder, comp_folder, proxy)
     remove_leftovers(comp_folder)
 
@@ -660,8 +664,8 @@ def prepare_part(source, proxy, longest, shard, n_shards):
 def prepare_views(corpus, proxy, longest, shards, n_shards):
     """The Views of a corpus, from the cache, or made now.
 
-    proxy: has `encode_batch(texts)`, `dtype`, `id`, `name`, `symbol_lengths`; None for raw views
-        alone.
+    proxy: has `encode_batch(texts)`, `dtype`, `id`, `code`, `name`, `symbol_lengths`; None for raw
+        views alone.
     longest: of a sample, in bytes. shards, n_shards: as `parse_shard` returns them.
     Raises UserError; what was finished by then is kept.
     """

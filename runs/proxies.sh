@@ -2,13 +2,14 @@
 # The tables of "The proxies" in runs/README.md, without the legend: one for each built-in corpus,
 # and for two of them one of samples as short as nano's training has. About 20 minutes on two
 # cores, 4 if all proxies are fitted.
-set -e
+set -eo pipefail
 cd "$(dirname "$0")/.."
 
 table() {  # table CORPUS FILE FLAG..
     python proxies.py --report --data=$1 "${@:3}" |
         sed '/^proxy:/d; /^wrote/d; /^of bare/,/^after/d' |
-        tee runs/results/$2.txt
+        tee runs/results/$2.tmp
+    mv runs/results/$2.tmp runs/results/$2.txt  # a table that failed leaves the old one
 }
 
 for data in tinycode stdlib shakespeare; do
