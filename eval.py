@@ -565,10 +565,6 @@ def measure(task, model, run_options, options, problems, proxy, keep_as):
     if task == "bpb":
         return measure_bpb(model, run_options, options, proxy)
     if task == "translate":
-        if proxy is None or run_options.mode == "vanilla":
-            print("translate left out: it needs a proxy, and sentinels to ask for its view",
-                  file=sys.stderr)
-            return {}
         return measure_translation(model, proxy, problems, options)
     write = writer(model, run_options, options, proxy)
     if task == "pass":
@@ -608,6 +604,15 @@ def proxy_for(task, run, run_options, options, checkpoint):
     return load_run_proxy(run, checkpoint.get("made_from", {}).get("proxy"))
 
 
+def what_is_missing(task, run_options, tinycode):
+    """Why a task can't be done of a run, or None."""
+    if task == "facts" and not tinycode:
+        return f"--data={run_options.data} has none"
+    if task == "translate" and (run_options.proxy == "none" or run_options.mode == "vanilla"):
+        return "it needs a proxy, and sentinels to ask for its view"
+    return None
+
+
 def default_tasks(tinycode):
     return ["bpb", "pass", "facts"] if tinycode and can_score() else ["bpb"]
 
@@ -626,8 +631,9 @@ def evaluate(model, checkpoint, options, tasks=None, run=None, results=None):
     if options.again:
         kept.forget_completions()
     for task in tasks or default_tasks(tinycode):
-        if task == "facts" and not tinycode:
-            print(f"facts left out: --data={run_options.data} has none", file=sys.stderr)
+        missing = what_is_missing(task, run_options, tinycode)
+        if missing:
+            print(f"{task} left out: {missing}", file=sys.stderr)
             continue
         problems = None
         if task in ("pass", "robust", "translate"):
@@ -641,8 +647,7 @@ def evaluate(model, checkpoint, options, tasks=None, run=None, results=None):
         if found is None:
             proxy = proxy_for(task, run, run_options, options, checkpoint)
             found = measure(task, model, run_options, options, problems, proxy, kept.completions)
-            if found:
-                kept.results.put(key, task, settings, options.problems, found)
+            kept.results.put(key, task, settings, options.problems, found)
         if problems is not None and len(problems) < n_problems:
             results["problems"] = f"{len(problems)} of {n_problems}"
         results |= found

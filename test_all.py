@@ -2250,7 +2250,7 @@ def test_the_table_is_of_samples_as_long_as_asked_for(corpus_file, capsys, own_p
     assert f"{n_samples} held-out samples of up to 40 bytes" in printed
     # a short sample costs gzip its header
     assert float(table_rows(printed)["gzip"][0]) < 0.8
-    with pytest.raises(UserError, match="--sample_bytes=0: expected a number above 0"):
+    with pytest.raises(UserError, match="--sample_bytes=0: expected 5 or more"):
         show(capsys, "--report", "--sample_bytes=0")
 
 
@@ -2339,7 +2339,7 @@ def test_a_proxy_of_ones_own_is_fitted_and_loaded(corpus_file, empty_cache, own_
     (dict(mix_start=-0.1), "--mix_start=-0.1: expected a number from 0 to 1"),
     (dict(mix_warmup=2.0), "--mix_warmup=2.0: expected a number from 0 to 1"),
     (dict(raw_phase=-1.0), "--raw_phase=-1.0: expected a number from 0 to 1"),
-    (dict(seed=-1), "--seed=-1: expected a number of 0 or more"),
+    (dict(seed=-1), "--seed=-1: expected a number from 0 to 2"),
     (dict(mode="paralel"), "--mode=paralel: expected one of .*did you mean 'parallel'"),
     (dict(mix_warmup=0.5, raw_phase=0.6), "--mix_warmup=0.5 and --raw_phase=0.6: expected a sum"),
     (dict(mode="parallel", sample_mask=False), "--mode=parallel --no-sample_mask: .* each other"),
@@ -5752,6 +5752,7 @@ def nine_problems(tmp_path):
 
 @pytest.mark.parametrize("task", ["pass", "robust", "translate"])
 def test_limit_spreads_over_the_problems(task, own_run, nine_problems, monkeypatch):
+    monkeypatch.setattr(evaluation, "what_is_missing", lambda *_: None)  # for translate: a proxy
     seen, printed = problems_measured(monkeypatch, own_run, nine_problems, f"--task={task}",
                                       "--limit=3")
     assert seen == [["t/0", "t/4", "t/8"]]
@@ -8004,7 +8005,8 @@ def test_preparation_goes_on_where_it_was_killed(n_workers, rows_file, pairing, 
     assert comp_files(tmp_path / "cache") == comp_files(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("full_file", ["raw.bin", "raw.idx", "000002-today.bin", "comp.bin", "meta.json"])
+@pytest.mark.parametrize("full_file", ["raw.bin", "raw.idx", "000002-today.bin", "comp.bin",
+                                       "meta.json"])
 def test_a_full_disk_is_one_line_and_loses_nothing(full_file, cache, rows_file, pairing, tmp_path,
                                                    monkeypatch):
     proxy = pairing.PairProxy(tmp_path / "log")
@@ -9064,7 +9066,8 @@ def there_and_back(value):
 
 @pytest.mark.parametrize("value", [
     None, True, 3, -2 ** 70, 2.5, float("inf"), "a\ud800", b"\x00\xff", 1 + 2j, [], [1, [2.0, "x"]],
-    [1, 2 ** 80], [2.5, -2 ** 80], (1, (2,)), {1, (2, 3)}, frozenset("ab"),
+    [1, 2 ** 80], [2.5, -2 ** 80], (1, (2,)), {1, (2, 3)}, frozenset("a"),
+    frozenset({1, 2}),  # of two strings the order differs, by Python's hash seed
     {"a": [1], (1, 2): None}, [(1, 2), {"k": {3}}], {"tuple": [1]}, bytearray(b"x\xff"), {}, set(),
     [{}], [[]],
 ])
@@ -11143,6 +11146,7 @@ def one_of_each(own_run, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "tinycode_folder", lambda data: tmp_path)
     monkeypatch.setattr(evaluation, "load_run_proxy", lambda *_: None)
     monkeypatch.setattr(evaluation, "measure", lambda *_: {"number": 0.5})
+    monkeypatch.setattr(evaluation, "what_is_missing", lambda *_: None)  # for translate: a proxy
     return own_run, problems
 
 

@@ -311,7 +311,7 @@ class Training:
 
     def train(self):
         """All steps that are left. Raises KeyboardInterrupt after Ctrl-C, once it has saved."""
-        options, processes = self.options, self.processes
+        options = self.options
         first_step = self.step
         with StopSignals() as stop, self.show_progress() as progress:
             while True:
@@ -319,21 +319,15 @@ class Training:
                     self.log(progress)
                     if self.step > first_step:
                         self.save()
-                # all processes stop at the same step, and not before there is something to save
-                if self.loss is not None and processes.sum(int(stop.received)):
-                    progress.close()
-                    outcome = "saved" if self.save() else "not saved"
-                    processes.print0(f"interrupted at step {self.step}, {outcome}."
-                                     f"{self.how_to_go_on()}")
-                    processes.disconnect()
-                    raise KeyboardInterrupt
                 if self.step == self.steps:
-                    break  # after the last validation and checkpoint
+                    self.stop_if_asked(stop, progress)  # in the last validation
+                    break
                 self.take_step()
                 progress.update(self.symbols_per_step)
                 # on a CPU, looking costs nothing
                 if self.step % LOOK_EVERY == 0 or self.device == "cpu":
                     self.stop_if_diverged()
+                self.stop_if_asked(stop, progress)
         self.seconds = time.time() - self.began
 
     def take_step(self):
@@ -374,6 +368,16 @@ class Training:
         """The parameters of the byte heads, or all others, a list."""
         return [p for name, p in self.model.named_parameters()
                 if name.startswith("byte_heads") == byte_heads]
+
+    def stop_if_asked(self, stop, progress):
+        """After Ctrl-C: save, and raise KeyboardInterrupt, in all processes at the same step."""
+        if not self.processes.sum(int(stop.received)):
+            return
+        progress.close()
+        outcome = "saved" if self.save() else "not saved"
+        self.processes.print0(f"interrupted at step {self.step}, {outcome}.{self.how_to_go_on()}")
+        self.processes.disconnect()
+        raise KeyboardInterrupt
 
     def stop_if_diverged(self):
         in_a_row = int(self.skipped_in_a_row)
