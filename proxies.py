@@ -92,7 +92,7 @@ class Proxy:
     overhead = 0
     fuzzy = False            # whether several texts may have the same symbols
     report_variants = ({},)  # sets of options that have a row in --report
-    fitted_by = ()           # files besides its own that decide how it is fitted
+    fitted_by = ()           # files besides its own that decide how it is fitted and encodes
 
     @classmethod
     def from_options(cls, options):
@@ -164,8 +164,8 @@ class Proxy:
         return store.state_hash(self.state())
 
     @property
-    def code(self):
-        """A hash of its code: after an edit it is fitted anew, and cached views are checked."""
+    def code_hash(self):
+        """A hash of its source: after an edit it is fitted anew, and cached views are checked."""
         its_own = inspect.getsourcefile(type(self))
         return code_hash(its_own, *[ROOT / name for name in ("proxies.py", *self.fitted_by)])
 
@@ -384,10 +384,11 @@ def share_edges(sizes, p, own, fresh):
     one. fresh: in a fresh window each byte gets at least one codeword, so that every text has a
     code.
 
-    The example at the top: 16 codewords, fresh, exact. One is the string's own, each of the three
-    letters has one for certain, and the other 12 are shared: 6, 3, 3. So the edges are 1, 8, 12,
-    16. (Rounded down, all edges but the last would be a little too low, and the last byte, 0xff,
-    would be given a codeword of every interval: a third of them all, for strings that no text has.)
+    The example at the top: 16 codewords, fresh, exact. One is the empty string's own, each of the
+    three letters has one for certain, and the other 12 are shared: 6, 3, 3. So the edges are 1, 8,
+    12, 16. (Rounded down, all edges but the last would be a little too low, and the last byte,
+    0xff, would be given a codeword of every interval: a third of them all, for strings that no text
+    has.)
     """
     n_bytes = p.shape[1]
     certain = 1 if fresh else 0
@@ -489,8 +490,7 @@ def uncertain_bigrams(texts, cut_rate):
     # rounded, since logarithms differ between machines in the last bit
     entropy = entropies(counts).round(9)
     most_uncertain_first = np.argsort(-entropy, kind="stable")
-    # all positions in a line, bigram by bigram; a bigram is chosen if the middle of its stretch
-    # lies within the share
+    # the most uncertain first, up to that share of all positions; the last one if half of it fits
     in_line = total[most_uncertain_first]
     middle = np.cumsum(in_line) - in_line / 2
     chosen = most_uncertain_first[middle <= cut_rate * total.sum()]
@@ -659,7 +659,8 @@ class Neural(Proxy):
         *_, segment = self.segments(text + b"?")
         segment = segment[:-1]
         window_ends = [end for end, _ in self.trie.walk(segment)]
-        rest = segment[max(window_ends[:-1], default=0):]
+        last_begins = max(window_ends[:-1], default=0)
+        rest = segment[last_begins:]
         return self.encode(text[:len(text) - len(rest)]), rest
 
     def decode(self, symbols):
@@ -671,11 +672,11 @@ class Neural(Proxy):
         The coder forgets there what came before, so equal segments are coded equally, and a change
         of the text does not spread.
         """
-        starts = np.zeros(len(data), dtype=bool)
-        starts[2:] = self.cut_after[bigrams(data)[:-1]]  # of bytes 0 and 1 for position 2
-        starts[begins[begins < len(data)]] = True  # an empty last text begins at the end
-        starts[begins - 1] = True  # the newline before each text is a segment of its own
-        return np.flatnonzero(starts)
+        is_start = np.zeros(len(data), dtype=bool)
+        is_start[2:] = self.cut_after[bigrams(data)[:-1]]  # of bytes 0 and 1 for position 2
+        is_start[begins[begins < len(data)]] = True  # an empty last text begins at the end
+        is_start[begins - 1] = True  # the newline before each text is a segment of its own
+        return np.flatnonzero(is_start)
 
     def segments(self, text):
         """The pieces of a text that are coded on their own, a list of bytes."""
@@ -743,7 +744,7 @@ def fitted_proxy(options, corpus, meanwhile=contextlib.nullcontext()):
         return None, None
     name = unfitted.name
     folder = store.CACHE / corpus.id
-    path = folder / f"{name}-{unfitted.code}.pt"
+    path = folder / f"{name}-{unfitted.code_hash}.pt"
     with store.locked(folder):  # one process fits, others wait for it and read
         store.remove_leftovers(folder)
         if path.exists():

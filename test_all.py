@@ -2035,10 +2035,10 @@ def test_after_an_edit_of_its_code_a_proxy_is_fitted_anew(tmp_path, monkeypatch)
     module.write_text("from proxies import Proxy\n\nclass Own(Proxy):\n    kind = 'own'\n")
     monkeypatch.syspath_prepend(tmp_path)
     own = importlib.import_module("own_proxy_module").Own()
-    before = own.code
-    assert own.code == before
+    before = own.code_hash
+    assert own.code_hash == before
     module.write_text(module.read_text() + "    overhead = 7\n")
-    assert own.code != before
+    assert own.code_hash != before
 
 
 @pytest.mark.parametrize("edited, refitted", [
@@ -2051,10 +2051,10 @@ def test_an_edit_fits_only_the_proxies_that_it_may_change(edited, refitted, tmp_
     monkeypatch.setattr(proxies, "ROOT", tmp_path)
     kinds = {"neural": proxies.Neural(), "tokenizer": proxies.Tokenizer("300"),
              "gzip": proxies.Gzip()}
-    before = {kind: proxy.code for kind, proxy in kinds.items()}
+    before = {kind: proxy.code_hash for kind, proxy in kinds.items()}
     with open(tmp_path / edited, "a") as f:
         f.write("# an edit\n")
-    after = {kind: proxy.code for kind, proxy in kinds.items()}
+    after = {kind: proxy.code_hash for kind, proxy in kinds.items()}
     assert {kind for kind in kinds if after[kind] != before[kind]} == refitted
 
 
@@ -4170,6 +4170,21 @@ def test_the_baseline_is_trained_as_the_run_was(capsys, flags, baseline):
     (line,) = re.findall(r"python train.py --proxy=none(.*)      # the baseline", printed)
     assert sorted(shlex.split(line)) == sorted(shlex.split(baseline))
     assert "\n  python eval.py 'out/my run'\n" in printed
+
+
+def test_a_resumed_runs_report_counts_this_session_and_names_no_baseline(run_train, capsys):
+    out = run_train("--steps=1", "--proxy=gzip")
+    assert "the baseline" in capsys.readouterr().out
+    train_with(f"--resume={out}")
+    printed = capsys.readouterr().out
+    assert re.search(r"^  this session +\d+ s$", printed, re.M)
+    assert "the baseline" not in printed
+
+
+def test_options_of_a_resumed_run_are_refused_without_a_command_line_too():
+    options = train.Options(resume="out/x", lr=1.0)
+    with pytest.raises(UserError, match="leave out --lr"):
+        train.resumed(options)
 
 
 def test_of_facts_that_are_not_there_nothing_is_said(tmp_path, capsys):
@@ -6723,7 +6738,7 @@ class PairProxy:
     def __init__(self, log, accident="", seconds=0.0):
         self.log = str(log)
         self.id = "two"
-        self.code = "today"
+        self.code_hash = "today"
         self.accident = accident
         self.seconds = seconds
 
@@ -7895,7 +7910,7 @@ def test_store_a_second_preparation_is_cached(cache, rows_file, pairing, tmp_pat
     assert (comp_folder(cache) / "meta.json").stat().st_mtime_ns == written
     assert len(encoded_in(tmp_path / "log")[0]) == calls
     # after an edit some samples are encoded, all at once, to see whether it still encodes so
-    proxy.code = "of tomorrow"
+    proxy.code_hash = "of tomorrow"
     views_of(rows_file, proxy)
     assert (comp_folder(cache) / "meta.json").stat().st_mtime_ns == written
     assert len(encoded_in(tmp_path / "log")[0]) == calls + 1
@@ -7913,8 +7928,8 @@ def test_views_of_a_proxy_whose_code_was_edited_are_written_again(cache, rows_fi
         folder = comp_folder(cache)
         offsets = np.fromfile(folder / "comp.idx", dtype=np.int64)
         monkeypatch.setattr(store, "PART_BYTES", 10 ** 9)  # a single part
-        os.rename(folder / "comp.bin", folder / f"000000-{proxy.code}.bin")
-        offsets[1:].tofile(folder / f"000000-{proxy.code}.idx")
+        os.rename(folder / "comp.bin", folder / f"000000-{proxy.code_hash}.bin")
+        offsets[1:].tofile(folder / f"000000-{proxy.code_hash}.idx")
         (folder / "comp.idx").unlink()
         (folder / "meta.json").unlink()
 
@@ -7923,7 +7938,7 @@ def test_views_of_a_proxy_whose_code_was_edited_are_written_again(cache, rows_fi
 
         def __init__(self, log):
             super().__init__(log)
-            self.code = "of tomorrow"
+            self.code_hash = "of tomorrow"
 
         def encode(self, text):
             return super().encode(text) + 1
@@ -7967,7 +7982,7 @@ class Interrupted:
     def __init__(self, proxy):
         self.proxy = proxy
         self.calls = 0
-        self.id, self.code = proxy.id, proxy.code
+        self.id, self.code_hash = proxy.id, proxy.code_hash
         self.dtype, self.symbol_lengths = proxy.dtype, proxy.symbol_lengths
 
     def encode_batch(self, texts):

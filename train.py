@@ -14,7 +14,7 @@ import json
 import math
 import shutil
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import lib  # first: it says what is missing or too old
@@ -42,7 +42,7 @@ PLAIN_FROM = "124M"  # from this size on the default is the paper's plain recipe
 
 @dataclass
 class Options(MixOptions):
-    given = None  # names of the flags that were given: no field, `parse` of lib/options.py sets it
+    given = ()  # names of the flags that were given: no field, `parse` of lib/options.py sets it
 
     # the model
     size: str = flag("micro", f"size of the model: {', '.join(SIZES)}")
@@ -132,13 +132,16 @@ class Options(MixOptions):
 
 def resumed(options):
     """(the options of the run that --resume names, its checkpoint). Raises UserError."""
-    for name in options.given or ():  # even at its default, since the run may have another value
-        if name != "resume":
-            raise UserError(f"--resume goes on under the run's own options: leave out --{name}")
+    for field in fields(options):
+        # a flag at its default too, since the run may have another value
+        changed = getattr(options, field.name) != field.default
+        if field.name != "resume" and (changed or field.name in options.given):
+            raise UserError("--resume goes on under the run's own options: leave out "
+                            f"--{field.name}")
     checkpoint = load_checkpoint(options.resume)
     saved_options = restore_options(options.resume, "options", Options, checkpoint["options"])
     restore_options(options.resume, "config", GPTConfig, checkpoint["config"])  # to check it
-    options = replace(saved_options, out=options.resume)
+    options = replace(saved_options, out=options.resume, resume=options.resume)
     if not is_here(options.device):  # the run comes from another machine
         options.device = options.dtype = options.compile = "auto"
     return options, checkpoint
@@ -269,7 +272,7 @@ class Training:
         # how long it takes
         self.symbols_per_step = options.batch_size * options.block_size
         # steps follow from FLOPs, and FLOPs from the share of positions that are expected to hold a
-        # raw byte. That is a mean over the schedule, the same for any number of steps: here 1
+        # raw byte. That is a mean over the schedule, so a mixer of one step will do
         mixer_of_one_step = Mixer(views, options, options.block_size, total_steps=1)
         self.raw_share = expected_raw_share(mixer_of_one_step)
         flops = flops_per_symbol(self.model, PROXY0, self.raw_share)
@@ -320,7 +323,7 @@ class Training:
                     if self.step > first_step:
                         self.save()
                 if self.step == self.steps:
-                    self.stop_if_asked(stop, progress)  # in the last validation
+                    self.stop_if_asked(stop, progress)  # Ctrl-C came in the last validation
                     break
                 self.take_step()
                 progress.update(self.symbols_per_step)
@@ -471,14 +474,14 @@ def train(options):
     saved = None
     if options.resume:
         options, saved = resumed(options)
-    elif "resume" in (options.given or ()):
+    elif "resume" in options.given:
         raise UserError("--resume=: expected the folder of a run")
     options.resolve()
     if options.out and not saved:
         check_folder(options.out, options.overwrite)
     processes = Processes(options.device)
     processes.expect_even_shares(options, "batch_size", "eval_rows")
-    with processes.quiet_others():  # whichever comes first prepares, the others wait and read
+    with processes.quiet_others():  # under a lock: one process prepares, the others read
         views, proxy, proxy_path = prepare(options, options.block_size)
     processes.connect()
     for held_out in (False, True):  # what can't be drawn from is refused before a folder is made
@@ -528,14 +531,15 @@ def open_run(options, proxy_path):
     return str(out)
 
 
-def measure(weights, config, options, proxy, device, results):
-    """Add to `results`, {name: number}, what eval.py measures of the trained model by default."""
-    model = GPT(config).to(device).eval()  # neither compiled nor sharded: shapes of every kind come
+def measure(weights, config, options, proxy, device, report):
+    """Add to `report`, {name: number}, what eval.py measures of the trained model by default."""
+    model = GPT(config).to(device).eval()  # not compiled, not sharded: shapes vary
     model.load_state_dict(weights)
     reads_symbols = (options.mix == 1 and proxy.symbol_lengths is not None
                      and options.mode != "vanilla")
     settings = evaluation.EvalOptions(device=device, view="comp" if reads_symbols else "raw")
-    evaluation.evaluate(model, {"options": asdict(options)}, settings, None, options.out, results)
+    evaluation.evaluate(model, {"options": asdict(options)}, settings, run=options.out,
+                        results=report)
 
 
 if __name__ == "__main__":

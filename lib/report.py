@@ -22,7 +22,8 @@ def log_line(line):
 
 
 def print_report(report, options, seconds):
-    """The closing report. seconds: of the whole run, of which report["seconds"] is the training."""
+    """The closing report. seconds: since this program began. The training's, report["seconds"], are
+    a part of it, but of a resumed run they count from its beginning."""
     read_as = "the proxy's symbols" if "bpb_comp" in report else "raw bytes"
     rows = [("trained on", f"{report['symbols']:,} symbols, {report['text_bytes']:,} bytes of "
              f"text, {report['flops']:.2e} FLOPs, in {report['seconds']:.0f} s")]
@@ -38,7 +39,7 @@ def print_report(report, options, seconds):
             shares.append(f"{report[f'facts_{view}']:.3f} of those {which}")
     if shares:
         rows.append(("fact recall", f"{', '.join(shares)}; chance 0.000"))
-    rows.append(("whole run", f"{seconds:.0f} s"))
+    rows.append(("this session" if options.resume else "whole run", f"{seconds:.0f} s"))
     print(f"\n{options.out}: proxy {options.proxy}, mix {options.mix}, {options.size}, "
           f"seed {options.seed}")
     for name, value in rows:
@@ -75,7 +76,7 @@ def print_next(options):
     out = shlex.quote(options.out)
     print(f"  python sample.py {out} --prompt='{prompt}'")
     print(f"  python eval.py {out}")
-    if options.proxy != "none" and options.given is not None:  # None: a resumed run
+    if options.proxy != "none" and not options.resume:  # a resumed run's flags are unknown
         print(f"  python train.py --proxy=none{baseline_flags(options)}"
               "      # the baseline: raw bytes only")
 

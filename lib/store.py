@@ -335,12 +335,13 @@ class Encoding:
 
     Part n is the samples edges[n] .. edges[n + 1] - 1. It is written to two files of its own, so
     that processes need not wait for each other; `join` makes one of all parts. The files' names
-    have the proxy's code: what a killed run has left of another code is not used.
+    have the proxy's hash: what a killed run has left of other source is not used. (A field, since
+    the source may be edited meanwhile.)
     """
     folder: Path
     comp_folder: Path
     proxy: object
-    code: str
+    code_hash: str
     edges: list
 
     @property
@@ -348,10 +349,10 @@ class Encoding:
         return range(len(self.edges) - 1)
 
     def symbols_path(self, part):
-        return self.comp_folder / f"{part:06}-{self.code}.bin"
+        return self.comp_folder / f"{part:06}-{self.code_hash}.bin"
 
     def offsets_path(self, part):
-        return self.comp_folder / f"{part:06}-{self.code}.idx"
+        return self.comp_folder / f"{part:06}-{self.code_hash}.idx"
 
     def is_done(self, part):
         return self.symbols_path(part).exists()
@@ -497,14 +498,14 @@ def write_comp(folder, comp_folder, proxy):
     """Write a proxy's view of the samples in `folder`. Raises UserError; run again, it goes on."""
     samples = Part(folder)
     comp_folder.mkdir(parents=True, exist_ok=True)
-    encoding = Encoding(folder, comp_folder, proxy, proxy.code, edges_of_parts(samples))
+    encoding = Encoding(folder, comp_folder, proxy, proxy.code_hash, edges_of_parts(samples))
     encode_parts(encoding, samples.meta["text_bytes"])
     encoding.join()
     meta = {
         "raw": samples.meta["id"],
         "proxy": proxy.id,
         "dtype": np.dtype(proxy.dtype).name,
-        "code": proxy.code,
+        "code": encoding.code_hash,
     }
     write_json(comp_folder / "meta.json", meta)
 
@@ -621,8 +622,13 @@ def prepare_raw(source, folder, longest, shard, n_shards):
     remove_leftovers(folder)
 
 
-def encodes_so(proxy, part):
-    """Whether a proxy, whose code may have been edited, encodes samples as they are in a Part."""
+def still_encodes(proxy, folder, comp_folder):
+    """Whether a proxy encodes as it did when it wrote `comp_folder`: after an edit of its source
+    some samples are compared."""
+    meta = json.loads((comp_folder / "meta.json").read_text())
+    if meta.get("code") == proxy.code_hash:
+        return True
+    part = Part(folder, comp_folder)
     views = Views([part])
     chosen = np.unique(np.linspace(0, len(views) - 1, CHECKED_SAMPLES).astype(int))
     texts = [views.raw(i).tobytes() for i in chosen]
@@ -632,14 +638,11 @@ def encodes_so(proxy, part):
 
 def prepare_comp(folder, comp_folder, proxy):
     """Have the proxy's view in `comp_folder`, which is in `folder`, which is locked."""
+    if is_complete(comp_folder) and not still_encodes(proxy, folder, comp_folder):
+        print("views: the proxy encodes otherwise now, so they are written again")
+        (comp_folder / "meta.json").unlink()
     if is_complete(comp_folder):
         print(f"views: cached in {relative(comp_folder)}")
-        meta = json.loads((comp_folder / "meta.json").read_text())
-        was_edited = meta.get("code") != proxy.code
-        if was_edited and not encodes_so(proxy, Part(folder, comp_folder)):
-            print("views: the proxy encodes otherwise now, so they are written again")
-            shutil.rmtree(comp_folder)
-            write_comp(folder, comp_folder, proxy)
     else:
         write_comp(folder, comp_folder, proxy)
     remove_leftovers(comp_folder)
@@ -664,8 +667,8 @@ def prepare_part(source, proxy, longest, shard, n_shards):
 def prepare_views(corpus, proxy, longest, shards, n_shards):
     """The Views of a corpus, from the cache, or made now.
 
-    proxy: has `encode_batch(texts)`, `dtype`, `id`, `code`, `name`, `symbol_lengths`; None for raw
-        views alone.
+    proxy: has `encode_batch(texts)`, `dtype`, `id`, `code_hash`, `name`, `symbol_lengths`; None for
+        raw views alone.
     longest: of a sample, in bytes. shards, n_shards: as `parse_shard` returns them.
     Raises UserError; what was finished by then is kept.
     """
