@@ -159,7 +159,7 @@ def held_out_samples(run_options, data, block_size, view, limit):
     limit: 0 for SAMPLES.
     """
     mix = 0.0 if view == "raw" else 1.0
-    # a mix that needs this view alone; and for samples alone no proxy is needed
+    # a mix of this view alone, for the checks of `prepare`; samples need no proxy
     options = replace(run_options, data=data, proxy="none", mix=mix)
     if data != run_options.data:
         options.shard = "0/1"  # the run's shards are of its own corpus
@@ -177,7 +177,8 @@ def held_out_documents(data, text_column, limit):
 
 
 def corpora_of(options, run_options):
-    """The corpora whose bits per byte are asked for: those of --data, or the run's own, a list."""
+    """The corpora whose bits per byte are asked for: those of --data, whose weights say nothing
+    here, or the run's own as a whole. A list."""
     if not options.data:
         return [run_options.data]
     names, _ = parse_data(options.data)
@@ -696,15 +697,16 @@ def main(options):
         stopped_by = error
     except KeyboardInterrupt as error:
         stopped_by = error
-        # with --again it would start again
-        how_to_go_on = "" if options.again else ", the same command goes on from here"
+        # with --again it would start again, and of --samples nothing is kept
+        starts_again = options.again or options.samples
+        how_to_go_on = "" if starts_again else ", the same command goes on from here"
         print(f"interrupted; what is done is below{how_to_go_on}", file=sys.stderr)
     differing = differing_options(trained_with)
     print_results({run: differing.get(run, {}) | results for run, results in table.items()})
     if options.plot:
         plot(table, options.plot)
     if options.json:
-        alone = len(table) == 1 and not options.all
+        alone = len(table) == 1 and not options.all  # --all is by run, however many there are
         print(json.dumps(next(iter(table.values())) if alone else table))
     if stopped_by:
         raise stopped_by

@@ -182,7 +182,7 @@ def format_view(kind, raw, comp=None, symbol_lengths=None, mode="sentinel"):
 
 
 def suffixes(raw):
-    """The suffix at each byte of a text, uint8 (n,): int64 (n,)."""
+    """The suffix at each byte of a text, byte values (n,): int64 (n,)."""
     return pack_suffix(torch.from_numpy(raw.astype(np.int64))).numpy()
 
 
@@ -260,7 +260,7 @@ class Context:
         self.filled = stop
 
     def finish(self, sample_mask):
-        """Set what is left. Padding counts as a sample of its own, so it never attends to text."""
+        """Set what is left. With the mask padding is a sample of its own: it sees no text."""
         self.begin_sample()
         self.sample[self.filled:] = self.sample_number
         if not sample_mask:
@@ -286,13 +286,12 @@ class Pool:
         weight = np.array([weight for _, weight in views.groups])
         part_bytes = [part.meta["text_bytes"] for part in views.parts]
         n_bytes = np.add.reduceat(part_bytes, first_part)
-        n_samples = np.add.reduceat(np.diff(views.starts), first_part)
-        mean_length = n_bytes / n_samples
-        first_sample = views.starts[[*first_part, -1]]
+        first_sample = views.starts[[*first_part, -1]]  # of each group, and the end
+        mean_length = n_bytes / np.diff(first_sample)
         # group g is samples[edges[g]:edges[g + 1]]
         self.edges = np.searchsorted(samples, first_sample)
         has_samples = np.diff(self.edges) > 0
-        self.cumulative = np.cumsum(weight / mean_length * has_samples)
+        self.cumulative = np.cumsum(weight / mean_length * has_samples)  # chances, not normalized
 
     def __len__(self):
         return len(self.samples)

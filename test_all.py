@@ -4482,6 +4482,17 @@ def test_ctrl_c_prints_what_is_done(run_train, tmp_path, monkeypatch, capsys):
     assert "the same command goes on from here" in printed.err
 
 
+def test_of_a_file_that_is_scored_nothing_is_kept_over_an_interruption(tmp_path, monkeypatch,
+                                                                       capsys):
+    problems = write_rows(tmp_path / "p.jsonl", [PROBLEM])
+    samples = write_rows(tmp_path / "s.jsonl", [{"task_id": "t/0", "completion": "    return 1"}])
+    monkeypatch.setattr(evaluation, "score", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        run_eval(f"--samples={samples}", f"--problems={problems}")
+    said = capsys.readouterr().err
+    assert "interrupted" in said and "goes on from here" not in said
+
+
 # -----------------------------------------------------------------------------
 # train.py: its options
 
