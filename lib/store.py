@@ -33,7 +33,8 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from lib.corpus import ROOT, Corpus, cut_at_lines
+from lib.corpus import ROOT, Corpus
+from lib.cut import cut_at_lines
 from lib.files import CACHE_SIGNATURE, CACHE_TAG, printable, progress_bar
 from lib.options import UserError
 

@@ -104,6 +104,10 @@ def with_tokenizer_model(flops, more=""):
     return at_equal_compute(THREE_METHODS | TOKENIZER_MODEL, flops, more)
 
 
+def model_raw_and_neural(flops, more=""):
+    return at_equal_compute(TOKENIZER_MODEL | RAW_AND_NEURAL, flops, more)
+
+
 def text_groups(corpus):
     """The groups of a corpus that has no problems to solve, only bits per byte."""
     methods = FOUR_METHODS | {"tokenizer, shuffled": SHUFFLED}
@@ -196,17 +200,16 @@ PAIRS = {
 }
 ALWAYS = f"{TOKENIZER} --pairs=always --raw_phase=0"
 
-MAIN = sizes(main_methods, ("nano", 6e12)) | sizes(
-    with_tokenizer_model, ("micro", 1e13), ("micro", 2e13))
+MAIN = sizes(main_methods, ("nano", 6e12), ("micro", 1e13), ("micro", 2e13))
 BUDGETS = sizes(three_methods, ("nano", 3e12), ("nano", 6e12))
 # raw bytes alone: how much compute would they need to be as good as a proxy?
 BUDGETS["nano, 1e+13 FLOPs"] = {"raw bytes": f"{RAW_BYTES} --size=nano --flops=1e+13"}
 MULTIPLIED = BUDGETS | sizes(three_methods, ("micro", 1e13))
 MULTIPLIED["micro, 2e+13 FLOPs"] = {"raw bytes": f"{RAW_BYTES} --flops=2e+13"}
 
-# eight times the compute of the main table: does a proxy catch up with the tokenizer model?
-LONGER = {"nano, 5e+13 FLOPs": at_equal_compute(
-    TOKENIZER_MODEL | RAW_AND_NEURAL, 5e13, "--size=nano")}
+# three and eight times the compute of the main table: does a proxy catch up with the tokenizer
+# model?
+LONGER = sizes(model_raw_and_neural, ("nano", 2e13), ("nano", 5e13))
 
 # what do 10 % fewer symbols gain?
 ROUNDINGS = {"proxy: neural": NEURAL, "neural, rounded down": ROUNDED_DOWN}
