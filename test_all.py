@@ -10340,7 +10340,7 @@ def test_each_document_of_a_fact_returns_its_answer():
 
 
 def test_tinycode_has_no_more_facts_than_names():
-    with pytest.raises(SystemExit, match="--facts=2049: expected at most 2048"):
+    with pytest.raises(UserError, match="--facts=2049: expected at most 2048"):
         tinycode.facts(2049, seed=2)
 
 
@@ -10348,7 +10348,7 @@ def test_there_are_only_so_many_problems(monkeypatch):
     """Else it would look for more for ever."""
     few = [operation for operation in tinycode.OPERATIONS if operation.source == "N"][:6]
     monkeypatch.setattr(tinycode, "OPERATIONS", few)
-    with pytest.raises(SystemExit, match=r"--problems=9999: expected at most \d+"):
+    with pytest.raises(UserError, match=r"--problems=9999: expected at most \d+"):
         tinycode.problems(9999, seed=1)
 
 
@@ -10369,6 +10369,26 @@ def test_tinycode_shows_functions_and_facts(tmp_path):
     shown = run_tinycode("--show=2", f"--out={tmp_path / 'nothing'}")
     assert shown.count("def ") == 4
     assert not (tmp_path / "nothing").exists()
+
+
+def test_tinycode_says_what_is_wrong_in_one_line(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for flags, message in (
+            (f"--out={tmp_path}/file", f"--out={tmp_path}/file: expected a folder that can be "
+             "written (File exists)"),
+            ("--facts=-1", "--facts=-1: expected a number of 0 or more"),
+            ("--show=-2", "--show=-2: expected a number of 0 or more"),
+            ("--fact=3", "unknown flag --fact; did you mean '--facts'? (--help lists them)")):
+        with pytest.raises(subprocess.CalledProcessError) as failed:
+            run_tinycode(flags)
+        assert failed.value.stderr == f"error: {message}\n"
+        assert failed.value.returncode == 2
+
+
+def test_tinycode_may_be_piped_to_a_reader_that_has_seen_enough():
+    command = f"{sys.executable} data/tinycode.py --show=3000 | head -2"
+    shown = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert shown.stdout.startswith("def ") and shown.stderr == ""
 
 
 def test_stdlib_leaves_out_tests_and_what_is_not_utf8(tmp_path, capsys):

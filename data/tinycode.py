@@ -21,14 +21,19 @@ What a model recalls of it from a raw prompt has crossed from one view to the ot
 
 The files have the same bytes on every machine.
 """
-import argparse
 import hashlib
 import json
 import os
 import random
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from lib.options import UserError, command_line, expect, flag
+from lib.store import new_file
 
 # -----------------------------------------------------------------------------
 # the words and operations that functions are made of
@@ -315,8 +320,8 @@ def problems(count, seed):
     while len(rows) < count:
         tries_in_vain += 1
         if tries_in_vain > 100_000:
-            raise SystemExit(f"error: --problems={count}: expected at most {len(rows)}, as many as "
-                             "there seem to be with code of their own")
+            raise UserError(f"--problems={count}: expected at most {len(rows)}, as many as there "
+                            "seem to be with code of their own")
         operations = generator.operations()
         composition = tuple(operation.code for operation in operations)
         if not is_held_out(operations) or composition in seen:
@@ -364,7 +369,7 @@ def facts(count, seed):
     names = [(attribute, f"{first}_{second}")
              for attribute in ATTRIBUTES for first in FIRST_WORDS for second in SECOND_WORDS]
     if count > len(names):
-        raise SystemExit(f"error: --facts={count}: expected at most {len(names)}, as many as names")
+        raise UserError(f"--facts={count}: expected at most {len(names)}, as many as names")
 
     rows, documents = [], []
     for number in range(count):
@@ -402,32 +407,36 @@ def corpus(functions, seed):
 # python data/tinycode.py
 
 
+@dataclass
+class Options:
+    functions: int = flag(20000, "number of functions in the corpus")
+    facts: int = flag(1000, "number of facts in the corpus, each in ten documents")
+    problems: int = flag(164, "number of held-out problems")
+    seed: int = flag(0, "seed of all that is drawn")
+    out: str = flag("", "folder for the files [data/tinycode]")
+    show: int = flag(0, "number of functions and facts to print, in place of writing files")
+
+
 def write_jsonl(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = f"{path}.{os.getpid()}.tmp"
-    with open(unfinished, "w", newline="\n") as f:
+    with new_file(path) as file:
         for row in rows:
-            f.write(json.dumps(row) + "\n")
-    os.replace(unfinished, path)
+            file.write((json.dumps(row) + "\n").encode())
     megabytes = path.stat().st_size / 1e6
     print(f"wrote {os.path.relpath(path)}: {len(rows):,} rows, {megabytes:.1f} MB")
 
 
-def parse_options():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--functions", type=int, default=20000,
-                        help="number of functions in the corpus [20000]")
-    parser.add_argument("--facts", type=int, default=1000,
-                        help="number of facts in the corpus, each in ten documents [1000]")
-    parser.add_argument("--problems", type=int, default=164,
-                        help="number of held-out problems [164]")
-    parser.add_argument("--seed", type=int, default=0, help="seed of all that is drawn [0]")
-    parser.add_argument("--out", default=str(Path(__file__).parent / "tinycode"),
-                        help="folder for the files [data/tinycode]")
-    parser.add_argument("--show", type=int, default=0, metavar="N",
-                        help="number of functions and facts to print, in place of writing files")
-    return parser.parse_args()
+def write(options):
+    out = Path(options.out or ROOT / "data" / "tinycode")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out={out}: expected a folder that can be written "
+                        f"({error.strerror})") from None
+    fact_rows, documents = facts(options.facts, options.seed + 2)
+    write_jsonl(out / "problems.jsonl", problems(options.problems, options.seed + 1))
+    write_jsonl(out / "facts.jsonl", fact_rows)
+    # the corpus last: where it is, the others are too
+    write_jsonl(out / "corpus.jsonl", corpus(options.functions, options.seed) + documents)
 
 
 def show(options):
@@ -436,17 +445,8 @@ def show(options):
         print(row["text"])
 
 
-def write(options):
-    out = Path(options.out)
-    fact_rows, documents = facts(options.facts, options.seed + 2)
-    write_jsonl(out / "problems.jsonl", problems(options.problems, options.seed + 1))
-    write_jsonl(out / "facts.jsonl", fact_rows)
-    # the corpus last: where it is, the others are too
-    write_jsonl(out / "corpus.jsonl", corpus(options.functions, options.seed) + documents)
-
-
-def main():
-    options = parse_options()
+def main(options):
+    expect(options, "of 0 or more", "functions", "facts", "problems", "seed", "show")
     if options.show:
         show(options)
     else:
@@ -454,4 +454,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main, Options, description="Writes the corpus tinycode, or shows some of it.")
