@@ -8512,6 +8512,11 @@ def test_variables_are_renamed_in_code_and_keyword_arguments_but_not_in_docstrin
      "    match m:\n        case [1, *rest]:\n            return rest\n"
      "        case [2, m]:\n            return m\n", "f"),
     ("syntax", "rename", "import math as m\ndef f():\n    m = 1\n", "    return m\n", "f"),
+    # an attribute; keywords that reach a parameter on another way than a call of the function
+    ("syntax", "rename", "class A:\n    n = 1\ndef f():\n    'Text.'\n", "    return A().n\n", "f"),
+    ("syntax", "rename", "def f(x):\n    'Text.'\n", "    return partial(f, x=1)\n", "f"),
+    ("syntax", "rename", "class A:\n    def g(x):\n        A.g(x=1)\ndef f():\n    'Text.'\n",
+     "    return 1\n", "f"),
     # lines that end otherwise
     ("syntax", "rename", "def f(x):\r\n", "    return x\r    \n", "f"),
 ])

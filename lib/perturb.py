@@ -157,12 +157,37 @@ def other_names(source):
     return names
 
 
-def renamable(prompt, source):
+def attribute_names(source):
+    """The names that classes give to their attributes in their bodies, a set."""
+    names = set()
+    for node in ast.walk(source):
+        if isinstance(node, ast.ClassDef):
+            for statement in node.body:
+                if isinstance(statement, (ast.Assign, ast.AnnAssign)):
+                    names.update(target.id for target in ast.walk(statement)
+                                 if isinstance(target, ast.Name))
+    return names
+
+
+def others_keywords(source, functions):
+    """The keywords in calls of anything but `functions` and built-ins, a set: of methods, say, or
+    of `partial`, which may hand them on to one of `functions`."""
+    names = set()
+    for node in ast.walk(source):
+        if isinstance(node, ast.Call):
+            called = getattr(node.func, "id", None)
+            if called not in functions and called not in dir(builtins):
+                names.update(keyword.arg for keyword in node.keywords)
+    return names
+
+
+def renamable(prompt, source, functions):
     """{name: its position} of parameters and variables in the prompt that are nothing else.
 
-    prompt, source: syntax trees of the prompt and of the whole program.
+    prompt, source: syntax trees of the prompt and of the whole program. functions: the prompt's.
     """
-    taken = other_names(source) | set(dir(builtins))
+    taken = other_names(source) | attribute_names(source) | others_keywords(source, functions)
+    taken.update(dir(builtins))
     names = []
     for node in ast.walk(prompt):
         if isinstance(node, ast.arg):
@@ -218,8 +243,8 @@ def rename_variables(program, rng):
         return None  # ast counts lines by these too
     source, prompt = ast.parse(old_text), ast.parse(program.prompt)
 
-    new_names = draw_names(renamable(prompt, source), rng)
     functions = {node.name for node in prompt.body if isinstance(node, ast.FunctionDef)}
+    new_names = draw_names(renamable(prompt, source, functions), rng)
     places = set()
     for node, name in mentions(source, functions):
         if name in new_names:
