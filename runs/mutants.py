@@ -611,6 +611,18 @@ MORE = [
            "np.linspace(0, len(items) - 1, min(n, len(items)))", "np.arange(min(n, len(items)))",
            "limit_spreads",
            "--limit takes the first ones, not some of all"),
+    Mutant("cut-by-old-code", "lib/corpus.py",
+           "digest = hashlib.sha256(CUT_BY.encode())", "digest = hashlib.sha256()",
+           "no_old_sample id_of_a_source",
+           "after an edit of the code that cuts, the samples of before are trained on"),
+    Mutant("attribute-renamed", "lib/perturb.py",
+           "taken = other_names(source) | attribute_names(source)", "taken = other_names(source)",
+           "ways_that_do_not_apply",
+           "a class's attribute is renamed where it is assigned, and not where it is read"),
+    Mutant("keyword-of-another", "lib/perturb.py",
+           "| others_keywords(source, functions)", "",
+           "ways_that_do_not_apply",
+           "a parameter is renamed, and partial(f, x=1) is not"),
 ]
 
 SETTINGS = [
