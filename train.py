@@ -257,7 +257,7 @@ class Training:
         if saved and saved["made_from"] != self.made_from:
             raise UserError(f"{self.out} was trained on {saved['made_from']}, but "
                             f"--data={options.data} now gives {self.made_from}; restore that "
-                            "corpus, or start a new run")
+                            "corpus and the code that prepared it, or start a new run")
 
         # model and optimizer
         torch.manual_seed(options.seed)

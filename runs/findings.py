@@ -216,6 +216,14 @@ ROUNDINGS = {"proxy: neural": NEURAL, "neural, rounded down": ROUNDED_DOWN}
 MODEL_ROUNDINGS = {"neural model": f"{NEURAL} --mix=1.0",
                    "model, rounded down": f"{ROUNDED_DOWN} --mix=1.0"}
 
+# does a slower rise of the learning rate calm the seeds?
+SLOWER_RISE = {"rises over 5 %": "", "rises over 20 %": "--lr_warmup=0.2"}
+
+# samples of 1,022 bytes in place of 222: gzip halves them
+LONG_CONTEXTS = at_equal_compute(
+    {"raw bytes": RAW_BYTES, "proxy: tokenizer": TOKENIZER, "proxy: gzip": GZIP}, 3e12,
+    "--size=nano --data=stdlib --block_size=2048 --batch_size=2")
+
 # more steps for the same symbols
 BATCHES = {
     "nano, 6e+12 FLOPs, 8 contexts": with_tokenizer_model(6e12, "--size=nano"),
@@ -243,7 +251,13 @@ STUDIES = {
             ROUNDINGS, 3e12, "--size=nano --data=shakespeare"),
     }, seeds=FIVE_SEEDS),
     "batch": Study(REPORT, BATCHES, seeds=(1,)),
-    "text": Study(TEXT, text_groups("stdlib") | text_groups("shakespeare")),
+    "warmup": Study(REPORT, {
+        "raw bytes, nano, 6e+12 FLOPs": variations(f"{RAW_BYTES} --size=nano", SLOWER_RISE, 6e12),
+        "neural, nano, 6e+12 FLOPs": variations(f"{NEURAL} --size=nano", SLOWER_RISE, 6e12),
+    }, seeds=FIVE_SEEDS),
+    "text": Study(TEXT, text_groups("stdlib")
+                  | {"stdlib, contexts of 2,048, nano, 3e+12 FLOPs": LONG_CONTEXTS}
+                  | text_groups("shakespeare")),
     "sizes": Study(OLD_REPORT, sizes(
         old_methods, ("micro", 1e13), ("micro", 2e13), ("mini", 2e13), ("mini", 4e13),
         ("midi", 4e13)), is_old=True),
