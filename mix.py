@@ -187,8 +187,8 @@ def suffixes(raw):
 
 
 def view_probabilities(r, pairs):
-    """The chances {"raw", "comp", "pair"} of showing a sample so, such that the share r of all
-    views is compressed.
+    """The chances {"raw", "comp", "pair"} that a sample is shown raw, compressed or as a pair, which
+    make the share r of all views compressed.
 
     Without pairs they are 1 - r and r. A pair adds one view of each kind: with x raw samples, y
     compressed ones and z pairs, x + y + z = 1, the share of compressed views is
@@ -276,7 +276,7 @@ class Pool:
 
     Several sources in --data may have weights, shares of the text. Then the samples of each, which
     have consecutive numbers, are a group, and a group is drawn first: with a chance in proportion
-    to its weight over the mean length of all its samples, since short ones have to be drawn more
+    to its weight divided by the mean length of its samples, since short ones have to be drawn more
     often for the same share of the text. Without weights all samples are one group.
     """
     def __init__(self, samples, views):

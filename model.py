@@ -124,7 +124,7 @@ class Attention(nn.Module):
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, n_head, T, head_dim)
-        q = norm(rotate(q, rotary)).to(v.dtype)  # angles and norm have made it float32
+        q = norm(rotate(q, rotary)).to(v.dtype)  # the float32 angles have made it float32
         k = norm(rotate(k, rotary)).to(v.dtype)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)

@@ -8,8 +8,8 @@ Each turns bytes into an array of symbols, 0 .. n_symbols - 1, and back:
 - Tokenizer: byte-pair encoding, trained by lib/bpe.py. tiktoken encodes.
 - Neural:    a small byte LM drives an arithmetic coder. This is the one to read.
 - Gzip:      the bytes of the gzip stream. Its codes refer back to earlier text, and are packed as
-             bits across byte borders. So a change of one byte changes nearly everything after it,
-             and nothing stable is left to learn: the paper's negative example.
+             bits across byte borders. So a change of one byte changes nearly everything after it:
+             the paper's negative example, as nothing stable is left to learn.
 
 (A fourth, Shuffled, is a control for experiments.)
 
@@ -17,13 +17,14 @@ The neural coder works in *windows* of `bits` bits (equal-information windows: L
 arXiv 2404.03626). A window is an interval of 2**bits codewords, and each byte of the text narrows
 it to that byte's share, which is in proportion to the byte LM's probability. When the next byte's
 share is empty the window is full (or when it holds LONGEST bytes): the first codeword of the
-interval that is left becomes a symbol, and a fresh window starts, for which the LM forgets what
+interval reached so far becomes a symbol, and a fresh window starts, for which the LM forgets what
 came before. Where the LM predicts the text well, the interval shrinks slowly, and one symbol holds
 many bytes.
 
 Before it is coded, a text is cut into *segments* where the next byte is hard to predict, and each
-segment starts a fresh window. So an edit changes the symbols near it and no others. That stability
-is what lets a model carry over what it learns.
+segment starts a fresh window. So an edit changes the symbols near it and no others. By that
+stability the paper explains what a model carries over. (In small models something else decides:
+"Why gzip fails" in runs/README.md.)
 
 In the paper's *fuzzy* code the bytes share all of an interval, so the first of them inherits its
 first codeword: the decoder cannot know where the window stopped. In our *exact* code each string
@@ -490,7 +491,8 @@ def uncertain_bigrams(texts, cut_rate):
     # rounded, since logarithms differ between machines in the last bit
     entropy = entropies(counts).round(9)
     most_uncertain_first = np.argsort(-entropy, kind="stable")
-    # the most uncertain first, up to that share of all positions; the last one if half of it fits
+    # as many of the most uncertain as cover that share of all positions; the last one is taken if at
+    # least half of its positions are within it
     in_line = total[most_uncertain_first]
     middle = np.cumsum(in_line) - in_line / 2
     chosen = most_uncertain_first[middle <= cut_rate * total.sum()]
@@ -654,7 +656,7 @@ class Neural(Proxy):
         return np.split(symbols, symbols_before)
 
     def encode_prompt(self, text):
-        """All but the last window, which may hold what follows, too."""
+        """All but the last window, which what follows may lengthen."""
         # with any byte more: whether there is a cut after the text shows only then
         *_, segment = self.segments(text + b"?")
         segment = segment[:-1]

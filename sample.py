@@ -240,7 +240,8 @@ def generate(model, prompts, n=1, max_new=256, stops=(), temperature=0.8, top_k=
                 batch.take(live)
                 rows = [rows[i] for i in live]
                 chosen = [chosen[i] for i in live]
-            last = [min(choice[-1], 255) for choice in chosen]  # any byte for a row that has ended
+            # ENDED is no byte; what a row that has ended reads does not matter
+            last = [min(choice[-1], 255) for choice in chosen]
             batch.read(torch.tensor(last, device=model.embed.weight.device))
 
 

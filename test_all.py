@@ -10586,19 +10586,21 @@ def test_a_multiplier_outside_of_the_budgets_is_said_in_words():
         "less", "0.00", "1.25", "10.00", "more"]
 
 
-def test_the_multiplier_is_that_of_the_means_and_its_interval_is_over_seeds():
+def test_the_multiplier_is_that_of_the_means_and_its_interval_is_students():
     raw = {3e12: [0.2, 0.2], 6e12: [0.4, 0.4], 1.2e13: [0.6, 0.6]}
     found, low, high = findings.multiplier(raw, [0.5, 0.5, 0.5], flops=6e12)
     assert found == low == high == pytest.approx(2 ** 0.5)
 
-    # seeds of 0.4 and 0.6 are 6e12 and 1.2e13 FLOPs of raw bytes: the interval has both
-    found, low, high = findings.multiplier(raw, [0.4, 0.6], flops=6e12)
+    # Student's t of 2 degrees of freedom is 4.303 at 97.5 %, so the proxy's mean is 0.5 +- 0.0248,
+    # and a step of 0.2 is twice the FLOPs
+    found, low, high = findings.multiplier(raw, [0.49, 0.5, 0.51], flops=6e12)
     assert found == pytest.approx(2 ** 0.5)
-    assert (low, high) == (pytest.approx(1), pytest.approx(2))
+    assert low == pytest.approx(2 ** (0.0752 / 0.2), rel=0.015)
+    assert high == pytest.approx(2 ** (0.1248 / 0.2), rel=0.015)
 
-    # a goal that raw bytes reach with some of their seeds only
-    raw[1.2e13] = [0.45, 0.75]
-    found, low, high = findings.multiplier(raw, [0.5], flops=6e12)
+    # raw bytes' seeds differ, too: the interval is wider, and beyond what some of them reach
+    raw[1.2e13] = [0.5, 0.7]
+    found, low, high = findings.multiplier(raw, [0.5, 0.5], flops=6e12)
     assert found == pytest.approx(2 ** 0.5)
     assert low < found and high == np.inf
 

@@ -108,7 +108,7 @@ class Options(MixOptions):
             self.align = not self.paper
         if self.lr is None:
             # a wider layer needs a smaller step (Yang et al. 2022, arXiv 2203.03466); at nano 8e-3
-            # was better than half and than twice of it, for all methods
+            # gave fewer bits per byte than half and than twice of it, to raw bytes and proxies
             self.lr = 9e-4 if is_large else 0.512 / config.n_embd
         super().resolve()
         self.block_size = self.block_size or config.block_size
@@ -484,7 +484,7 @@ def train(options):
     with processes.quiet_others():  # under a lock: one process prepares, the others read
         views, proxy, proxy_path = prepare(options, options.block_size)
     processes.connect()
-    for held_out in (False, True):  # what can't be drawn from is refused before a folder is made
+    for held_out in (False, True):  # before a folder is made: a Mixer refuses what it can't draw
         Mixer(views, options, options.block_size, total_steps=1, held_out=held_out)
     if not saved:
         options.out = processes.from_first(lambda: open_run(options, proxy_path))

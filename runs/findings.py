@@ -216,9 +216,6 @@ ROUNDINGS = {"proxy: neural": NEURAL, "neural, rounded down": ROUNDED_DOWN}
 MODEL_ROUNDINGS = {"neural model": f"{NEURAL} --mix=1.0",
                    "model, rounded down": f"{ROUNDED_DOWN} --mix=1.0"}
 
-# does a slower rise of the learning rate calm the seeds?
-SLOWER_RISE = {"rises over 5 %": "", "rises over 20 %": "--lr_warmup=0.2"}
-
 # samples of 1,022 bytes in place of 222: gzip halves them
 LONG_CONTEXTS = at_equal_compute(
     {"raw bytes": RAW_BYTES, "proxy: tokenizer": TOKENIZER, "proxy: gzip": GZIP}, 3e12,
@@ -251,10 +248,6 @@ STUDIES = {
             ROUNDINGS, 3e12, "--size=nano --data=shakespeare"),
     }, seeds=FIVE_SEEDS),
     "batch": Study(REPORT, BATCHES, seeds=(1,)),
-    "warmup": Study(REPORT, {
-        "raw bytes, nano, 6e+12 FLOPs": variations(f"{RAW_BYTES} --size=nano", SLOWER_RISE, 6e12),
-        "neural, nano, 6e+12 FLOPs": variations(f"{NEURAL} --size=nano", SLOWER_RISE, 6e12),
-    }, seeds=FIVE_SEEDS),
     "text": Study(TEXT, text_groups("stdlib")
                   | {"stdlib, contexts of 2,048, nano, 3e+12 FLOPs": LONG_CONTEXTS}
                   | text_groups("shakespeare")),
@@ -402,24 +395,28 @@ def needed_flops(budgets, scores, goal):
     return np.exp(np.interp(goal, rising, np.log(budgets), left=-np.inf, right=np.inf))
 
 
-def multiplier(raw_scores, proxy_scores, flops, draws=2000):
+def multiplier(raw_scores, proxy_scores, flops, draws=10_000):
     """(multiplier, low, high): the FLOPs that raw bytes need for a proxy's score, over its own
-    `flops`, with a bootstrap 95 % interval over seeds.
+    `flops`, with a 95 % interval over seeds: each mean is drawn anew from its Student's t.
 
-    raw_scores: {FLOPs: scores of the seeds}. proxy_scores: of the seeds. Larger ones are better.
+    raw_scores: {FLOPs: scores of the seeds}. proxy_scores: of the seeds. Larger ones are better, and
+    of each there are at least two.
     """
     rng = np.random.default_rng(0)
     budgets = sorted(raw_scores)
 
-    def redrawn_mean(scores):
-        return rng.choice(scores, len(scores)).mean()
+    def drawn_means(scores):
+        error = np.std(scores, ddof=1) / len(scores) ** 0.5
+        return np.mean(scores) + error * rng.standard_t(len(scores) - 1, draws)
 
-    def multiplier_of(mean):
-        raw_means = [mean(raw_scores[budget]) for budget in budgets]
-        return needed_flops(budgets, raw_means, mean(proxy_scores)) / flops
+    raw_means = [np.mean(raw_scores[budget]) for budget in budgets]
+    found = needed_flops(budgets, raw_means, np.mean(proxy_scores)) / flops
 
-    drawn = sorted(multiplier_of(redrawn_mean) for _ in range(draws))
-    return multiplier_of(np.mean), drawn[int(0.025 * draws)], drawn[int(0.975 * draws)]
+    drawn_raw = np.column_stack([drawn_means(raw_scores[budget]) for budget in budgets])
+    drawn_goals = drawn_means(proxy_scores)
+    drawn = sorted(needed_flops(budgets, scores, goal) / flops
+                   for scores, goal in zip(drawn_raw, drawn_goals))
+    return found, drawn[int(0.025 * draws)], drawn[int(0.975 * draws)]
 
 
 def scores_of(flags, key):
@@ -442,10 +439,10 @@ def multiplier_cell(flags, heading, key):
     for other_heading, methods in MULTIPLIED.items():
         other_size, other_flops = size_and_flops(other_heading)
         scores = scores_of(methods["raw bytes"], key)
-        if other_size == size and scores:
+        if other_size == size and len(scores) > 1:
             raw_scores[other_flops] = scores
     proxy_scores = scores_of(flags, key)
-    if not proxy_scores or not raw_scores:
+    if len(proxy_scores) < 2 or not raw_scores:
         return ""
     found, low, high = map(times, multiplier(raw_scores, proxy_scores, flops))
     return f"{found} ({low} to {high})"
