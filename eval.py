@@ -576,7 +576,9 @@ def measure(task, model, run_options, options, problems, proxy, keep_as):
         if options.view == "raw":
             results |= measure_noise(model, run_options, options)
         return results
-    return recall_facts(write, tinycode_folder(run_options.data) / "facts.jsonl")
+    if task == "facts":
+        return recall_facts(write, tinycode_folder(run_options.data) / "facts.jsonl")
+    raise ValueError(f"nothing measures the task {task!r}: expected a branch for it here")
 
 
 def choose_problems(options, tinycode):
@@ -614,6 +616,18 @@ def what_is_missing(task, run_options, tinycode):
     return None
 
 
+def warn_of_another_corpus(run, run_options, checkpoint):
+    """Say so where --data is not what the run was trained on: what is held out today, and problems
+    that are new today, may have been in its training."""
+    trained_on = checkpoint.get("made_from", {}).get("corpus")  # ids of parts; none in a training
+    if not trained_on:
+        return
+    corpus = store.open_corpus(run_options.data, run_options.text_column)
+    if not all(source.id in trained_on for source in corpus.sources):
+        print(f"{run}: --data={run_options.data} has changed since its training, so what is held "
+              "out now may have been trained on", file=sys.stderr)
+
+
 def default_tasks(tinycode):
     return ["bpb", "pass", "facts"] if tinycode and can_score() else ["bpb"]
 
@@ -631,6 +645,8 @@ def evaluate(model, checkpoint, options, tasks=None, run=None, results=None):
     kept = Kept(run, code_hash(*MEASURING))
     if options.again:
         kept.forget_completions()
+    if not options.data and not options.problems:
+        warn_of_another_corpus(run, run_options, checkpoint)
     for task in tasks or default_tasks(tinycode):
         missing = what_is_missing(task, run_options, tinycode)
         if missing:

@@ -187,8 +187,8 @@ def suffixes(raw):
 
 
 def view_probabilities(r, pairs):
-    """The chances {"raw", "comp", "pair"} that a sample is shown raw, compressed or as a pair, which
-    make the share r of all views compressed.
+    """The chances {"raw", "comp", "pair"} that a sample is shown raw, compressed or as a pair, such
+    that the share r of all views is compressed.
 
     Without pairs they are 1 - r and r. A pair adds one view of each kind: with x raw samples, y
     compressed ones and z pairs, x + y + z = 1, the share of compressed views is
@@ -339,7 +339,11 @@ class Mixer:
                             f"{' or '.join(empty)}; use another --mix, other data or more of it")
 
     def r(self, step):
-        """The mixing rate at a step: it rises to `mix`, stays, and falls to 0 in the raw phase."""
+        """The mixing rate at a step: it rises to `mix`, stays, and falls to 0 in the raw phase.
+
+        It follows from the share of the training that is done, and not from the number of the step:
+        train.py counts FLOPs by it before it knows how many steps there will be.
+        """
         options = self.options
         done = step / self.total_steps
         if options.mix in (0.0, 1.0):  # one view only: nothing to mix

@@ -241,6 +241,9 @@ def loss_groups(idx):
 class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
+        if config.n_embd % (2 * config.n_head):
+            raise UserError(f"width {config.n_embd}: expected a multiple of {2 * config.n_head}, "
+                            f"as each of {config.n_head} heads rotates pairs of channels")
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.n_embd)
         self.ngram = NgramEmbedding(config) if config.ngram else None

@@ -62,7 +62,7 @@ import inspect
 import itertools
 import os
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import lib  # first: it says what is missing or too old
 import numpy as np
@@ -71,12 +71,17 @@ from tqdm import tqdm
 
 from lib import store
 from lib.bpe import PATTERN, train_bpe
+from lib.check_proxy import check_proxy
 from lib.corpus import BUILT_IN, ROOT
 from lib.files import printable
 from lib.options import UserError, command_line, did_you_mean, expect_one_of, flag
 from lib.proxy_table import held_out_samples, print_proxy_table, show_symbols
-from lib.results import code_hash
+from lib.results import code_hash, digest
 from lib.trie import Trie, take_ragged
+
+
+# how a proxy encodes this is a part of its id
+PROBE = b"def add_up(values):\n    return sum(values)\n" + bytes(range(256))
 
 
 class Proxy:
@@ -161,8 +166,8 @@ class Proxy:
 
     @property
     def id(self):
-        """A hash of the state."""
-        return store.state_hash(self.state())
+        """A hash of its state and of how it encodes: other symbols have another id."""
+        return store.state_hash(self.state() | {"probe": np.array(self.encode(PROBE))})
 
     @property
     def code_hash(self):
@@ -491,8 +496,8 @@ def uncertain_bigrams(texts, cut_rate):
     # rounded, since logarithms differ between machines in the last bit
     entropy = entropies(counts).round(9)
     most_uncertain_first = np.argsort(-entropy, kind="stable")
-    # as many of the most uncertain as cover that share of all positions; the last one is taken if at
-    # least half of its positions are within it
+    # as many of the most uncertain as cover that share of all positions; the last one is taken if
+    # at least half of its positions are within it
     in_line = total[most_uncertain_first]
     middle = np.cumsum(in_line) - in_line / 2
     chosen = most_uncertain_first[middle <= cut_rate * total.sum()]
@@ -746,7 +751,8 @@ def fitted_proxy(options, corpus, meanwhile=contextlib.nullcontext()):
         return None, None
     name = unfitted.name
     folder = store.CACHE / corpus.id
-    path = folder / f"{name}-{unfitted.code_hash}.pt"
+    settings = repr(vars(unfitted))  # a proxy of one's own may have some that its name lacks
+    path = folder / f"{name}-{digest([unfitted.code_hash, settings])}.pt"
     with store.locked(folder):  # one process fits, others wait for it and read
         store.remove_leftovers(folder)
         if path.exists():
@@ -754,8 +760,11 @@ def fitted_proxy(options, corpus, meanwhile=contextlib.nullcontext()):
         else:
             print(f"proxy: fitting {name} on {printable(options.data)}")
             with meanwhile:
-                unfitted.fit(corpus.fitting_texts(), folder).save(path)
-            del unfitted  # and its LM
+                texts = corpus.fitting_texts()
+                fitted = unfitted.fit(texts, folder)
+                check_proxy(fitted, texts)
+                fitted.save(path)
+            del unfitted, fitted, texts  # and the LM
             store.return_freed_memory()
     return load_proxy(path), path  # without what was only needed to fit it
 
@@ -766,12 +775,25 @@ def fitted_proxy(options, corpus, meanwhile=contextlib.nullcontext()):
 
 @dataclass
 class ShowOptions(ProxyOptions):
+    given = ()  # names of the flags that were given: no field, `parse` of lib/options.py sets it
+
     proxy: str = flag("", f"compressor to show, one of {', '.join(PROXIES)} [all]")
     text: str = flag(None, "text to cut into symbols", positional=True, nargs="?")
     report: bool = flag(False, "proxy table for --data, in place of a text: each proxy in several "
                         "settings")
     sample_bytes: int = flag(2048, "longest sample in the table; in a training with contexts of "
                              "448 symbols it has 222 bytes (206 with gzip)")
+
+
+REPORT_TAKES = ("data", "text_column", "rehash", "proxy")  # of ProxyOptions
+
+
+def refuse_settings(options):
+    """--report has settings of its own of each proxy. Raises UserError for others."""
+    for field in fields(ProxyOptions):
+        if field.name in options.given and field.name not in REPORT_TAKES:
+            raise UserError(f"--report --{field.name}: the table has settings of its own; leave it "
+                            "out, or change the proxy's report_variants")
 
 
 def main(options):
@@ -781,7 +803,10 @@ def main(options):
     if options.sample_bytes < 5:
         raise UserError(f"--sample_bytes={options.sample_bytes}: expected 5 or more, as a "
                         "character may have 4")
-    expect_one_of("proxy", options.proxy, ["", *PROXIES])
+    if options.proxy:
+        expect_one_of("proxy", options.proxy, PROXIES)
+    if options.report:
+        refuse_settings(options)
     corpus = store.open_corpus(options.data, options.text_column, options.rehash)
     kinds = [options.proxy] if options.proxy else PROXIES
     if options.report:  # has its own settings of each

@@ -282,6 +282,11 @@ def test_sizes_have_the_parameters_that_their_names_say(size):
         assert model.n_params() == pytest.approx(promised, rel=0.1)
 
 
+def test_a_width_that_heads_cannot_share_is_refused():
+    with pytest.raises(UserError, match="width 36: expected a multiple of 8"):
+        GPT(GPTConfig(n_embd=36, n_head=4))
+
+
 def test_a_size_that_is_none_is_refused_with_the_closest_one():
     with pytest.raises(UserError, match="unknown size 'smal': .*; did you mean 'small'"):
         GPTConfig.named("smal")
@@ -2108,6 +2113,68 @@ def test_what_only_a_fit_needs_is_not_kept(tiny_file, empty_cache, two_step_lm):
     assert proxy.id == proxies.load_proxy(path).id
 
 
+class Rotated(proxies.Proxy):
+    """Each byte plus the most frequent one, which it learns, plus `turn`, which its name lacks."""
+    kind, n_symbols = "rotated", 256
+
+    def __init__(self, turn=0, learned=0):
+        self.turn = turn
+        self.learned = learned
+
+    def state(self):
+        return {"proxy": self.kind, "turn": self.turn, "learned": self.learned}
+
+    @classmethod
+    def from_state(cls, state):
+        return cls(state["turn"], state["learned"])
+
+    def fit(self, texts, folder=None):
+        ((self.learned, _),) = Counter(b"".join(texts)).most_common(1)
+        return self
+
+    def encode(self, text):
+        return np.frombuffer(text, np.uint8) + np.uint8(self.turn + self.learned)
+
+    def decode(self, symbols):
+        return bytes(symbols - np.uint8(self.turn + self.learned))
+
+
+def test_a_setting_that_a_proxys_name_lacks_fits_it_anew(tiny_file, empty_cache, monkeypatch):
+    monkeypatch.setitem(proxies.PROXIES, "rotated", Rotated)
+    corpus = Corpus(str(tiny_file))
+    for turn in (3, 5, 3):
+        monkeypatch.setattr(Rotated, "from_options", lambda options, turn=turn: Rotated(turn))
+        proxy, _ = proxies.fitted_proxy(options_for(tiny_file, proxy="rotated"), corpus)
+        assert proxy.turn == turn
+        assert proxy.learned > 0
+
+
+def test_a_proxy_that_encodes_otherwise_has_another_id(monkeypatch):
+    before = Rotated(3).id
+    assert Rotated(3).id == before
+    monkeypatch.setattr(Rotated, "encode", lambda self, text: np.frombuffer(text, np.uint8) + 1)
+    assert Rotated(3).id != before
+
+
+@pytest.mark.parametrize("attribute, value, message", [
+    ("from_state", classmethod(lambda cls, state: cls()), "what it has learned is lost when it is "
+     "saved; override state and from_state"),
+    ("n_symbols", 100, r"found the symbol 2\d\d; expected less than n_symbols=100"),
+    ("symbol_lengths", np.full(256, 2), "symbol_lengths say 2000 bytes of a text that has 1000"),
+    ("decode", lambda self, symbols: bytes(symbols), "decode does not give back what was encoded"),
+    ("encode", lambda self, text: np.zeros(len(text) + 1, np.uint8), "1001 symbols for 1000 bytes; "
+     "expected at most as many as bytes, and overhead=0 more")])
+def test_a_proxy_that_breaks_its_word_is_refused(attribute, value, message, tmp_path, empty_cache,
+                                                 monkeypatch):
+    path = tmp_path / "t.txt"
+    path.write_bytes(b"some text" * 2000)
+    monkeypatch.setitem(proxies.PROXIES, "rotated", Rotated)
+    monkeypatch.setattr(Rotated, attribute, value)
+    with pytest.raises(UserError, match=f"^--proxy=rotated: {message}"):
+        proxies.fitted_proxy(options_for(path, proxy="rotated"), Corpus(str(path)))
+    assert not list(empty_cache.glob("*/rotated*"))
+
+
 ENCODE_WITHOUT_TORCH = """
 import pickle
 import sys
@@ -2308,6 +2375,11 @@ class Shifted(proxies.Proxy):
 def own_proxy(monkeypatch):
     """The proxies are gzip and one's own."""
     monkeypatch.setattr(proxies, "PROXIES", {"gzip": proxies.Gzip, "shifted": Shifted})
+
+
+def test_the_table_takes_no_settings_of_a_proxy(corpus_file, capsys):
+    with pytest.raises(UserError, match="--report --bits: the table has settings of its own"):
+        show(capsys, f"--data={corpus_file}", "--report", "--proxy=gzip", "--bits=9")
 
 
 def test_a_proxy_of_ones_own_is_in_the_table(corpus_file, capsys, own_proxy):
@@ -4166,7 +4238,7 @@ def test_facts_are_recalled_by_the_view_that_they_may_be_seen_in(tmp_path):
 def test_the_baseline_is_trained_as_the_run_was(capsys, flags, baseline):
     options = parse(train.Options, flags)
     options.out = "out/my run"
-    report_file.print_next(options)
+    report_file.print_next(options, view="raw")
     printed = capsys.readouterr().out
     (line,) = re.findall(r"python train.py --proxy=none(.*)      # the baseline", printed)
     assert sorted(shlex.split(line)) == sorted(shlex.split(baseline))
@@ -4446,6 +4518,12 @@ def test_results_are_measured_again_of_another_checkpoint(side_by_side, no_measu
             run_eval(*flags)
     finally:
         os.utime(checkpoint, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_task_that_nothing_measures_is_refused():
+    model, options = small_model(), evaluation.EvalOptions()
+    with pytest.raises(ValueError, match="nothing measures the task 'typing'"):
+        evaluation.measure("typing", model, MixOptions(), options, None, None, None)
 
 
 def test_what_measures_is_all_in_the_key():
@@ -5228,10 +5306,11 @@ def test_the_closing_report_is_there_for_eval(run_train, monkeypatch):
     assert results_in(run_eval(out, "--json")) == {"bpb": reported}
 
 
-def test_a_model_of_symbols_only_reports_what_it_reads(run_train):
+def test_a_model_of_symbols_only_reports_what_it_reads(run_train, capsys):
     out = run_train("--steps=2", "--proxy=tokenizer", "--mix=1.0", "--report=all")
     report = read_json(out / "report.json")
     assert report["bpb_comp"] > 0 and "bpb" not in report
+    assert f"  python eval.py {out} --view=comp\n" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -5603,6 +5682,25 @@ def test_views_of_another_corpus_are_refused(run_train, own_corpus, tmp_path):
     meta.write_text(meta.read_text().replace('"raw": "', '"raw": "x'))
     with pytest.raises(UserError, match="another corpus"):
         run_train(*flags)
+
+
+def test_a_model_of_another_shape_is_not_resumed(run_train, monkeypatch):
+    out = run_train("--steps=1", "--proxy=none")
+    layers, width, heads, hidden, block_size = train.SIZES["nano"]
+    monkeypatch.setitem(train.SIZES, "nano", (layers, width, 2 * heads, hidden, block_size))
+    with pytest.raises(UserError, match="'n_head': 2.*but --size=nano now is .*'n_head': 4"):
+        train_with(f"--resume={out}")
+
+
+def test_of_a_run_whose_corpus_has_changed_eval_says_so(run_train, own_corpus, capsys):
+    out = run_train("--steps=1", f"--data={own_corpus}", "--proxy=none")
+    run_eval(out, "--task=bpb", "--limit=2")
+    assert "has changed" not in capsys.readouterr().err
+    with open(own_corpus, "a") as file:
+        file.write('{"text": "more"}\n')
+    run_eval(out, "--task=bpb", "--limit=2")
+    assert capsys.readouterr().err.startswith(
+        f"{out}: --data={own_corpus} has changed since its training")
 
 
 def test_a_run_of_another_corpus_is_not_resumed(run_train, own_corpus):
@@ -6913,12 +7011,17 @@ def test_a_folder_is_its_text_files(tmp_path, capsys):
     assert f"data: 1 files with NUL bytes left out, {folder / 'image'} the first" in printed
 
 
+def reading_code():
+    return b"".join((ROOT / "lib" / name).read_bytes()
+                    for name in ("corpus.py", "cut.py", "rows.py", "split.py"))
+
+
 def test_the_id_of_a_source_is_a_hash_of_its_names_and_contents(tmp_path):
     folder = tmp_path / "code"
     folder.mkdir()
     (folder / "a.py").write_bytes(b"x = 1\n")
     (folder / "b.py").write_bytes(b"y = 2\n")
-    files = (ROOT / "lib/cut.py").read_bytes() + (ROOT / "lib/split.py").read_bytes()
+    files = reading_code()
     for name, content in ((b"code/a.py", b"x = 1\n"), (b"code/b.py", b"y = 2\n")):
         files += name + b"\0" + hashlib.sha256(content).digest()
     assert Corpus(str(folder)).id == hashlib.sha256(files).hexdigest()[:12]
@@ -10205,8 +10308,7 @@ def tinycode_files(tmp_path_factory):
 
 def test_readme_names_the_cache_of_tinycode(tinycode_files):
     content = hashlib.sha256((tinycode_files / "corpus.jsonl").read_bytes()).digest()
-    code = (ROOT / "lib/cut.py").read_bytes() + (ROOT / "lib/split.py").read_bytes()
-    id = hashlib.sha256(code + b"tinycode/corpus.jsonl\0" + content).hexdigest()[:12]
+    id = hashlib.sha256(reading_code() + b"tinycode/corpus.jsonl\0" + content).hexdigest()[:12]
     assert f"cached in cache/{id}/samples-222" in README.read_text()
 
 
@@ -10968,6 +11070,13 @@ def test_the_learning_rate_follows_the_size_unless_it_is_given(flags, rate):
     options = train.Options(**flags)
     options.resolve()
     assert options.lr == rate
+
+
+def test_a_small_size_of_ones_own_is_trained_as_small_ones_are(monkeypatch):
+    monkeypatch.setitem(train.SIZES, "pico", (2, 32, 2, 96, 448))
+    options = train.Options(size="pico")
+    options.resolve()
+    assert (options.paper, options.lr, options.ngram) == (False, 0.512 / 32, 6)
 
 
 @pytest.mark.parametrize("seeds, differ", [((1, 1), False), ((1, 2), True)])

@@ -96,7 +96,7 @@ class Options(MixOptions):
     def resolve(self):
         """Fill in what depends on other options or on the machine. Raises UserError."""
         config = GPTConfig.named(self.size)
-        is_large = list(SIZES).index(self.size) >= list(SIZES).index(PLAIN_FROM)
+        is_large = config.n_embd >= GPTConfig.named(PLAIN_FROM).n_embd
         # None: not given on the command line, where 0 would be an explicit choice
         if self.paper is None:
             self.paper = is_large
@@ -262,6 +262,10 @@ class Training:
         # model and optimizer
         torch.manual_seed(options.seed)
         self.config = model_config(options, proxy)
+        if saved and saved["config"] != asdict(self.config):
+            raise UserError(f"{self.out} has a model of {saved['config']}, but "
+                            f"--size={options.size} now is {asdict(self.config)}; restore it, or "
+                            "start a new run")
         self.model = build_model(self.config, options, processes)
         if self.config.aligned:
             self.model.set_symbol_bytes(proxy.symbol_bytes())

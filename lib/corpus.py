@@ -27,10 +27,10 @@ from lib.split import Sides, hash01, new_document
 ROOT = Path(__file__).resolve().parent.parent  # the project's folder
 TINYCODE = ROOT / "data" / "tinycode"
 
-# Files that are cut or split otherwise are another corpus, with other ids in the cache. So after an
-# edit of these two no sample of before is trained on.
-CUT_AND_SPLIT = [ROOT / "lib" / "cut.py", ROOT / "lib" / "split.py"]
-CUT_BY = "".join(path.read_text(encoding="utf-8") for path in CUT_AND_SPLIT)
+# Files that are read, cut or split otherwise are another corpus, with other ids in the cache. So
+# after an edit of these no sample of before is trained on.
+READING = [ROOT / "lib" / name for name in ("corpus.py", "cut.py", "rows.py", "split.py")]
+READING_CODE = "".join(path.read_text(encoding="utf-8") for path in READING)
 
 # The corpora that data/NAME.py writes to data/NAME/corpus.jsonl when they are first asked for.
 BUILT_IN = {
@@ -190,7 +190,7 @@ class Source:
     text_column: where rows have their text instead.
     hashes: what `hash_all` knows of the files already; it is added to.
     id: a hash of the content and the names of the files, wherever they lie, and of the code that
-        cuts and splits them.
+        reads, cuts and splits them.
     n_bytes: about how much text there is, for shares and progress bars.
 
     Raises UserError where there is nothing to read.
@@ -232,7 +232,7 @@ class Source:
 
     def hash_of_files(self, folder):
         """The id. Names begin with the folder's own, so it may be moved without a new id."""
-        digest = hashlib.sha256(CUT_BY.encode())
+        digest = hashlib.sha256(READING_CODE.encode())
         if self.text_columns != TEXT_COLUMNS:
             digest.update(f"text_column {self.text_columns[0]}\0".encode())
         for file in self.files:

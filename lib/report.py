@@ -44,7 +44,7 @@ def print_report(report, options, seconds):
           f"seed {options.seed}")
     for name, value in rows:
         print(f"  {name:16} {value}")
-    print_next(options)
+    print_next(options, view="comp" if "bpb_comp" in report else "raw")
 
 
 # flags of a run that its baseline of raw bytes does not have
@@ -68,14 +68,14 @@ def baseline_flags(options):
     return flags
 
 
-def print_next(options):
-    """Commands to go on with."""
+def print_next(options, view):
+    """Commands to go on with. view: which the report has measured."""
     is_tinycode = options.data == "tinycode"
     prompt = "def add_up(values):" if is_tinycode else "import "
     print("next:")
     out = shlex.quote(options.out)
     print(f"  python sample.py {out} --prompt='{prompt}'")
-    print(f"  python eval.py {out}")
+    print(f"  python eval.py {out}{' --view=comp' if view == 'comp' else ''}")
     if options.proxy != "none" and not options.resume:  # a resumed run's flags are unknown
         print(f"  python train.py --proxy=none{baseline_flags(options)}"
               "      # the baseline: raw bytes only")

@@ -399,8 +399,8 @@ def multiplier(raw_scores, proxy_scores, flops, draws=10_000):
     """(multiplier, low, high): the FLOPs that raw bytes need for a proxy's score, over its own
     `flops`, with a 95 % interval over seeds: each mean is drawn anew from its Student's t.
 
-    raw_scores: {FLOPs: scores of the seeds}. proxy_scores: of the seeds. Larger ones are better, and
-    of each there are at least two.
+    raw_scores: {FLOPs: scores of the seeds}. proxy_scores: of the seeds. Larger ones are better,
+    and of each there are at least two.
     """
     rng = np.random.default_rng(0)
     budgets = sorted(raw_scores)

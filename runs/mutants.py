@@ -612,7 +612,7 @@ MORE = [
            "limit_spreads",
            "--limit takes the first ones, not some of all"),
     Mutant("cut-by-old-code", "lib/corpus.py",
-           "digest = hashlib.sha256(CUT_BY.encode())", "digest = hashlib.sha256()",
+           "digest = hashlib.sha256(READING_CODE.encode())", "digest = hashlib.sha256()",
            "no_old_sample id_of_a_source",
            "after an edit of the code that cuts, the samples of before are trained on"),
     Mutant("attribute-renamed", "lib/perturb.py",
