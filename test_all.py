@@ -7339,7 +7339,7 @@ def test_some_rows_may_lack_a_text(tmp_path, capsys):
 def test_a_wrong_field_is_met_early(tmp_path):
     path = tmp_path / "c.jsonl"
     path.write_text('{"body": "x"}\n' * 1000 + "after that nothing is read")
-    with pytest.raises(UserError, match="--text_column=NAME names another field"):
+    with pytest.raises(UserError, match="train with --text_column=NAME for another field"):
         list(Corpus(str(path)).documents())
 
 

@@ -97,7 +97,7 @@ class RowCount:
         wanted = " or ".join(f"`{column}`" for column in self.columns)
         raise UserError(f"{self.first_skipped}: expected a string {wanted}, found the fields "
                         f"{self.first_fields}; {self.skipped:,} of {self.read:,} rows are like "
-                        "that, 1 in 100 may be; --text_column=NAME names another field")
+                        "that, 1 in 100 may be; train with --text_column=NAME for another field")
 
 
 # -----------------------------------------------------------------------------

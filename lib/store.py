@@ -576,7 +576,8 @@ def check_views(corpus, views):
     if missing:
         held_out, view = min(missing)
         raise UserError(f"--data={corpus.data}: no {WHAT_IS[held_out]} document may be shown "
-                        f"{view}; use another --mix or other data")
+                        f"{view}; use other data, or another view (--mix in training, --view in "
+                        "eval.py)")
 
 
 def check_disk(corpus, views, share=1.0):
