@@ -622,10 +622,13 @@ def warn_of_another_corpus(run, run_options, checkpoint):
     trained_on = checkpoint.get("made_from", {}).get("corpus")  # ids of parts; none in a training
     if not trained_on:
         return
-    corpus = store.open_corpus(run_options.data, run_options.text_column)
+    try:
+        corpus = store.open_corpus(run_options.data, run_options.text_column)
+    except UserError:  # it is gone; what needs it will say so
+        return
     if not all(source.id in trained_on for source in corpus.sources):
-        print(f"{run}: --data={run_options.data} has changed since its training, so what is held "
-              "out now may have been trained on", file=sys.stderr)
+        print(f"{run}: --data={run_options.data}, or the code that reads it, has changed since its "
+              "training, so what is held out now may have been trained on", file=sys.stderr)
 
 
 def default_tasks(tinycode):

@@ -276,7 +276,7 @@ class Pool:
 
     Several sources in --data may have weights, shares of the text. Then the samples of each, which
     have consecutive numbers, are a group, and a group is drawn first: with a chance in proportion
-    to its weight divided by the mean length of its samples, since short ones have to be drawn more
+    to its weight divided by the mean length of all its samples, as short ones have to be drawn more
     often for the same share of the text. Without weights all samples are one group.
     """
     def __init__(self, samples, views):

@@ -5700,7 +5700,14 @@ def test_of_a_run_whose_corpus_has_changed_eval_says_so(run_train, own_corpus, c
         file.write('{"text": "more"}\n')
     run_eval(out, "--task=bpb", "--limit=2")
     assert capsys.readouterr().err.startswith(
-        f"{out}: --data={own_corpus} has changed since its training")
+        f"{out}: --data={own_corpus}, or the code that reads it, has changed since its training")
+
+
+def test_a_run_whose_corpus_is_gone_can_still_be_tested(run_train, own_corpus, monkeypatch):
+    out = run_train("--steps=1", f"--data={own_corpus}", "--proxy=none")
+    own_corpus.unlink()
+    monkeypatch.setattr(evaluation, "choose_problems", lambda *options: (tinycode_problems(2), 2))
+    assert "pass@1" in results_in(run_eval(out, "--task=pass", "--n=1", "--k=1", "--json"))
 
 
 def test_a_run_of_another_corpus_is_not_resumed(run_train, own_corpus):

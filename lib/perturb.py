@@ -7,6 +7,7 @@ measures it.
 """
 import ast
 import builtins
+import itertools
 import keyword
 import math
 import random
@@ -159,13 +160,11 @@ def other_names(source):
 
 def attribute_names(source):
     """The names that classes give to their attributes in their bodies, a set."""
+    bodies = [node.body for node in ast.walk(source) if isinstance(node, ast.ClassDef)]
     names = set()
-    for node in ast.walk(source):
-        if isinstance(node, ast.ClassDef):
-            for statement in node.body:
-                if isinstance(statement, (ast.Assign, ast.AnnAssign)):
-                    names.update(target.id for target in ast.walk(statement)
-                                 if isinstance(target, ast.Name))
+    for statement in itertools.chain.from_iterable(bodies):
+        if isinstance(statement, (ast.Assign, ast.AnnAssign)):
+            names.update(node.id for node in ast.walk(statement) if isinstance(node, ast.Name))
     return names
 
 
