@@ -2288,7 +2288,7 @@ def test_one_proxy_alone_is_shown(corpus_file, capsys):
 
 
 def test_the_table_has_its_own_settings(corpus_file, capsys):
-    flags = ["--report", f"--data={corpus_file}", "--proxy=gzip", "--zdict", "--sample_bytes=40"]
+    flags = ["--report", f"--data={corpus_file}", "--proxy=gzip", "--sample_bytes=40"]
     assert list(table_rows(show(capsys, *flags))) == ["gzip", "gzip-zdict"]
 
 
