@@ -226,6 +226,9 @@ ROUNDINGS = {"proxy: neural": NEURAL, "neural, rounded down": ROUNDED_DOWN}
 MODEL_ROUNDINGS = {"neural model": f"{NEURAL} --mix=1.0",
                    "model, rounded down": f"{ROUNDED_DOWN} --mix=1.0"}
 
+# does a slower rise of the learning rate calm the seeds?
+SLOWER_RISE = {"rises over 5 %": "", "rises over 20 %": "--lr_warmup=0.2"}
+
 # more steps for the same symbols
 BATCHES = {
     "nano, 6e+12 FLOPs, 8 contexts": with_tokenizer_model(6e12, "--size=nano"),
@@ -253,6 +256,10 @@ STUDIES = {
             ROUNDINGS, 3e12, "--size=nano --data=shakespeare"),
     }, seeds=FIVE_SEEDS),
     "batch": Study(REPORT, BATCHES, seeds=(1,)),
+    "warmup": Study(REPORT, {
+        "raw bytes, nano, 6e+12 FLOPs": variations(f"{RAW_BYTES} --size=nano", SLOWER_RISE, 6e12),
+        "neural, nano, 6e+12 FLOPs": variations(f"{NEURAL} --size=nano", SLOWER_RISE, 6e12),
+    }, seeds=FIVE_SEEDS),
     "text": Study(TEXT, text_groups("stdlib") | long_context_groups()
                   | text_groups("shakespeare")),
     "sizes": Study(OLD_REPORT, sizes(
