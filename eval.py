@@ -41,7 +41,7 @@ from lib.eval_options import SAMPLES, TASKS, EvalOptions
 from lib.options import UserError, command_line
 from lib.perturb import PERTURBATIONS, perturb
 from lib.plots import differing_options, plot, print_results
-from lib.results import MEASURING, Completions, Kept, code_hash, digest
+from lib.results import MEASURING, Completions, Kept, code_hash, digest, warn_once
 from lib.rows import read_jsonl
 from lib.scoring import (can_score, count_of_canonical_failures, explain_failures, read_problems,
                          read_samples, score, uneven_samples)
@@ -271,7 +271,7 @@ def load_run_proxy(run, checkpoint_proxy=None):
     proxy = load_proxy(path, "restore the file")
     if checkpoint_proxy not in (None, proxy.id):
         raise UserError(f"{path} is proxy {proxy.id}, but the run was trained with "
-                        f"{checkpoint_proxy}; restore the file")
+                        f"{checkpoint_proxy}; restore the file, or the code that encodes")
     return proxy
 
 
@@ -616,6 +616,13 @@ def what_is_missing(task, run_options, tinycode):
     return None
 
 
+def reads_own_corpus(task, options):
+    """Whether a task reads what is held out of the run's own corpus."""
+    if task == "bpb":
+        return not options.data
+    return task in ("robust", "facts") or not options.problems
+
+
 def warn_of_another_corpus(run, run_options, checkpoint):
     """Say so where --data is not what the run was trained on: what is held out today, and problems
     that are new today, may have been in its training."""
@@ -627,8 +634,8 @@ def warn_of_another_corpus(run, run_options, checkpoint):
     except UserError:  # it is gone; what needs it will say so
         return
     if not all(source.id in trained_on for source in corpus.sources):
-        print(f"{run}: --data={run_options.data}, or the code that reads it, has changed since its "
-              "training, so what is held out now may have been trained on", file=sys.stderr)
+        warn_once(f"{run}: --data={run_options.data}, or the code that reads it, has changed since "
+                  "its training, so what is held out now may have been trained on")
 
 
 def default_tasks(tinycode):
@@ -648,13 +655,13 @@ def evaluate(model, checkpoint, options, tasks=None, run=None, results=None):
     kept = Kept(run, code_hash(*MEASURING))
     if options.again:
         kept.forget_completions()
-    if not options.data and not options.problems:
-        warn_of_another_corpus(run, run_options, checkpoint)
     for task in tasks or default_tasks(tinycode):
         missing = what_is_missing(task, run_options, tinycode)
         if missing:
             print(f"{task} left out: {missing}", file=sys.stderr)
             continue
+        if reads_own_corpus(task, options):
+            warn_of_another_corpus(run, run_options, checkpoint)
         problems = None
         if task in ("pass", "robust", "translate"):
             problems, n_problems = choose_problems(options, tinycode)

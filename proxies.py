@@ -61,6 +61,7 @@ import hashlib
 import inspect
 import itertools
 import os
+import pickle
 import zlib
 from dataclasses import dataclass, fields, replace
 
@@ -81,7 +82,7 @@ from lib.trie import Trie, take_ragged
 
 
 # how a proxy encodes this is a part of its id
-PROBE = b"def add_up(values):\n    return sum(values)\n" + bytes(range(256))
+PROBE = "def add_up(values):\n    return sum(values)\n" + "".join(map(chr, range(256)))
 
 
 class Proxy:
@@ -167,7 +168,7 @@ class Proxy:
     @property
     def id(self):
         """A hash of its state and of how it encodes: other symbols have another id."""
-        return store.state_hash(self.state() | {"probe": np.array(self.encode(PROBE))})
+        return store.state_hash(self.state() | {"probe": np.array(self.encode(PROBE.encode()))})
 
     @property
     def code_hash(self):
@@ -201,7 +202,6 @@ class Gzip(Proxy):
         return cls("dictionary" in state, state.get("dictionary", b""))
 
     def state(self):
-        # no key for a default, here and below: older proxies keep their ids
         dictionary = {"dictionary": self.dictionary} if self.zdict else {}
         return {"proxy": self.kind} | dictionary
 
@@ -751,8 +751,8 @@ def fitted_proxy(options, corpus, meanwhile=contextlib.nullcontext()):
         return None, None
     name = unfitted.name
     folder = store.CACHE / corpus.id
-    settings = repr(vars(unfitted))  # a proxy of one's own may have some that its name lacks
-    path = folder / f"{name}-{digest([unfitted.code_hash, settings])}.pt"
+    settings = pickle.dumps(vars(unfitted))  # one's own proxy may have some that its name lacks
+    path = folder / f"{name}-{digest([unfitted.code_hash, settings.hex()])}.pt"
     with store.locked(folder):  # one process fits, others wait for it and read
         store.remove_leftovers(folder)
         if path.exists():

@@ -2149,6 +2149,30 @@ def test_a_setting_that_a_proxys_name_lacks_fits_it_anew(tiny_file, empty_cache,
         assert proxy.learned > 0
 
 
+def test_every_entry_of_a_large_setting_counts(tiny_file, empty_cache, monkeypatch):
+    monkeypatch.setitem(proxies.PROXIES, "rotated", Rotated)
+    paths = set()
+    for last in (0, 0, 1):
+        unfitted = Rotated()
+        unfitted.table = np.zeros(5000)
+        unfitted.table[2500] = last
+        monkeypatch.setattr(Rotated, "from_options", lambda options, made=unfitted: made)
+        options = options_for(tiny_file, proxy="rotated")
+        paths.add(proxies.fitted_proxy(options, Corpus(options.data))[1])
+    assert len(paths) == 2
+
+
+def test_a_proxy_may_take_utf8_alone(tmp_path, empty_cache, monkeypatch):
+    path = tmp_path / "t.txt"
+    path.write_text("añb" * 5000)
+    monkeypatch.setattr(Rotated, "encode", lambda self, text: np.frombuffer(
+        text.decode().encode(), np.uint8) + np.uint8(self.turn + self.learned))
+    monkeypatch.setitem(proxies.PROXIES, "rotated", Rotated)
+    monkeypatch.setattr(Rotated, "from_options", lambda options: Rotated())
+    proxy, _ = proxies.fitted_proxy(options_for(path, proxy="rotated"), Corpus(str(path)))
+    assert len(proxy.id) == 12
+
+
 def test_a_proxy_that_encodes_otherwise_has_another_id(monkeypatch):
     before = Rotated(3).id
     assert Rotated(3).id == before
@@ -2157,6 +2181,8 @@ def test_a_proxy_that_encodes_otherwise_has_another_id(monkeypatch):
 
 
 @pytest.mark.parametrize("attribute, value, message", [
+    ("from_state", classmethod(lambda cls, state: cls.no_such()), "can't be read from its state "
+     r"\(AttributeError.*\); override state and from_state"),
     ("from_state", classmethod(lambda cls, state: cls()), "what it has learned is lost when it is "
      "saved; override state and from_state"),
     ("n_symbols", 100, r"found the symbol 2\d\d; expected less than n_symbols=100"),
@@ -5703,6 +5729,15 @@ def test_of_a_run_whose_corpus_has_changed_eval_says_so(run_train, own_corpus, c
         f"{out}: --data={own_corpus}, or the code that reads it, has changed since its training")
 
 
+@pytest.mark.parametrize("task, flags, reads", [
+    ("bpb", {}, True), ("bpb", {"data": "other.txt"}, False), ("bpb", {"problems": "p.jsonl"}, True),
+    ("pass", {}, True), ("pass", {"problems": "p.jsonl"}, False),
+    ("translate", {"problems": "p.jsonl"}, False),
+    ("robust", {"problems": "p.jsonl"}, True), ("facts", {"data": "other.txt"}, True)])
+def test_which_tasks_read_the_runs_own_corpus(task, flags, reads):
+    assert evaluation.reads_own_corpus(task, evaluation.EvalOptions(**flags)) == reads
+
+
 def test_a_run_whose_corpus_is_gone_can_still_be_tested(run_train, own_corpus, monkeypatch):
     out = run_train("--steps=1", f"--data={own_corpus}", "--proxy=none")
     own_corpus.unlink()
@@ -7020,7 +7055,7 @@ def test_a_folder_is_its_text_files(tmp_path, capsys):
 
 def reading_code():
     return b"".join((ROOT / "lib" / name).read_bytes()
-                    for name in ("corpus.py", "cut.py", "rows.py", "split.py"))
+                    for name in ("corpus.py", "cut.py", "files.py", "rows.py", "split.py"))
 
 
 def test_the_id_of_a_source_is_a_hash_of_its_names_and_contents(tmp_path):

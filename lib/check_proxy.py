@@ -6,19 +6,26 @@ unnoticed, and a model be trained on symbols that stand for something else.
 """
 import numpy as np
 
+from lib.cut import cut_at_lines
 from lib.options import UserError
 
 TEXTS = 100        # so many of those that it was fitted on
-TEXT_BYTES = 1000  # the beginning of each
+TEXT_BYTES = 1000  # the beginning of each, cut as a sample is
 
 
 def check_proxy(proxy, texts):
     """Raise a UserError where a fitted proxy breaks its word on some of `texts`, of bytes."""
-    texts = [text[:TEXT_BYTES] for text in texts[:TEXTS]]
-    read_again = proxy.from_state(proxy.state())  # as it will be read from its file
-    encoded = proxy.encode_batch(texts)
-    encoded_again = read_again.encode_batch(texts)
-    for text, symbols, symbols_again in zip(texts, encoded, encoded_again):
+    samples = []
+    for text in texts[:TEXTS]:
+        samples += cut_at_lines(text, TEXT_BYTES)[:1]
+    try:
+        read_again = proxy.from_state(proxy.state())  # as it will be read from its file
+    except Exception as error:  # whatever a method of one's own raises
+        raise UserError(f"--proxy={proxy.kind}: can't be read from its state ({error!r}); override "
+                        "state and from_state") from None
+    encoded = proxy.encode_batch(samples)
+    encoded_again = read_again.encode_batch(samples)
+    for text, symbols, symbols_again in zip(samples, encoded, encoded_again):
         broken = broken_word(proxy, text, symbols)
         if not np.array_equal(symbols, symbols_again):
             broken = "what it has learned is lost when it is saved; override state and from_state"

@@ -29,8 +29,8 @@ TINYCODE = ROOT / "data" / "tinycode"
 
 # Files that are read, cut or split otherwise are another corpus, with other ids in the cache. So
 # after an edit of these no sample of before is trained on.
-READING = [ROOT / "lib" / name for name in ("corpus.py", "cut.py", "rows.py", "split.py")]
-READING_CODE = "".join(path.read_text(encoding="utf-8") for path in READING)
+READING = ("corpus.py", "cut.py", "files.py", "rows.py", "split.py")
+READING_CODE = "".join((ROOT / "lib" / name).read_text(encoding="utf-8") for name in READING)
 
 # The corpora that data/NAME.py writes to data/NAME/corpus.jsonl when they are first asked for.
 BUILT_IN = {

@@ -176,7 +176,7 @@ def others_keywords(source, functions):
         if isinstance(node, ast.Call):
             called = getattr(node.func, "id", None)
             if called not in functions and called not in dir(builtins):
-                names.update(keyword.arg for keyword in node.keywords)
+                names.update(argument.arg for argument in node.keywords)
     return names
 
 

@@ -119,7 +119,7 @@ def text_groups(corpus):
 
 
 def long_context_groups():
-    """The standard library in samples of 1,022 bytes in place of 222, which gzip does shorten."""
+    """The standard library in samples of 1,022 bytes (gzip: 1,006) in place of 222."""
     methods = {"raw bytes": RAW_BYTES, "proxy: tokenizer": TOKENIZER, "proxy: gzip": GZIP}
     flags = "--size=nano --data=stdlib --block_size=2048 --batch_size=2"
     return {
