@@ -41,7 +41,7 @@ from lib.eval_options import SAMPLES, TASKS, EvalOptions
 from lib.options import UserError, command_line
 from lib.perturb import PERTURBATIONS, perturb
 from lib.plots import differing_options, plot, print_results
-from lib.results import MEASURING, Completions, Kept, code_hash, digest, warn_once
+from lib.results import MEASURING, Completions, Kept, code_hash, digest
 from lib.rows import read_jsonl
 from lib.scoring import (can_score, count_of_canonical_failures, explain_failures, read_problems,
                          read_samples, score, uneven_samples)
@@ -145,6 +145,7 @@ def bits_per_byte(model, windows, device, batch_size=64):
             symbols[row, :n] = torch.from_numpy(window.symbols)
             suffix[row, :n] = torch.from_numpy(window.suffix)
             targets[row, :n] = torch.from_numpy(window.targets)
+        # a row has one text, and padding comes after it: plainly causal attention will do
         losses = model(symbols.to(device), targets.to(device), suffix.to(device))
         nats += losses.cpu().double().sum().item()  # MPS has no float64
     text_bytes = sum(window.text_bytes for window in windows)
@@ -159,7 +160,7 @@ def held_out_samples(run_options, data, block_size, view, limit):
     limit: 0 for SAMPLES.
     """
     mix = 0.0 if view == "raw" else 1.0
-    # a mix of this view alone, for the checks of `prepare`; samples need no proxy
+    # `prepare` checks what this mix needs, this view alone; without a proxy it fits none
     options = replace(run_options, data=data, proxy="none", mix=mix)
     if data != run_options.data:
         options.shard = "0/1"  # the run's shards are of its own corpus
@@ -404,8 +405,8 @@ def perturbed_solutions(write, problems, kind, seed, options, keep_as):
     rows = []
     for task_id, problem in problems.items():
         # the tests call the function by its old name
-        old_name = f"\n{problem['entry_point']} = {names[task_id]}\n"
-        solution = prompts[task_id] + done[task_id][0] + old_name
+        alias = f"\n{problem['entry_point']} = {names[task_id]}\n"
+        solution = prompts[task_id] + done[task_id][0] + alias
         rows.append({"task_id": task_id, "kind": kind, "solution": solution})
     return rows
 
@@ -465,8 +466,9 @@ def views_that_fit(problems, proxy, room):
             continue
         text = (problem["prompt"] + problem["canonical_solution"]).encode()
         raw = np.frombuffer(text, np.uint8)
-        pair = {view: format_view(view, raw, proxy.encode(text), proxy.symbol_lengths)
-                for view in ("raw", "comp")}
+        comp = proxy.encode(text)
+        pair = {"raw": format_view("raw", raw),
+                "comp": format_view("comp", raw, comp, proxy.symbol_lengths)}
         if len(pair["raw"].symbols) + len(pair["comp"].symbols) <= room:
             views[task_id] = pair
     return views
@@ -490,11 +492,11 @@ def translate(model, proxy, views, given):
         given "comp":    <comp> 17 9 </comp> <raw>    ->    d e f _ f </raw>
     """
     if given == "comp":
-        opening, closing, first = RAW, END_RAW, BYTE0
+        opening, closing, first_id = RAW, END_RAW, BYTE0
         symbol_bytes = [bytes([byte]) for byte in range(256)]
         decode = bytes
     else:
-        opening, closing, first = COMP, END_COMP, PROXY0
+        opening, closing, first_id = COMP, END_COMP, PROXY0
         symbol_bytes = proxy.symbol_bytes()
         decode = functools.partial(decode_or_empty, proxy)
     texts = {}
@@ -505,7 +507,7 @@ def translate(model, proxy, views, given):
         for task_id in batch:
             view = views[task_id][given]
             prompts.append((np.append(view.symbols, opening), np.append(view.suffix, 0)))
-        written = continue_views(model, prompts, first, closing, symbol_bytes)
+        written = continue_views(model, prompts, first_id, closing, symbol_bytes)
         for task_id, symbols in zip(batch, written):
             texts[task_id] = decode(symbols)
     return texts
@@ -601,8 +603,7 @@ def other_content(task, options, run_options, tinycode):
 
 def proxy_for(task, run, run_options, options, checkpoint):
     """The run's proxy where the task needs one, else None. Raises UserError if it is not there."""
-    translates = task == "translate" and run_options.proxy != "none"
-    if options.view == "raw" and not translates:
+    if options.view == "raw" and task != "translate":
         return None
     return load_run_proxy(run, checkpoint.get("made_from", {}).get("proxy"))
 
@@ -626,7 +627,8 @@ def reads_own_corpus(task, options):
 def warn_of_another_corpus(run, run_options, checkpoint):
     """Say so where --data is not what the run was trained on: what is held out today, and problems
     that are new today, may have been in its training."""
-    trained_on = checkpoint.get("made_from", {}).get("corpus")  # ids of parts; none in a training
+    # the ids of its parts, in one string; train.py itself, which calls this too, has none
+    trained_on = checkpoint.get("made_from", {}).get("corpus")
     if not trained_on:
         return
     try:
@@ -634,34 +636,35 @@ def warn_of_another_corpus(run, run_options, checkpoint):
     except UserError:  # it is gone; what needs it will say so
         return
     if not all(source.id in trained_on for source in corpus.sources):
-        warn_once(f"{run}: --data={run_options.data}, or the code that reads it, has changed since "
-                  "its training, so what is held out now may have been trained on")
+        print(f"{run}: --data={run_options.data}, or the code that reads it, has changed since its "
+              "training, so what is held out now may have been trained on", file=sys.stderr)
 
 
 def default_tasks(tinycode):
     return ["bpb", "pass", "facts"] if tinycode and can_score() else ["bpb"]
 
 
-def evaluate(model, checkpoint, options, tasks=None, run=None, results=None):
+def evaluate(model, checkpoint, options, tasks=None, run=None, results=None, keep=True):
     """The results of the tasks for a model: numbers, intervals, and of how many problems.
 
-    results: the dict to fill; if this is interrupted, it has what was done. A run's results and
-    completions are kept in its folder, where the next call finds them.
+    results: the dict to fill; if this is interrupted, it has what was done. keep: whether a run's
+    results and completions are kept in its folder, where the next call finds them.
     """
     options.resolve()
     results = {} if results is None else results
     run_options = mix_options(run or "", checkpoint)
     tinycode = tinycode_folder(run_options.data)
-    kept = Kept(run, code_hash(*MEASURING))
+    kept = Kept(run if keep else None, code_hash(*MEASURING))
     if options.again:
         kept.forget_completions()
-    for task in tasks or default_tasks(tinycode):
+    tasks = tasks or default_tasks(tinycode)
+    if any(reads_own_corpus(task, options) for task in tasks):
+        warn_of_another_corpus(run, run_options, checkpoint)
+    for task in tasks:
         missing = what_is_missing(task, run_options, tinycode)
         if missing:
             print(f"{task} left out: {missing}", file=sys.stderr)
             continue
-        if reads_own_corpus(task, options):
-            warn_of_another_corpus(run, run_options, checkpoint)
         problems = None
         if task in ("pass", "robust", "translate"):
             problems, n_problems = choose_problems(options, tinycode)

@@ -245,7 +245,8 @@ class Context:
         return len(self.symbols) - self.filled
 
     def begin_sample(self):
-        """What is written from here on can't see, with the sample mask, what came before."""
+        """What is written from here on can't see, with the sample mask, what came before: the next
+        sample, or of one with parallel views the second."""
         self.sample_number += 1
 
     def write(self, view, length):
@@ -286,7 +287,7 @@ class Pool:
         weight = np.array([weight for _, weight in views.groups])
         part_bytes = [part.meta["text_bytes"] for part in views.parts]
         n_bytes = np.add.reduceat(part_bytes, first_part)
-        first_sample = views.starts[[*first_part, -1]]  # of each group, and the end
+        first_sample = np.append(views.starts[first_part], len(views))  # of each group, and the end
         mean_length = n_bytes / np.diff(first_sample)
         # group g is samples[edges[g]:edges[g + 1]]
         self.edges = np.searchsorted(samples, first_sample)
@@ -341,8 +342,8 @@ class Mixer:
     def r(self, step):
         """The mixing rate at a step: it rises to `mix`, stays, and falls to 0 in the raw phase.
 
-        It follows from the share of the training that is done, and not from the number of the step:
-        train.py counts FLOPs by it before it knows how many steps there will be.
+        Only step / total_steps counts: train.py asks a mixer of one step for the mean, to count
+        FLOPs, before it knows how many steps there will be.
         """
         options = self.options
         done = step / self.total_steps
@@ -385,8 +386,8 @@ class Mixer:
         often than long ones, and r would not be what --mix says. Of raw bytes on tinycode this
         cuts off a tenth of what is drawn; runs/README.md has other ways, which were no better.)
 
-            <raw>def f(x):..</raw> <comp>317 52 9 ..</comp><raw>def g(..</raw> <comp>88 14 ..
-            |- a raw sample -----| |- a pair: one text, both views ---------| |- cut by the end
+            <raw>def f(x):..</raw> | <comp>317 52 9 ..</comp><raw>def g(..</raw> | <comp>88 14 ..
+            a raw sample             a pair: one text, both views                cut by the end
         """
         rng = np.random.default_rng((self.options.seed, step, row))
         probabilities = {only: 1.0} if only else self.probabilities(step)

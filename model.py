@@ -76,7 +76,7 @@ class GPTConfig:
     ngram: int = 0                # longest byte n-gram that has an embedding, 2 to 7; 0: none
     ngram_buckets: int = 2 ** 15  # rows of the hashed table, a power of two
     n_byte_heads: int = 0         # extra heads, each of which guesses one byte further ahead
-    aligned: bool = False         # proxy symbols stand where their bytes do, and share their rows
+    aligned: bool = False         # proxy symbols stand where their bytes do, and add these' rows
 
     @classmethod
     def named(cls, size, **changes):
@@ -157,7 +157,7 @@ class Block(nn.Module):
 
 class NgramEmbedding(nn.Module):
     """The sum of hashed embeddings of the last 2 to n bytes of text that end at each position."""
-    # odd and arbitrary: multiplying by them spreads the bits, and each n starts elsewhere
+    # arbitrary: products with SPREAD and FINISH spread the bits; START makes each n begin elsewhere
     SPREAD, START, FINISH = 0x4F1BBCDCBFA53E0B, 0x632BE59BD9B4E019, 0x2545F4914F6CDD1D
 
     def __init__(self, config):
@@ -288,7 +288,7 @@ class GPT(nn.Module):
         """Logits (B, T, vocab_size) of what follows each of idx (B, T), or the loss of `targets`.
 
         targets: (B, T), NO_TARGET where there is nothing to predict. The loss is (B, T) in nats, 0
-            there: no mean, since bits per byte need sums over chosen positions.
+            without a target: no mean, since bits per byte need sums over chosen positions.
         suffix: int64 (B, T), from `pack_suffix`; None: no n-gram features.
         mask: from `sample_mask`; None is plainly causal.
         cache: a KVCache, whose rows idx continues, without gradients and under the cache's own
@@ -418,7 +418,7 @@ class KVCache:
         self.kv = torch.zeros(shape, device=device, dtype=dtype)
         # how many slots of each row are in use, (B,)
         self.filled = torch.zeros(batch_size, dtype=torch.long, device=device)
-        # [row, slot]: the position that a symbol there goes on from, the sum of `n_bytes` before it
+        # [row, s]: the position that a row has reached after its first s symbols
         self.reached = torch.zeros(batch_size, length + 1, dtype=torch.long, device=device)
         self.slots = None  # (B, T) where the symbols of the present forward pass go
         self.end = 0       # nothing is stored from here on

@@ -1,7 +1,8 @@
 """
 The proxies: three compressors. The model trains on their symbols, which hold more text each than
 a byte, beside raw bytes. What it learns from the symbols carries over to the bytes; so afterwards
-it runs on bytes alone, and the compressor is thrown away.
+it runs on bytes alone, and the compressor is thrown away (Zheng et al. 2026, arXiv 2602.04289, "the
+paper").
 
 Each turns bytes into an array of symbols, 0 .. n_symbols - 1, and back:
 
@@ -612,7 +613,7 @@ class Neural(Proxy):
                 self.symbol_strings[symbol] = strings[node]  # over a shorter one, in the fuzzy code
             else:
                 rest = strings[node][len(strings[beginning]):]
-                symbols += self.encode_segment(rest)
+                symbols += self.encode_segment(rest)  # which needs shorter strings' nodes alone
             self.node_symbols.append(symbols)
         # the same in one array, for encode_together
         self.symbol_count = np.array([len(symbols) for symbols in self.node_symbols])
@@ -661,8 +662,9 @@ class Neural(Proxy):
         return np.split(symbols, symbols_before)
 
     def encode_prompt(self, text):
-        """All but the last window, which what follows may lengthen."""
-        # with any byte more: whether there is a cut after the text shows only then
+        """All but the last window, which what follows may lengthen; or all windows, if the text ends
+        where a segment does."""
+        # with a byte more, as a cut after the text shows only before one
         *_, segment = self.segments(text + b"?")
         segment = segment[:-1]
         window_ends = [end for end, _ in self.trie.walk(segment)]
@@ -680,7 +682,8 @@ class Neural(Proxy):
         of the text does not spread.
         """
         is_start = np.zeros(len(data), dtype=bool)
-        is_start[2:] = self.cut_after[bigrams(data)[:-1]]  # of bytes 0 and 1 for position 2
+        # bytes i - 2 and i - 1 decide whether a segment starts at i
+        is_start[2:] = self.cut_after[bigrams(data)[:-1]]
         is_start[begins[begins < len(data)]] = True  # an empty last text begins at the end
         is_start[begins - 1] = True  # the newline before each text is a segment of its own
         return np.flatnonzero(is_start)

@@ -177,7 +177,8 @@ class Batch:
 
 
 class GuessingBatch(Guessing, Batch):
-    """A Batch that writes several bytes a step, greedily, with the model's byte heads."""
+    """A Batch that writes several bytes a step, greedily, with the model's byte heads: its `choose`
+    and `read` are those of lib/byte_heads.py."""
 
 
 def keep_recent(text, block_size):
@@ -240,8 +241,8 @@ def generate(model, prompts, n=1, max_new=256, stops=(), temperature=0.8, top_k=
                 batch.take(live)
                 rows = [rows[i] for i in live]
                 chosen = [chosen[i] for i in live]
-            # ENDED is no byte; what a row that has ended reads does not matter
-            last = [min(choice[-1], 255) for choice in chosen]
+            # what a row that has ended reads does not matter: any byte
+            last = [0 if choice[-1] == ENDED else choice[-1] for choice in chosen]
             batch.read(torch.tensor(last, device=model.embed.weight.device))
 
 
@@ -272,7 +273,7 @@ def complete(model, prompts, n=1, stops=(), **settings):
 # in a proxy's symbols, for eval.py: the tokenizer model, and translation
 
 
-def continue_views(model, prompts, first, closing, symbol_bytes, temperature=0.0, seed=0,
+def continue_views(model, prompts, first_id, closing, symbol_bytes, temperature=0.0, seed=0,
                    rests=None):
     """What the model writes inside a given view, of bytes or of symbols: see `write_view` in
     lib/write_view.py, whose arguments these are."""
@@ -283,7 +284,7 @@ def continue_views(model, prompts, first, closing, symbol_bytes, temperature=0.0
         return pick(logits, temperature, 0, 1.0, generator)
 
     cache = KVCache(model.config, len(prompts), model.config.block_size, device)
-    return write_view(model, cache, prompts, first, closing, symbol_bytes, pick_one, rests)
+    return write_view(model, cache, prompts, first_id, closing, symbol_bytes, pick_one, rests)
 
 
 def complete_in_symbols(model, proxy, symbol_bytes, prompts, n=1, stops=(), max_new=256,
@@ -309,7 +310,7 @@ def complete_in_symbols(model, proxy, symbol_bytes, prompts, n=1, stops=(), max_
     written = continue_views(model, shown, PROXY0, END_COMP, symbol_bytes, temperature, seed, rests)
     texts = []
     for rest, symbols in zip(rests, written):
-        text = proxy.decode(symbols)[len(rest):][:max_new]
+        text = proxy.decode(symbols)[len(rest):][:max_new]  # nothing but the rest can come first
         texts.append(text[:find_stop(text, stops)])
     return [texts[i:i + n] for i in range(0, len(texts), n)]
 

@@ -2185,7 +2185,9 @@ def test_a_proxy_that_encodes_otherwise_has_another_id(monkeypatch):
      r"\(AttributeError.*\); override state and from_state"),
     ("from_state", classmethod(lambda cls, state: cls()), "what it has learned is lost when it is "
      "saved; override state and from_state"),
-    ("n_symbols", 100, r"found the symbol 2\d\d; expected less than n_symbols=100"),
+    ("n_symbols", 100, r"found the symbol [12]\d\d; expected 0 to less than n_symbols=100"),
+    ("encode", lambda self, text: np.full(len(text), -1), "found the symbol -1; expected 0 to less "
+     "than n_symbols=256"),
     ("symbol_lengths", np.full(256, 2), "symbol_lengths say 2000 bytes of a text that has 1000"),
     ("decode", lambda self, symbols: bytes(symbols), "decode does not give back what was encoded"),
     ("encode", lambda self, text: np.zeros(len(text) + 1, np.uint8), "1001 symbols for 1000 bytes; "
@@ -5271,6 +5273,26 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(run_train, monke
     assert not list(out.glob("*.tmp"))
 
 
+def test_what_the_report_measures_is_not_taken_for_an_older_checkpoints(run_train, monkeypatch):
+    save = torch.save
+    n_saved = itertools.count(1)
+
+    def full_at_the_last(state, file):
+        if "ckpt" in file.name and next(n_saved) == 2:
+            raise OSError(28, "No space left on device")
+        save(state, file)
+    monkeypatch.setattr(torch, "save", full_at_the_last)
+    flags = ["--steps=4", "--eval_every=2", "--proxy=none", "--report=all"]
+    out = run_train(*flags)
+    assert load_checkpoint(out)["step"] == 2
+    assert "bpb" in read_json(out / "report.json")
+    assert not (out / "results.json").exists()
+
+    out = run_train(*flags)
+    assert load_checkpoint(out)["step"] == 4
+    assert (out / "results.json").exists()
+
+
 def keep_checkpoints(monkeypatch):
     """A list that will hold the step of ckpt.pt after each attempt to write it."""
     steps = []
@@ -5730,7 +5752,8 @@ def test_of_a_run_whose_corpus_has_changed_eval_says_so(run_train, own_corpus, c
 
 
 @pytest.mark.parametrize("task, flags, reads", [
-    ("bpb", {}, True), ("bpb", {"data": "other.txt"}, False), ("bpb", {"problems": "p.jsonl"}, True),
+    ("bpb", {}, True), ("bpb", {"data": "other.txt"}, False),
+    ("bpb", {"problems": "p.jsonl"}, True),
     ("pass", {}, True), ("pass", {"problems": "p.jsonl"}, False),
     ("translate", {"problems": "p.jsonl"}, False),
     ("robust", {"problems": "p.jsonl"}, True), ("facts", {"data": "other.txt"}, True)])
@@ -5919,7 +5942,9 @@ def nine_problems(tmp_path):
 
 @pytest.mark.parametrize("task", ["pass", "robust", "translate"])
 def test_limit_spreads_over_the_problems(task, own_run, nine_problems, monkeypatch):
-    monkeypatch.setattr(evaluation, "what_is_missing", lambda *_: None)  # for translate: a proxy
+    # for translate the run lacks a proxy
+    monkeypatch.setattr(evaluation, "what_is_missing", lambda *_: None)
+    monkeypatch.setattr(evaluation, "proxy_for", lambda *_: None)
     seen, printed = problems_measured(monkeypatch, own_run, nine_problems, f"--task={task}",
                                       "--limit=3")
     assert seen == [["t/0", "t/4", "t/8"]]
@@ -11392,7 +11417,9 @@ def one_of_each(own_run, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "tinycode_folder", lambda data: tmp_path)
     monkeypatch.setattr(evaluation, "load_run_proxy", lambda *_: None)
     monkeypatch.setattr(evaluation, "measure", lambda *_: {"number": 0.5})
-    monkeypatch.setattr(evaluation, "what_is_missing", lambda *_: None)  # for translate: a proxy
+    # for translate the run lacks a proxy
+    monkeypatch.setattr(evaluation, "what_is_missing", lambda *_: None)
+    monkeypatch.setattr(evaluation, "proxy_for", lambda *_: None)
     return own_run, problems
 
 

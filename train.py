@@ -191,7 +191,7 @@ def lr_at(done, options):
     """The learning rate when the share `done` of the training is over."""
     if done < options.lr_warmup:  # from a hundredth of it, linearly
         return options.lr * (0.01 + 0.99 * done / options.lr_warmup)
-    left = (1 - done) / max(1e-9, 1 - options.lr_warmup)  # of the fall: from 1 to 0
+    left = (1 - done) / max(1e-9, 1 - options.lr_warmup)  # how much of the fall is to come
     if options.decay == "linear":
         return options.lr * left
     cosine = 0.5 * (1 - math.cos(math.pi * left))
@@ -221,7 +221,7 @@ def batch_losses(model, batch, device, precision):
 def validate(model, mixer, options, processes, precision):
     """{"val_raw": bits per byte of text, "val_comp": ..} on held-out contexts of either view alone.
 
-    Through a proxy they are an upper bound: the model spreads its probability over all the ways to
+    val_comp is an upper bound: the model spreads its probability over all the ways to
     write a text in symbols, and only the proxy's own is counted.
     """
     results = {}
@@ -295,6 +295,7 @@ class Training:
 
         # where it stands; text_bytes and loss are this process's part of a sum
         self.step = 0
+        self.saved_step = saved["step"] if saved else None       # of the checkpoint on disk
         self.text_bytes = 0.0
         self.loss = None                                         # of the last step, 0-dimensional
         self.skipped = torch.zeros((), device=self.device)       # steps that were not finite
@@ -344,10 +345,10 @@ class Training:
             group["lr"] = lr_at(self.step / self.steps, options)
 
         self.loss = 0.0
-        for rows in self.micro_batches:
+        for number, rows in enumerate(self.micro_batches, 1):
             batch = self.mixer.batch(self.step, rows)
             self.text_bytes += batch["text_bytes"]
-            is_last = rows == self.micro_batches[-1]
+            is_last = number == len(self.micro_batches)
             with gradient_sync(self.ddp_model, is_last):
                 losses = batch_losses(self.ddp_model, batch, self.device, self.precision)
                 # divided by a constant, so that micro-batches add up to the whole batch
@@ -355,7 +356,7 @@ class Training:
                 # DDP and FSDP divide by the number of processes, and this undoes it
                 scale = float(self.processes.world_size)
                 # a loss that is not finite becomes a NaN gradient, so every process skips the step
-                loss.backward(torch.where(loss.isfinite(), scale, torch.nan))
+                loss.backward(gradient=torch.where(loss.isfinite(), scale, torch.nan))
             self.loss = self.loss + loss.detach()
 
         norm = clip_gradients(self.parameters(byte_heads=False), options.clip)
@@ -438,6 +439,7 @@ class Training:
         except UserError as error:
             processes.print0(f"checkpoint skipped: {error}")
             return False
+        self.saved_step = self.step
         return True
 
     def how_to_go_on(self):
@@ -492,14 +494,14 @@ def train(options):
         Mixer(views, options, options.block_size, total_steps=1, held_out=held_out)
     if not saved:
         options.out = processes.from_first(lambda: open_run(options, proxy_path))
-    report, weights, config = train_model(options, views, proxy, processes, saved)
+    report, weights, config, is_saved = train_model(options, views, proxy, processes, saved)
     gc.collect()  # the optimizer and compiled blocks are in reference cycles
     processes.disconnect()  # the report is the first process's work alone
     if not processes.is_first:
         return {}
     if options.report == "all":
         try:
-            measure(weights, config, options, proxy, processes.device, report)
+            measure(weights, config, options, proxy, processes.device, report, is_saved)
         except UserError as error:  # what was trained is worth a report all the same
             print(f"not measured: {error}")
     print_report(report, options, time.time() - started)
@@ -508,7 +510,8 @@ def train(options):
 
 
 def train_model(options, views, proxy, processes, saved):
-    """(what was done, the weights, the model's config). All else is freed on return."""
+    """(what was done, the weights, the model's config, whether the checkpoint on disk has these
+    weights). All else is freed on return."""
     training = Training(options, views, proxy, processes, saved)
     if saved:
         processes.print0(f"resuming {options.out} at step {training.step} of {training.steps}")
@@ -523,7 +526,8 @@ def train_model(options, views, proxy, processes, saved):
     with processes.one_line_if_one_is_lost(advice):
         training.train()
     weights = whole_weights(training.model, options.fsdp)
-    return training.report(), weights, training.config
+    is_saved = training.saved_step == training.steps
+    return training.report(), weights, training.config, is_saved
 
 
 def open_run(options, proxy_path):
@@ -535,15 +539,16 @@ def open_run(options, proxy_path):
     return str(out)
 
 
-def measure(weights, config, options, proxy, device, report):
-    """Add to `report`, {name: number}, what eval.py measures of the trained model by default."""
+def measure(weights, config, options, proxy, device, report, keep):
+    """Add to `report`, {name: number}, what eval.py measures of the trained model by default. keep:
+    for later calls of eval.py, too, which measure the checkpoint."""
     model = GPT(config).to(device).eval()  # not compiled, not sharded: shapes vary
     model.load_state_dict(weights)
     reads_symbols = (options.mix == 1 and proxy.symbol_lengths is not None
                      and options.mode != "vanilla")
     settings = evaluation.EvalOptions(device=device, view="comp" if reads_symbols else "raw")
     evaluation.evaluate(model, {"options": asdict(options)}, settings, run=options.out,
-                        results=report)
+                        results=report, keep=keep)
 
 
 if __name__ == "__main__":

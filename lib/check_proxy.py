@@ -25,21 +25,23 @@ def check_proxy(proxy, texts):
                         "state and from_state") from None
     encoded = proxy.encode_batch(samples)
     encoded_again = read_again.encode_batch(samples)
-    for text, symbols, symbols_again in zip(samples, encoded, encoded_again):
-        broken = broken_word(proxy, text, symbols)
-        if not np.array_equal(symbols, symbols_again):
-            broken = "what it has learned is lost when it is saved; override state and from_state"
+    for text, symbols, symbols_again in zip(samples, encoded, encoded_again, strict=True):
+        broken = broken_word(proxy, text, symbols, symbols_again)
         if broken:
             raise UserError(f"--proxy={proxy.kind}: {broken}")
 
 
-def broken_word(proxy, text, symbols):
-    """What is wrong with the symbols of a text, or None."""
+def broken_word(proxy, text, symbols, symbols_again):
+    """What is wrong with the symbols of a text, or None. symbols_again: from the proxy that was
+    read again."""
+    if not np.array_equal(symbols, symbols_again):
+        return "what it has learned is lost when it is saved; override state and from_state"
     if len(symbols) > len(text) + proxy.overhead:
         return (f"{len(symbols)} symbols for {len(text)} bytes; expected at most as many as bytes, "
                 f"and overhead={proxy.overhead} more")
-    if len(symbols) and int(max(symbols)) >= proxy.n_symbols:
-        return f"found the symbol {max(symbols)}; expected less than n_symbols={proxy.n_symbols}"
+    for symbol in symbols:
+        if not 0 <= symbol < proxy.n_symbols:
+            return f"found the symbol {symbol}; expected 0 to less than n_symbols={proxy.n_symbols}"
     if proxy.symbol_lengths is not None and proxy.symbol_lengths[symbols].sum() != len(text):
         return (f"symbol_lengths say {proxy.symbol_lengths[symbols].sum()} bytes of a text that "
                 f"has {len(text)}")

@@ -13,9 +13,8 @@ LONGEST_FILE = 2 ** 26  # bytes: a longer file, of whatever name, is cut as a .t
 def end_of_piece(text, start, longest):
     """Where the piece of `text` (bytes) that begins at `start` ends, at most `longest` bytes later.
 
-    It ends after the last newline in reach; where there is none, between two UTF-8 characters.
-
-        b"ab\\ncd\\nefgh", longest 7  ->  b"ab\\ncd\\n", b"efgh"
+    It ends after the last newline in reach; where there is none, between two UTF-8 characters. So
+    with longest = 7 the pieces of b"ab\\ncd\\nefgh" are b"ab\\ncd\\n" and b"efgh".
     """
     limit = start + longest
     if limit >= len(text):

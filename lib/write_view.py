@@ -66,13 +66,13 @@ def allowed_next(symbol_bytes, rests):
 
 
 @torch.inference_mode()
-def write_view(model, cache, prompts, first, closing, symbol_bytes, pick_one, rests=None):
+def write_view(model, cache, prompts, first_id, closing, symbol_bytes, pick_one, rests=None):
     """Go on from prompts that end inside a view, each up to the `closing` sentinel or to the end of
     the context.
 
     cache: an empty KVCache for a whole context.
     prompts: (symbols, suffix) of each, int64 arrays.
-    first: the id of the view's first symbol, BYTE0 or PROXY0.
+    first_id: of the view's first symbol, BYTE0 or PROXY0.
     symbol_bytes: the bytes of each symbol, None if it stands for none.
     pick_one: chooses from logits (B, n_symbols + 1), the last of which is the closing sentinel's.
     rests: for each prompt the bytes that must come before anything else; then each symbol has to
@@ -89,7 +89,7 @@ def write_view(model, cache, prompts, first, closing, symbol_bytes, pick_one, re
     states = read_prompts(model, cache, prompts)
     while True:
         logits = model.logits(states)
-        of_view = logits[:, first:first + n_symbols]
+        of_view = logits[:, first_id:first_id + n_symbols]
         choices = torch.cat((of_view, logits[:, closing, None]), dim=1)  # (B, n_symbols + 1)
         if any(row.rest for row in rows):
             allowed = allowed_next(symbol_bytes, [row.rest for row in rows])
@@ -104,7 +104,7 @@ def write_view(model, cache, prompts, first, closing, symbol_bytes, pick_one, re
             return [row.written for row in rows]
 
         # what a row that has ended reads does not matter; it stays where it is, inside of the cache
-        new = [first if row.ended else first + row.written[-1] for row in rows]
+        new = [first_id if row.ended else first_id + row.written[-1] for row in rows]
         suffix = [row.suffix for row in rows]
         states = model.states(torch.tensor(new, device=device)[:, None],
                               torch.tensor(suffix, device=device)[:, None], cache=cache)[:, -1]
