@@ -35,17 +35,17 @@ import numpy as np
 import torch
 
 from lib import store
-from lib.checkpoint import all_runs, newest_run
+from lib.run import all_runs, newest_run
 from lib.corpus import TINYCODE, parse_data, tinycode_file, tinycode_folder
 from lib.eval_options import SAMPLES, TASKS, EvalOptions
 from lib.options import UserError, command_line
 from lib.perturb import PERTURBATIONS, perturb
-from lib.plots import differing_options, plot, print_results
+from lib.tables import differing_options, plot, print_results
 from lib.results import MEASURING, Completions, Kept, code_hash, digest
 from lib.rows import read_jsonl
 from lib.scoring import (can_score, count_of_canonical_failures, explain_failures, read_problems,
                          read_samples, score, uneven_samples)
-from lib.show import with_progress
+from lib.tables import with_progress
 from mix import COMP, END_COMP, END_RAW, RAW, format_view, prepare, suffixes
 from model import BYTE0, NO_TARGET, PROXY0
 from proxies import load_proxy

@@ -31,8 +31,8 @@ import torch
 
 from lib import store
 from lib.options import UserError, command_line, expect, expect_one_of, flag
-from lib.show import show_context
-from lib.suffix import pack_suffix
+from lib.tables import show_context
+from lib.attention import pack_suffix
 from model import BYTE0, NO_TARGET, PROXY0, loss_groups
 from proxies import ProxyOptions, fitted_proxy, make_proxy
 

@@ -12,7 +12,7 @@ and the loss is next-symbol cross-entropy. (After a raw byte it is over the firs
 is not in the paper, see `GPT.loss`.) Two optional inputs of `forward` help the model to learn:
 
 - `mask` keeps attention inside a sample, since a training context holds several of them
-  (`sample_mask` in lib/masks.py).
+  (`sample_mask` in lib/attention.py).
 - `suffix` is the text that ends at each position, not what follows: its last 7 bytes, packed. With
   `ngram=6` the model adds hashed embeddings of the last 2 to 6 of those bytes to its input, as BLT
   does for its bytes (arXiv 2412.09871, section 3.2.1). They belong to a place in the text, not to a
@@ -39,10 +39,10 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lib.byte_heads import ByteHeads
-from lib.masks import attend
+from lib.attention import attend
 from lib.options import UserError, command_line, did_you_mean
 from lib.plan import PlanOptions, print_plan, print_sizes
-from lib.suffix import SUFFIX_BYTES
+from lib.attention import SUFFIX_BYTES
 
 BYTE0, PROXY0 = 64, 320  # the ids of byte 0 and of the proxy's first symbol
 NO_TARGET = -100         # where there is nothing to predict: F.cross_entropy's ignore_index

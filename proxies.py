@@ -77,7 +77,7 @@ from lib.check_proxy import check_proxy
 from lib.corpus import BUILT_IN, ROOT
 from lib.files import printable
 from lib.options import UserError, command_line, did_you_mean, expect_one_of, flag
-from lib.proxy_table import held_out_samples, print_proxy_table, show_symbols
+from lib.tables import held_out_samples, print_proxy_table, show_symbols
 from lib.results import code_hash, digest
 from lib.trie import Trie, take_ragged
 
@@ -519,7 +519,7 @@ class Neural(Proxy):
     """Three kinds of numbers: *nodes* of the trie, the *codewords* that the coder gives to them,
     and *symbols*, the codewords that the corpus uses, numbered anew."""
     kind = "neural"
-    fitted_by = ("model.py", "lib/byte_lm.py", "lib/suffix.py", "lib/trie.py")
+    fitted_by = ("model.py", "lib/byte_lm.py", "lib/attention.py", "lib/trie.py")
     report_variants = (
         {"bits": 9},
         {"bits": 12},

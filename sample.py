@@ -20,11 +20,11 @@ import numpy as np
 import torch
 
 from lib.byte_heads import Guessing
-from lib.checkpoint import (load_checkpoint, load_shards, newest_run, restore_options,
+from lib.run import (load_checkpoint, load_shards, newest_run, restore_options,
                             restore_weights)
-from lib.devices import resolve_device
+from lib.parallel import resolve_device
 from lib.options import UserError, command_line, expect, flag
-from lib.suffix import next_suffix, pack_suffix
+from lib.attention import next_suffix, pack_suffix
 from lib.write_view import write_view
 from mix import BOS, END_COMP, END_RAW, EOS, RAW, MixOptions, format_view
 from model import BYTE0, PROXY0, GPT, GPTConfig, KVCache

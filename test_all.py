@@ -73,15 +73,15 @@ import proxies
 import sample
 import train
 from lib import (
-    bpe, byte_lm, checkpoint as checkpoints, corpus, files, judge, parallel, plan, plots,
-    proxy_table, report as report_file, sandbox, scoring, store, trie as trie_file, write_view)
+    bpe, byte_lm, run as checkpoints, corpus, files, judge, parallel, plan, tables as plots,
+    tables as proxy_table, run as report_file, sandbox, scoring, store, trie as trie_file, write_view)
 from lib.byte_heads import ByteHeads, Guessing
-from lib.checkpoint import drop_log_from, load_checkpoint, new_folder, newest_run
+from lib.run import drop_log_from, load_checkpoint, new_folder, newest_run
 from lib.corpus import ROOT, Corpus
 from lib.cuda_on_cpu import cuda_program
 from lib.cut import cut_at_lines
-from lib.devices import precision_note, resolve_device, to_device
-from lib.masks import StripMask, block_mask, sample_mask
+from lib.parallel import precision_note, resolve_device, to_device
+from lib.attention import StripMask, block_mask, sample_mask
 from lib.options import UserError, command_line, flag, parse
 from lib.parallel import Processes, StopSignals, clip_gradients, skip_bad_step
 from lib.perturb import PERTURBATIONS, Program, perturb
@@ -89,7 +89,7 @@ from lib.plan import PlanOptions, expected_raw_share, flops_per_symbol
 from lib.results import Completions, Results, code_hash, digest, result_key
 from lib.rows import read_jsonl
 from lib.scoring import score
-from lib.suffix import next_suffix, pack_suffix
+from lib.attention import next_suffix, pack_suffix
 from lib.trie import Trie
 from mix import BOS, COMP, END_COMP, END_RAW, EOS, PAD, RAW, Context, MixOptions, Mixer
 from model import (
@@ -609,7 +609,7 @@ def test_several_symbols_can_be_read_into_the_cache_at_once():
 
 
 # -----------------------------------------------------------------------------
-# lib/suffix.py, and the n-gram features of model.py
+# lib/attention.py, and the n-gram features of model.py
 
 
 def suffixes_by_hand(text):
@@ -694,7 +694,7 @@ def test_ngram_hashes_spread():
 
 
 # -----------------------------------------------------------------------------
-# lib/masks.py
+# lib/attention.py
 
 
 def numbered(lengths):
@@ -2225,11 +2225,11 @@ def test_an_encoding_process_has_no_use_for_torch(prepared, kind):
 
 def test_after_an_edit_of_what_it_reads_the_byte_lm_is_trained_anew(
         tmp_path, monkeypatch, two_step_lm, python_texts):
-    for name in ("lib/byte_lm.py", "lib/suffix.py", "model.py"):
+    for name in ("lib/byte_lm.py", "lib/attention.py", "model.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     monkeypatch.setattr(byte_lm, "ROOT", tmp_path)
-    for n_trained, edited in enumerate(("lib/byte_lm.py", "lib/suffix.py", "model.py"), start=1):
+    for n_trained, edited in enumerate(("lib/byte_lm.py", "lib/attention.py", "model.py"), start=1):
         byte_lm.cached_lm(tmp_path, python_texts[:1])
         byte_lm.cached_lm(tmp_path, python_texts[:1])
         assert len(two_step_lm) == n_trained
@@ -4570,7 +4570,7 @@ def test_measured_again_results_are_the_same(side_by_side):
 
 
 def test_a_figure_is_drawn_of_what_was_measured(own_run, monkeypatch):
-    """Of each run; the tests of lib/plots.py look at the drawing."""
+    """Of each run; the tests of lib/tables.py look at the drawing."""
     drawn = []
     monkeypatch.setattr(evaluation, "plot", lambda table, path: drawn.append((table, path)))
     printed = run_eval(own_run, "--task=bpb", "--limit=5", "--plot=figure.png", "--json")
@@ -6783,7 +6783,7 @@ for name in ("SIGKILL", "SIGALRM", "SIGHUP", "SIGUSR1", "alarm", "setitimer", "p
         delattr(signal, name)
 
 import eval, sample, train
-import lib.encode_worker, lib.plots, lib.results, lib.scoring
+import lib.encode_worker, lib.tables, lib.results, lib.scoring
 from lib.options import parse
 
 report = train.train(parse(train.Options, sys.argv[2:]))
@@ -8711,7 +8711,7 @@ def test_a_problem_may_have_no_solution():
 
 
 # -----------------------------------------------------------------------------
-# lib/proxy_table.py
+# lib/tables.py
 
 
 class PairProxy:
@@ -8994,7 +8994,7 @@ def test_completions_are_in_the_format_that_is_scored(tmp_path):
 
 
 # -----------------------------------------------------------------------------
-# lib/plots.py
+# lib/tables.py
 
 
 def test_the_printed_table(capsys):
@@ -11595,7 +11595,7 @@ def test_most_of_those_that_failed_have_the_cause_that_is_named(capsys):
 
 
 # -----------------------------------------------------------------------------
-# lib/split.py, lib/checkpoint.py
+# lib/split.py, lib/run.py
 
 
 def test_no_val_is_trained_on_where_another_name_can_be(tmp_path):

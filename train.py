@@ -23,15 +23,15 @@ from tqdm import tqdm
 
 import eval as evaluation
 from lib import store
-from lib.checkpoint import (check_folder, describe, drop_log_from, load_checkpoint, new_folder,
+from lib.run import (check_folder, describe, drop_log_from, load_checkpoint, new_folder,
                             restore_checkpoint, restore_options, save_checkpoint)
-from lib.devices import fast_dtype, is_here, precision_note, resolve_device, to_device
-from lib.masks import sample_mask
+from lib.parallel import fast_dtype, is_here, precision_note, resolve_device, to_device
+from lib.attention import sample_mask
 from lib.options import UserError, command_line, expect, flag
 from lib.parallel import (Processes, StopSignals, autocast, clip_gradients, gradient_sync,
                           replicate, shard, skip_bad_step, whole_weights)
 from lib.plan import expected_raw_share, flops_per_symbol
-from lib.report import expect_wandb, log_line, print_report, start_wandb
+from lib.run import expect_wandb, log_line, print_report, start_wandb
 from mix import Mixer, MixOptions, prepare
 from model import GPT, PROXY0, SIZES, GPTConfig
 

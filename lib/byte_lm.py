@@ -13,7 +13,7 @@ from tqdm import tqdm
 from lib import store
 from lib.corpus import ROOT
 from lib.results import code_hash
-from lib.suffix import pack_suffix
+from lib.attention import pack_suffix
 from model import GPT, GPTConfig
 
 LM_BOS = 256    # the LM's start symbol; a byte's id is its value here
@@ -21,7 +21,7 @@ LM_BYTES = 128  # the length of a stretch that it is trained on; a window is sho
 # one layer is enough: hashed n-gram look-ups do most of the predicting
 LM_CONFIG = GPTConfig(vocab_size=257, n_layer=1, n_embd=64, n_head=2, mlp_hidden=128,
                       block_size=LM_BYTES, ngram=6, ngram_buckets=2 ** 15)
-LM_CODE = ("lib/byte_lm.py", "lib/suffix.py", "model.py")  # after an edit there it is trained anew
+LM_CODE = ("lib/byte_lm.py", "lib/attention.py", "model.py")  # after an edit there it is trained anew
 
 # -----------------------------------------------------------------------------
 # training

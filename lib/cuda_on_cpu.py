@@ -11,7 +11,7 @@ from unittest.mock import patch
 import torch
 import torch.nn.attention.flex_attention as flex
 
-from lib import masks
+from lib import attention as masks
 
 
 def accept_any_device(query, key, value):

@@ -4,7 +4,7 @@ The options of eval.py, and what each of its results depends on.
 import re
 from dataclasses import dataclass
 
-from lib.devices import resolve_device
+from lib.parallel import resolve_device
 from lib.options import UserError, expect, expect_one_of, flag
 
 SAMPLES = 1000  # held-out samples that bits per byte are measured on by default

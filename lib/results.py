@@ -30,8 +30,8 @@ def code_hash(*paths):
 # results are measured again when one of these has changed
 MEASURING = [ROOT / name for name in (
     "model.py", "proxies.py", "mix.py", "sample.py", "eval.py", "lib/bpe.py", "lib/byte_heads.py",
-    "lib/corpus.py", "lib/cut.py", "lib/files.py", "lib/masks.py", "lib/rows.py", "lib/split.py",
-    "lib/store.py", "lib/suffix.py", "lib/trie.py", "lib/write_view.py", "lib/perturb.py",
+    "lib/corpus.py", "lib/cut.py", "lib/files.py", "lib/attention.py", "lib/rows.py", "lib/split.py",
+    "lib/store.py", "lib/attention.py", "lib/trie.py", "lib/write_view.py", "lib/perturb.py",
     "lib/scoring.py", "lib/judge.py", "lib/sandbox.py")]
 
 

@@ -1,7 +1,7 @@
 """
 Files of rows: .jsonl, also compressed as .gz or .zst, and .parquet. A row is a dict.
 
-lib/corpus.py reads documents from them; lib/scoring.py, lib/plots.py and eval.py read other JSON
+lib/corpus.py reads documents from them; lib/scoring.py, lib/tables.py and eval.py read other JSON
 lines.
 """
 import contextlib

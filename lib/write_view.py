@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from lib.suffix import next_suffix
+from lib.attention import next_suffix
 
 
 def pad(arrays):
@@ -29,7 +29,7 @@ def read_prompts(model, cache, prompts):
 @dataclass
 class Row:
     """What is written after a prompt."""
-    suffix: int       # the last 7 bytes of the text so far, packed (lib/suffix.py)
+    suffix: int       # the last 7 bytes of the text so far, packed (lib/attention.py)
     rest: bytes       # what must still be written before anything else
     max_symbols: int  # how many fit into the context after the prompt
     written: list = field(default_factory=list)

@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "0")  # what is compiled is timed here
 import sample  # noqa: E402
 import train  # noqa: E402
-from lib.masks import sample_mask  # noqa: E402
+from lib.attention import sample_mask  # noqa: E402
 from lib.plan import flops_per_symbol  # noqa: E402
 from mix import END_RAW, RAW, Mixer, prepare  # noqa: E402
 from model import BYTE0, GPT, NO_TARGET, PROXY0, GPTConfig  # noqa: E402

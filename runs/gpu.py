@@ -26,7 +26,7 @@ import bench  # noqa: E402
 import sample  # noqa: E402
 import train  # noqa: E402
 from lib.cuda_on_cpu import Graphs, cuda_program  # noqa: E402
-from lib.masks import attend, sample_mask  # noqa: E402
+from lib.attention import attend, sample_mask  # noqa: E402
 from lib.options import parse  # noqa: E402
 from lib.parallel import Processes  # noqa: E402
 from lib.plan import PlanOptions, flops_per_symbol, memory  # noqa: E402

@@ -6,10 +6,10 @@ FlexAttention skips the blocks without any, on a CPU our strips do. model.py att
 train.py makes it.
 """
 import functools
-
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
 
 STRIP = 64                # queries that a CPU attends from at once
 BLOCK_DEVICES = {"cuda"}  # where FlexAttention has a backward pass; lib/cuda_on_cpu.py adds a CPU
@@ -86,3 +86,29 @@ def block_mask(sample):
 @functools.cache
 def compiled_create_block_mask():
     return torch.compile(create_block_mask)
+
+
+SUFFIX_BYTES = 7  # of the 8 in an int64, so that a suffix is never negative
+
+
+def pack_suffix(text):
+    """The last SUFFIX_BYTES bytes at each position of `text`, packed: an int64 tensor (..., T).
+
+    text: byte values, an integer tensor (..., T). The lowest byte of a suffix is the one at its
+    position,
+
+        text        a     b       c
+        suffix      0x61  0x6162  0x616263
+
+    A suffix of 0 means "no text here" (or NUL bytes alone): it has no n-gram features.
+    """
+    text = text.long()
+    suffix = text.clone()
+    for distance in range(1, min(SUFFIX_BYTES, text.size(-1))):
+        suffix[..., distance:] |= text[..., :-distance] << (8 * distance)
+    return suffix
+
+
+def next_suffix(suffix, byte):
+    """The suffix after one more `byte`, for generation: ints, or int64 tensors of one shape."""
+    return ((suffix << 8) | byte) & (2 ** (8 * SUFFIX_BYTES) - 1)
