@@ -5,15 +5,14 @@ Each sample of the corpus has two views, its raw bytes and the proxy's symbols. 
 stream between sentinels, which tell the model what it reads: `<raw> bytes </raw>` or `<comp>
 symbols </comp>`. Samples are packed into contexts of a fixed size:
 
-    corpus -> samples (cut at line ends) -> both views of each, on disk (lib/store.py)
+    corpus -> samples (cut at line ends) -> both views of each, on disk (lib/views.py)
            -> draw a view for each sample -> sentinels -> pack into contexts
 
 The share of compressed views is the *mixing rate* r. It rises from 0.4 to `mix`, 0.9. While it
 does, a sample may be shown as a *translation pair*: both of its views in one context, one after the
 other, so the model can learn that they say the same thing. Then r stays for a while, and in a last
-*raw phase* it falls to 0: a small model turns to the representation that it will be used with. (The
-paper has an optional last phase that lowers r. That it falls to 0, over 60 % of the training, is
-not the paper's.)
+*raw phase* it falls to 0: a small model turns to the representation that it will be used with. (In
+the paper an optional last phase lowers r; that it falls to 0, over 60 % of the training, is ours.)
 
 r counts views, not symbols: at r = 0.9 and 2.9 bytes a symbol three of four symbols are compressed.
 
@@ -29,12 +28,12 @@ import lib  # first: it says what is missing or too old
 import numpy as np
 import torch
 
-from lib import store
+from lib.attention import pack_suffix
 from lib.options import UserError, command_line, expect, expect_one_of, flag
 from lib.tables import show_context
-from lib.attention import pack_suffix
+from lib.views import ANY, COMP_ONLY, RAW_ONLY, encode, fitted_proxy, open_samples
 from model import BYTE0, NO_TARGET, PROXY0, loss_groups
-from proxies import ProxyOptions, fitted_proxy, make_proxy
+from proxies import ProxyOptions, load_proxy, make_proxy
 
 # the vocabulary of both views, as in the paper: 64 special symbols, the 256 bytes (from BYTE0), the
 # proxy's symbols (from PROXY0)
@@ -49,23 +48,18 @@ MODES = {
     "vanilla": "no pairs, BOS and EOS around both views",
 }
 NO_PAIRS = ("sentinel", "vanilla")
-SCHEDULES = ("linear", "cosine", "step")
 MIN_ROOM = 16  # symbols: a context with less room left is padded
 SHORTEST = 32  # bytes: samples must not be cut shorter than that
 
 
 @dataclass
 class MixOptions(ProxyOptions):
-    shard: str = flag("0/1", "parts of the corpus to use, 2/8 or 0-7/8; each can be prepared on "
-                      "another machine")
     # the mixing rate over the training
     mix: float = flag(0.9, "mixing rate r, the share of compressed views; 0: raw bytes only, 1: "
                       "the proxy only")
     mix_start: float = flag(0.4, "r at the start of its warm-up")
     mix_warmup: float = flag(0.2, "share of the training in which r rises and pairs are shown")
     raw_phase: float = flag(0.6, "last share of the training, in which r falls to 0")
-    schedule: str = flag("linear", "shape of r's rise and fall; step: neither, r is mix_start, "
-                         "then mix, then 0", choices=SCHEDULES)
     # how views are shown
     pairs: str = flag("warmup", "when pairs are drawn", choices=("warmup", "always"))
     mode: str = flag("translation_random",
@@ -90,11 +84,11 @@ class MixOptions(ProxyOptions):
 
 def prepare(options, block_size):
     """(views, proxy, its file) for `options.data` and `options.proxy`: from the cache, or made now.
+    Without a proxy the last two are None. Raises UserError.
 
     A sample is cut so that a pair fits in a context: both of its views and their four sentinels.
     A proxy makes at most one symbol a byte, and its `overhead` more. Raw bytes, the tokenizer and
     the neural proxy have none, so they see the same samples; gzip's are shorter by 16 bytes.
-    Raises UserError.
     """
     unfitted = make_proxy(options)
     fixed_cost = 4 + (unfitted.overhead if unfitted else 0)  # symbols of any pair
@@ -102,40 +96,14 @@ def prepare(options, block_size):
     if longest < SHORTEST:
         raise UserError(f"block size {block_size}: too small for a pair of views, expected at "
                         f"least {fixed_cost + 2 * SHORTEST}")
-    shards, n_shards = store.parse_shard(options.shard)
-    corpus = store.open_corpus(options.data, options.text_column, options.rehash)
-    # what can't be trained on is refused before hours go into a fit
-    store.check_views(corpus, needed_views(options))
-    if not (store.CACHE / corpus.id).exists():
-        store.check_disk(corpus, needed_views(options), len(shards) / n_shards)
-    proxy, path = fitted_proxy(
-        options, corpus, store.writing_samples(corpus, longest, shards, n_shards))
-    views = store.prepare_views(corpus, proxy, longest, shards, n_shards)
-    if options.mode not in NO_PAIRS and 0 < options.mix < 1:
-        say_if_few_pairs(views)
+    views = open_samples(options.data, options.text_column, longest)
+    for held_out in (False, True):  # what can't be drawn is refused before hours go into a fit
+        Mixer(views, options, block_size, total_steps=1, held_out=held_out)
+    if unfitted is None:
+        return views, None, None
+    proxy, path = fitted_proxy(views, unfitted, load_proxy)
+    encode(views, proxy, path, load_proxy)
     return views, proxy, path
-
-
-def say_if_few_pairs(views):
-    """Say so where most samples may be shown in one view only.
-
-    In a warm-up with r > 1/2 no sample is shown raw alone: all raw views are of the few pairs then.
-    """
-    training = ~views.held_out
-    n_pairable = (training & (views.allowed == store.ANY)).sum()
-    if 0 < n_pairable < training.sum() / 10:
-        print(f"data: of {training.sum():,} training samples only {n_pairable:,} may be shown in "
-              "both views; pairs show those again and again: --mode=sentinel draws none")
-
-
-def needed_views(options):
-    """The views that a training with this mix shows."""
-    views = []
-    if options.mix < 1:
-        views.append("raw")
-    if options.mix > 0:
-        views.append("comp")
-    return views
 
 
 # -----------------------------------------------------------------------------
@@ -150,13 +118,13 @@ class View:
     text_bytes: int      # how much text it stands for
 
 
-def format_view(kind, raw, comp=None, symbol_lengths=None, mode="sentinel"):
+def format_view(kind, raw, comp=None, symbol_lengths=None, mode="sentinel", with_suffix=True):
     """The View of a sample. kind: "raw" or "comp".
 
     raw: its bytes, uint8. comp: its proxy symbols. symbol_lengths: how many bytes each proxy symbol
-    stands for; None if that is not known, as of gzip's: then there are no suffixes either. The
-    View's symbols are those of the joint vocabulary: bytes count from BYTE0, the proxy's symbols
-    from PROXY0, which the example leaves off.
+    stands for; None where that is not known, as of gzip's: then there are no suffixes. with_suffix:
+    False leaves them out. The View's symbols count bytes from BYTE0 and the proxy's symbols from
+    PROXY0, which the example leaves off.
 
         text        def_f             of two proxy symbols, "def" is 17 and "_f" is 9
         raw view    <raw> d  e  f  _  f </raw>      suffixes 0  d  de  def  def_  def_f  0
@@ -165,19 +133,18 @@ def format_view(kind, raw, comp=None, symbol_lengths=None, mode="sentinel"):
     if kind == "raw":
         opening, closing = RAW, END_RAW
         body = raw.astype(np.int64) + BYTE0
-        suffix = suffixes(raw)               # a byte ends at itself
+        ends = np.arange(1, len(raw) + 1)  # where in the text each symbol ends
     else:
         opening, closing = COMP, END_COMP
         body = comp.astype(np.int64) + PROXY0
-        suffix = np.zeros(len(comp), np.int64)
-        if symbol_lengths is not None:
-            # where in the text each symbol ends; no proxy writes a symbol that stands for nothing
-            end = np.cumsum(symbol_lengths[comp])
-            suffix = suffixes(raw)[end - 1]
+        # no proxy writes a symbol that stands for nothing
+        ends = None if symbol_lengths is None else np.cumsum(symbol_lengths[comp])
     if mode == "vanilla":
         opening, closing = BOS, EOS  # the model has to find out which view it reads
     symbols = np.concatenate(([opening], body, [closing]))
-    suffix = np.concatenate(([0], suffix, [0]))
+    suffix = np.zeros(len(symbols), np.int64)
+    if with_suffix and ends is not None:
+        suffix[1:-1] = suffixes(raw)[ends - 1]
     return View(symbols, suffix, len(raw))
 
 
@@ -190,7 +157,8 @@ def view_probabilities(r, pairs):
     """The chances {"raw", "comp", "pair"} that a sample is shown raw, compressed or as a pair, such
     that the share r of all views is compressed.
 
-    Without pairs they are 1 - r and r. A pair adds one view of each kind: with x raw samples, y
+    Without pairs they are 1 - r and r: each sample is compressed with probability r. With pairs it
+    is not so, since a pair adds one view of each kind, and r counts views. With x raw samples, y
     compressed ones and z pairs, x + y + z = 1, the share of compressed views is
 
         r = (y + z) / (x + y + 2z) = (y + z) / (1 + z)
@@ -207,16 +175,6 @@ def view_probabilities(r, pairs):
     return {"raw": 0.0, "comp": 2 - 1 / r, "pair": 1 / r - 1}
 
 
-def ramp(x, schedule):
-    """How high a ramp is at x: 0 at x = 0, the foot, and 1 at x = 1, the top. A "step" has no
-    slope: it is 0 up to the top, where r jumps."""
-    if schedule == "cosine":
-        return (1 - np.cos(np.pi * x)) / 2
-    if schedule == "step":
-        return 0.0
-    return x
-
-
 # -----------------------------------------------------------------------------
 # a context
 
@@ -225,7 +183,8 @@ class Context:
     """One row of a batch while it is being filled, from left to right.
 
     A pair and the beginning of a raw sample, at the end of a context. A target is the symbol that
-    follows, or none, `.`; the raw sample does not fit, and is cut:
+    follows, or none, `.`; the raw sample does not fit, and is cut. A closing sentinel has none
+    where a sample ends: what follows was drawn independently, so there is nothing to learn of it.
 
         symbols   <raw>   d     e     f     </raw>  <comp>  17       </comp>  <raw>   x     =     1
         targets   d       e     f    </raw> <comp>  17      </comp>  .        x       =     1     .
@@ -275,42 +234,39 @@ class Context:
 class Pool:
     """The samples that may be shown in one way, and how to draw one of them.
 
-    Several sources in --data may have weights, shares of the text. Then the samples of each, which
-    have consecutive numbers, are a group, and a group is drawn first: with a chance in proportion
-    to its weight divided by the mean length of all its samples, as short ones have to be drawn more
-    often for the same share of the text. Without weights all samples are one group.
+    Sources in --data may have weights, shares of the text. Then a source is drawn first, with a
+    chance in proportion to its weight divided by the mean length of all its samples: short ones
+    have to be drawn more often for the same share of the text.
     """
     def __init__(self, samples, views):
         self.samples = samples  # (n,) their numbers, sorted
-        # a group is one or more parts on disk, and a part has many samples
-        first_part = [part for part, _ in views.groups]  # of each group
-        weight = np.array([weight for _, weight in views.groups])
-        part_bytes = [part.meta["text_bytes"] for part in views.parts]
-        n_bytes = np.add.reduceat(part_bytes, first_part)
-        first_sample = np.append(views.starts[first_part], len(views))  # of each group, and the end
-        mean_length = n_bytes / np.diff(first_sample)
-        # group g is samples[edges[g]:edges[g + 1]]
-        self.edges = np.searchsorted(samples, first_sample)
+        first_samples = [first for first, _ in views.sources]
+        weights = np.array([weight for _, weight in views.sources])
+        edges = np.append(first_samples, len(views))
+        n_bytes = np.add.reduceat(views.raw_lengths, first_samples, dtype=np.int64)
+        mean_length = n_bytes / np.diff(edges)
+        # of source number s: samples[edges[s]:edges[s + 1]]
+        self.edges = np.searchsorted(samples, edges)
         has_samples = np.diff(self.edges) > 0
-        self.cumulative = np.cumsum(weight / mean_length * has_samples)  # chances, not normalized
+        self.cumulative = np.cumsum(weights / mean_length * has_samples)  # chances, not normalized
 
     def __len__(self):
         return len(self.samples)
 
     def draw(self, rng):
         """The number of a sample, drawn with replacement: so no row depends on an earlier one."""
-        group = 0
+        source = 0
         if len(self.cumulative) > 1:
             point = rng.random() * self.cumulative[-1]
-            group = np.searchsorted(self.cumulative, point, side="right")
-        return self.samples[rng.integers(self.edges[group], self.edges[group + 1])]
+            source = np.searchsorted(self.cumulative, point, side="right")
+        return self.samples[rng.integers(self.edges[source], self.edges[source + 1])]
 
     def mean(self, values):
         """The mean of `values`, one for each sample of the corpus, over what is drawn."""
         mean = 0.0
-        for group, chance in enumerate(np.diff(self.cumulative, prepend=0)):
+        for source, chance in enumerate(np.diff(self.cumulative, prepend=0)):
             if chance > 0:
-                samples = self.samples[self.edges[group]:self.edges[group + 1]]
+                samples = self.samples[self.edges[source]:self.edges[source + 1]]
                 mean += values[samples].mean() * chance / self.cumulative[-1]
         return mean
 
@@ -318,25 +274,27 @@ class Pool:
 class Mixer:
     """Batches of packed contexts, of training samples or of held-out ones.
 
-    total_steps: the length of the training, over which the schedule of r is stretched.
+    total_steps: the length of the training, over which the schedule of r is stretched. with_suffix:
+    whether batches have the suffixes that n-gram features look up; they are most of the work.
     """
-    def __init__(self, views, options, block_size, total_steps, held_out=False):
+    def __init__(self, views, options, block_size, total_steps, held_out=False, with_suffix=True):
         self.views = views
         self.options = options
         self.block_size = block_size
         self.total_steps = total_steps
+        self.with_suffix = with_suffix
         expect_one_of("mode", options.mode, MODES)
         usable = views.held_out == held_out
         self.pools = {
-            "raw": Pool(np.flatnonzero(usable & (views.allowed != store.COMP_ONLY)), views),
-            "comp": Pool(np.flatnonzero(usable & (views.allowed != store.RAW_ONLY)), views),
-            "pair": Pool(np.flatnonzero(usable & (views.allowed == store.ANY)), views),
+            "raw": Pool(np.flatnonzero(usable & (views.allowed != COMP_ONLY)), views),
+            "comp": Pool(np.flatnonzero(usable & (views.allowed != RAW_ONLY)), views),
+            "pair": Pool(np.flatnonzero(usable & (views.allowed == ANY)), views),
         }
-        empty = [kind for kind in needed_views(options) if len(self.pools[kind]) == 0]
+        shown = view_probabilities(options.mix, pairs=False)  # at the plateau both, if ever
+        empty = [kind for kind, chance in shown.items() if chance and not len(self.pools[kind])]
         if empty:
             what = "held-out" if held_out else "training"
-            shard = "" if options.shard == "0/1" else f" --shard={options.shard}"
-            raise UserError(f"--data={options.data}{shard}: no {what} sample may be shown "
+            raise UserError(f"--data={options.data}: no {what} sample may be shown "
                             f"{' or '.join(empty)}; use another --mix, other data or more of it")
 
     def r(self, step):
@@ -351,11 +309,11 @@ class Mixer:
             return options.mix
         if done < options.mix_warmup:
             start = min(options.mix_start, options.mix)  # it never starts above its goal
-            risen = ramp(done / options.mix_warmup, options.schedule)
+            risen = done / options.mix_warmup
             return start + (options.mix - start) * risen
         if done > 1 - options.raw_phase:
             left = (1 - done) / options.raw_phase
-            return options.mix * ramp(left, options.schedule)
+            return options.mix * left
         return options.mix
 
     def draws_pairs(self, step):
@@ -373,7 +331,8 @@ class Mixer:
         """The View of sample number `index`. kind: "raw" or "comp"."""
         raw = self.views.raw(index)
         comp = self.views.comp(index) if kind == "comp" else None
-        return format_view(kind, raw, comp, self.views.symbol_lengths, self.options.mode)
+        return format_view(kind, raw, comp, self.views.symbol_lengths, self.options.mode,
+                           self.with_suffix)
 
     def row(self, step, row, only=None):
         """Context number `row` of the batch of `step`. It depends on no other one.
@@ -381,10 +340,9 @@ class Mixer:
         only: "raw" or "comp", a context of that view alone, for validation; else the schedule
         decides.
 
-        Samples are drawn with replacement and laid end to end until less than MIN_ROOM is left, and
-        the last is cut. (If views that do not fit were left out, short ones would be taken more
-        often than long ones, and r would not be what --mix says. Of raw bytes on tinycode this
-        cuts off a tenth of what is drawn; runs/README.md has other ways, which were no better.)
+        Samples are laid end to end until less than MIN_ROOM is left, and the last is cut. (Were it
+        left out when it does not fit, short views would be taken more often than long ones, and r
+        would not be what --mix says.)
 
             <raw>def f(x):..</raw> | <comp>317 52 9 ..</comp><raw>def g(..</raw> | <comp>88 14 ..
             a raw sample             a pair: one text, both views                cut by the end

@@ -8,16 +8,13 @@ transformer has to change for that. Bytes and the compressor's symbols are ids o
 
     0 .. 63   special symbols      64 .. 319   the 256 bytes      320 ..   the proxy's symbols
 
-and the loss is next-symbol cross-entropy. (After a raw byte it is over the first 320 ids only; that
-is not in the paper, see `GPT.loss`.) Two optional inputs of `forward` help the model to learn:
+and the loss is next-symbol cross-entropy. Two optional inputs of `forward` help the model to learn:
 
-- `mask` keeps attention inside a sample, since a training context holds several of them
-  (`sample_mask` in lib/attention.py).
+- `mask` keeps attention inside a sample, since a training context holds several of them.
 - `suffix` is the text that ends at each position, not what follows: its last 7 bytes, packed. With
   `ngram=6` the model adds hashed embeddings of the last 2 to 6 of those bytes to its input, as BLT
-  does for its bytes (arXiv 2412.09871, section 3.2.1). They belong to a place in the text, not to a
-  symbol: a raw byte and a proxy symbol that end at the same place get the same features. So the two
-  views meet at the input.
+  does for its bytes (arXiv 2412.09871, section 3.2.1). They belong to a place in the text: a raw
+  byte and a proxy symbol that end there get the same features. So the two views meet at the input.
 
 A small model carries more over from one view to the other if it is also `aligned`. Positions are
 then counted in bytes of text, so a distance means the same in both views. A proxy symbol's input
@@ -30,7 +27,7 @@ Inference needs raw bytes only, whatever the settings.
     python model.py                             the sizes: parameters, FLOPs, KV cache
     python model.py --plan --size=7B --fsdp     will it fit on the GPUs, and how long will it take?
 """
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import lib  # first: it says what is missing or too old
 import torch
@@ -38,18 +35,17 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from lib.byte_heads import ByteHeads
-from lib.attention import attend
+from lib.attention import SUFFIX_BYTES, attend, ngram_hashes
 from lib.options import UserError, command_line, did_you_mean
 from lib.plan import PlanOptions, print_plan, print_sizes
-from lib.attention import SUFFIX_BYTES
 
 BYTE0, PROXY0 = 64, 320  # the ids of byte 0 and of the proxy's first symbol
 NO_TARGET = -100         # where there is nothing to predict: F.cross_entropy's ignore_index
 
-# name: (n_layer, n_embd, n_head, mlp_hidden, block_size). 1.5B is the paper's. 0.5B to 14B follow
-# its shape, with an MLP of four times the width, and their names count the proxy's 65,536 symbols,
-# as in the paper. 124M has GPT-2's shape and name; with so many symbols it would be 214M.
+# 1.5B is the paper's. 0.5B to 14B follow its shape, with an MLP of four times the width, and their
+# names count the proxy's 65,536 symbols, as in the paper. 124M has GPT-2's shape and name; with so
+# many symbols it would be 214M.
+SHAPE = ("n_layer", "n_embd", "n_head", "mlp_hidden", "block_size")
 SIZES = {
     "nano":  (4, 64, 2, 192, 448),
     "micro": (4, 128, 4, 384, 448),
@@ -75,7 +71,6 @@ class GPTConfig:
     block_size: int = 448         # symbols in a training context
     ngram: int = 0                # longest byte n-gram that has an embedding, 2 to 7; 0: none
     ngram_buckets: int = 2 ** 15  # rows of the hashed table, a power of two
-    n_byte_heads: int = 0         # extra heads, each of which guesses one byte further ahead
     aligned: bool = False         # proxy symbols stand where their bytes do, and add these' rows
 
     @classmethod
@@ -84,10 +79,8 @@ class GPTConfig:
         if size not in SIZES:
             raise UserError(f"unknown size {size!r}: expected one of {', '.join(SIZES)}"
                             f"{did_you_mean(size, SIZES)}")
-        n_layer, n_embd, n_head, mlp_hidden, block_size = SIZES[size]
-        config = cls(n_layer=n_layer, n_embd=n_embd, n_head=n_head, mlp_hidden=mlp_hidden,
-                     block_size=block_size)
-        return replace(config, **changes)
+        shape = dict(zip(SHAPE, SIZES[size]))
+        return cls(**shape | changes)
 
 
 # -----------------------------------------------------------------------------
@@ -99,7 +92,7 @@ def norm(x):
 
 
 def rotary_angles(positions, head_dim):
-    """(cos, sin) of the rotation at `positions` (B, T), each (B, 1, T, head_dim / 2)."""
+    """(cos, sin) of the rotation at `positions` (B, T), each float32 (B, 1, T, head_dim / 2)."""
     channel = torch.arange(0, head_dim, 2, device=positions.device)
     frequency = 10000.0 ** (-channel / head_dim)
     angle = positions[:, None, :, None] * frequency  # only their differences matter
@@ -144,6 +137,9 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """x (B, T, C), the residual stream, and `rotary` stay float32 in bfloat16 training, too: only
+    matrix products are bfloat16. So FSDP must not cast a block's inputs (lib/parallel.py)."""
+
     def __init__(self, config, layer):
         super().__init__()
         self.attn = Attention(config, layer)
@@ -157,34 +153,18 @@ class Block(nn.Module):
 
 class NgramEmbedding(nn.Module):
     """The sum of hashed embeddings of the last 2 to n bytes of text that end at each position."""
-    # arbitrary: products with SPREAD and FINISH spread the bits; START makes each n begin elsewhere
-    SPREAD, START, FINISH = 0x4F1BBCDCBFA53E0B, 0x632BE59BD9B4E019, 0x2545F4914F6CDD1D
 
     def __init__(self, config):
         super().__init__()
         if not 2 <= config.ngram <= SUFFIX_BYTES:
             raise UserError(f"ngram={config.ngram}: expected 0 for none, or 2 to {SUFFIX_BYTES}")
         self.n = config.ngram
-        self.buckets = config.ngram_buckets
         self.table = nn.EmbeddingBag(config.ngram_buckets, config.n_embd, mode="sum")
 
-    def hashes(self, suffix):
-        """The table's rows (..., n - 1) for suffixes (...), one for each n-gram.
-
-        Multiplicative hashing (Knuth, vol. 3, section 6.4). int64 products wrap around in torch, on
-        purpose here: the bits that run over the top are not needed.
-        """
-        rows = []
-        for n in range(2, self.n + 1):
-            last_n_bytes = suffix & (256 ** n - 1)
-            h = last_n_bytes * self.SPREAD + n * self.START // 8  # n * START // 8 is below 2**63
-            h = (h ^ (h >> 29)) * self.FINISH
-            rows.append((h >> 33) & (self.buckets - 1))
-        return torch.stack(rows, dim=-1)
-
     def forward(self, suffix):
-        rows = self.hashes(suffix).view(-1, self.n - 1)
-        features = self.table(rows).view(*suffix.shape, self.table.embedding_dim)
+        """Features (B, T, C) for suffixes (B, T), from `pack_suffix`; 0 where there is no text."""
+        rows = ngram_hashes(suffix, self.n, self.table.num_embeddings)  # (B, T, n - 1)
+        features = self.table(rows.flatten(0, -2)).view(*suffix.shape, -1)
         has_text = (suffix != 0).unsqueeze(-1)
         return features * has_text
 
@@ -193,20 +173,21 @@ class NgramEmbedding(nn.Module):
 # the loss
 
 CHUNK_LOGITS = 2 ** 19  # logits of one chunk: 2 MB in float32, about what a core's cache holds
-CHUNK_POSITIONS = 256   # but at least so many: each chunk reads the whole unembedding
+CPU_POSITIONS = 256     # but at least so many: each chunk reads the whole output layer
+GPU_POSITIONS = 2048    # a GPU's chunk also writes a gradient as large as the output layer
 KEPT_LOGITS = 2 ** 26   # more than this are not kept: the backward pass computes them again
 
 
 def cross_entropy(states, unembedding, targets):
-    """Cross-entropy (N,) in nats of targets (N,) after states (N, C); 0 where there is
-    NO_TARGET."""
+    """Cross-entropy (N,) in nats of targets (N,) after states (N, C); 0 where NO_TARGET is."""
     logits = F.linear(states, unembedding).float()  # (N, vocabulary)
     return F.cross_entropy(logits, targets, ignore_index=NO_TARGET, reduction="none")
 
 
-def chunk_positions(vocab_size):
-    """How many positions a chunk of the loss has."""
-    return max(CHUNK_POSITIONS, CHUNK_LOGITS // vocab_size)
+def chunk_positions(vocab_size, device):
+    """How many positions a chunk of the loss has. device: "cpu", or any other type."""
+    at_least = CPU_POSITIONS if device == "cpu" else GPU_POSITIONS
+    return max(at_least, CHUNK_LOGITS // vocab_size)
 
 
 def chunked_cross_entropy(states, unembedding, targets):
@@ -214,9 +195,8 @@ def chunked_cross_entropy(states, unembedding, targets):
 
     The logits of 16,384 positions and 65,856 symbols would take 4.3 GB, their gradient as much.
     """
-    vocab_size = len(unembedding)
-    at_once = chunk_positions(vocab_size)
-    recompute = len(states) * vocab_size > KEPT_LOGITS
+    at_once = chunk_positions(len(unembedding), states.device.type)
+    recompute = len(states) * len(unembedding) > KEPT_LOGITS
     losses = []
     for some_states, some_targets in zip(states.split(at_once), targets.split(at_once)):
         if recompute:
@@ -249,8 +229,6 @@ class GPT(nn.Module):
         self.ngram = NgramEmbedding(config) if config.ngram else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        # last, so that `init_weights` draws the same weights for all else, with it and without
-        self.byte_heads = ByteHeads(config) if config.n_byte_heads else None
         if config.aligned:
             n_proxy = config.vocab_size - PROXY0
             self.register_buffer("n_bytes", torch.ones(config.vocab_size, dtype=torch.long))
@@ -262,7 +240,7 @@ class GPT(nn.Module):
     def init_weights(self):
         """Normal(0, 0.02), smaller for what writes to the residual stream (GPT-2, section 2.3)."""
         for name, p in self.named_parameters():
-            writes_to_residual = name.endswith(("proj.weight", "down.weight", "heads.down"))
+            writes_to_residual = name.endswith(("proj.weight", "down.weight"))
             std = 0.02 / (2 * self.config.n_layer) ** 0.5 if writes_to_residual else 0.02
             whole = torch.empty(p.shape, device=p.device)
             nn.init.normal_(whole, std=std)
@@ -274,15 +252,14 @@ class GPT(nn.Module):
 
     def set_symbol_bytes(self, symbol_bytes):
         """Tell an aligned model what each of the proxy's symbols stands for, a list of bytes."""
+        # a tokenizer's id may stand for nothing: then any byte will do
+        first = [text[0] if text else 0 for text in symbol_bytes]
+        last = [text[-1] if text else 0 for text in symbol_bytes]
         lengths = [len(text) for text in symbol_bytes]
-        self.n_bytes.fill_(1)  # a byte or a sentinel moves one position on
+        self.first_byte.copy_(BYTE0 + torch.tensor(first))
+        self.last_byte.copy_(BYTE0 + torch.tensor(last))
+        self.n_bytes[:PROXY0] = 1  # a byte or a sentinel moves one position on
         self.n_bytes[PROXY0:] = torch.tensor(lengths)
-        self.first_byte.fill_(BYTE0)  # arbitrary where a tokenizer's id stands for nothing
-        self.last_byte.fill_(BYTE0)
-        for symbol, text in enumerate(symbol_bytes):
-            if text:
-                self.first_byte[symbol] = BYTE0 + text[0]
-                self.last_byte[symbol] = BYTE0 + text[-1]
 
     def forward(self, idx, targets=None, suffix=None, mask=None, cache=None, groups=None):
         """Logits (B, T, vocab_size) of what follows each of idx (B, T), or the loss of `targets`.
@@ -291,10 +268,8 @@ class GPT(nn.Module):
             without a target: no mean, since bits per byte need sums over chosen positions.
         suffix: int64 (B, T), from `pack_suffix`; None: no n-gram features.
         mask: from `sample_mask`; None is plainly causal.
-        cache: a KVCache, whose rows idx continues, without gradients and under the cache's own
-            mask; the caller then moves `cache.filled` on.
-        groups: `loss_groups(idx)`, if made with the batch. Made here, it makes the CPU wait for a
-            GPU.
+        cache: a KVCache, whose rows idx continues; the caller then moves `cache.filled` on.
+        groups: `loss_groups(idx)`, if made with the batch: a GPU would have to be waited for here.
         """
         x = self.states(idx, suffix, mask, cache)
         if targets is None:
@@ -313,7 +288,9 @@ class GPT(nn.Module):
         x = self.embed_symbols(idx, suffix)  # (B, T, C)
         for block in self.blocks:
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, rotary, mask, cache, use_reentrant=False)
+                # nothing is drawn at random in a block, so no generator's state has to be kept
+                x = checkpoint(block, x, rotary, mask, cache,
+                               use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x, rotary, mask, cache)
         return norm(x)
@@ -338,7 +315,7 @@ class GPT(nn.Module):
         return torch.cat((weight[:PROXY0], weight[PROXY0:] + first_rows))
 
     def byte_unembedding(self):
-        """The output layer's rows of the special symbols and bytes, (PROXY0, C)."""
+        """Its rows of all that can follow a raw byte, special symbols and bytes: (PROXY0, C)."""
         return self.head.weight[:PROXY0]
 
     def logits(self, x):
@@ -346,48 +323,33 @@ class GPT(nn.Module):
         return F.linear(x, self.unembedding())
 
     def raw_logits(self, x):
-        """Logits (..., PROXY0) of all that can follow raw text, from final states x (..., C)."""
+        """Logits (..., PROXY0) of what follows a raw byte, from final states x (..., C)."""
         return F.linear(x, self.byte_unembedding())
-
-    def guess(self, x):
-        """The likely bytes (..., n_byte_heads) after the next one, from final states x (..., C)."""
-        return self.byte_heads.guess(x, self.head.weight[BYTE0:PROXY0])
 
     def loss(self, x, targets, after_raw, after_other):
         """Cross-entropy (B, T) in nats of `targets` (B, T) after the final states x (B, T, C).
 
-        after_raw: those of the positions 0 .. B*T-1 at which the model has just read a raw byte;
-        after_other: all others.
+        after_raw, after_other: those of the positions 0 .. B*T-1 at which the model has just read a
+        raw byte, and all others.
 
         Not in the paper: after a raw byte there can follow another byte or a closing sentinel,
         never a proxy symbol. Which ids are possible is known there without looking at the text. So
-        those positions compete among the first PROXY0 ids only, and the model is not asked to learn
-        that no proxy symbol is possible. It is also cheaper: with 1,024 of them, 320 columns
-        instead of 1,344.
-        The comparison with a model of raw bytes stays fair, since that has the same 320 ids.
+        those positions compete among the first PROXY0 ids only, those of a model of raw bytes. It
+        is also cheaper: with 1,024 proxy symbols, 320 columns instead of 1,344.
         """
         flat_x, flat_targets = x.flatten(0, 1), targets.flatten()  # (B*T, C), (B*T,)
-        losses = torch.zeros(len(flat_x), device=x.device)
-        losses[after_raw] = chunked_cross_entropy(
+        losses = torch.zeros(targets.shape, device=x.device)
+        flat_losses = losses.view(-1)  # the same memory; FSDP warns if a view is returned
+        flat_losses[after_raw] = chunked_cross_entropy(
             flat_x[after_raw], self.byte_unembedding(), flat_targets[after_raw])
-        losses[after_other] = chunked_cross_entropy(
+        flat_losses[after_other] = chunked_cross_entropy(
             flat_x[after_other], self.unembedding(), flat_targets[after_other])
-        losses = losses.view(targets.shape)
-        if self.byte_heads is not None and torch.is_grad_enabled():
-            guesses = self.byte_heads.loss(x, targets, after_raw, self.byte_unembedding(), BYTE0,
-                                           chunked_cross_entropy)
-            # their gradient alone, so that what is reported stays the loss of the next symbol
-            losses = losses + (guesses - guesses.detach())
         return losses
 
     def n_params(self, embeddings=True):
         """The number of parameters; without `embeddings`, of those in matrix products."""
-        n = sum(p.numel() for p in self.parameters())
-        if not embeddings:
-            n -= self.embed.weight.numel()
-            if self.ngram is not None:
-                n -= self.ngram.table.weight.numel()
-        return n
+        return sum(p.numel() for name, p in self.named_parameters()
+                   if embeddings or not name.startswith(("embed", "ngram")))
 
     def compile_blocks(self):
         """torch.compile, block by block: they share a graph, and FSDP can gather between them."""
@@ -400,7 +362,7 @@ class GPT(nn.Module):
 
 
 class KVCache:
-    """Keys and values of every layer, for a batch of rows that may differ in length.
+    """Keys and values of every layer, in float32, for a batch of rows that may differ in length.
 
     Two rows, of five and of three symbols, read one more symbol each, X and Y:
 
@@ -411,11 +373,11 @@ class KVCache:
     The caller moves `filled` on, since only it knows which symbols were padding. What lies beyond,
     as after row 1's Y, is such padding: it is overwritten before the row gets there.
     """
-    def __init__(self, config, batch_size, length, device=None, dtype=torch.float32):
+    def __init__(self, config, batch_size, length, device=None):
         self.length = length  # symbols that there is room for
         head_dim = config.n_embd // config.n_head
         shape = (config.n_layer, 2, batch_size, config.n_head, length, head_dim)
-        self.kv = torch.zeros(shape, device=device, dtype=dtype)
+        self.kv = torch.zeros(shape, device=device)
         # how many slots of each row are in use, (B,)
         self.filled = torch.zeros(batch_size, dtype=torch.long, device=device)
         # [row, s]: the position that a row has reached after its first s symbols
@@ -429,7 +391,7 @@ class KVCache:
         n_bytes: how many positions each of the next symbols (B, T) moves on. Returns the symbols'
         positions (B, T) and the mask (B, 1, T, slots), true where a symbol may attend to a slot.
         """
-        B, T = n_bytes.shape
+        T = n_bytes.size(1)
         steps = torch.arange(T, device=self.filled.device)
         self.slots = self.filled[:, None] + steps
         self.end = int(self.filled.max()) + T
@@ -446,9 +408,8 @@ class KVCache:
         rows = torch.arange(len(self.filled), device=self.filled.device)[:, None]
         for stored, new in zip(self.kv[layer], (k, v)):
             # indices around a slice: their dimensions come first, so (B, T, n_head, head_dim)
-            stored[rows, :, self.slots] = new.transpose(1, 2).to(stored.dtype)
-        keys, values = self.kv[layer, :, :, :, :self.end].to(k.dtype)
-        return keys, values
+            stored[rows, :, self.slots] = new.transpose(1, 2)
+        return self.kv[layer, :, :, :, :self.end]
 
     def take(self, rows):
         """Keep `rows` (an index tensor), in that order; a row that is listed twice is repeated."""
@@ -465,11 +426,13 @@ def main(options):
     if options.vocab_size < PROXY0:
         raise UserError(f"--vocab_size={options.vocab_size}: expected at least {PROXY0}, the "
                         "special symbols and the bytes")
-    if not options.plan:
-        print_sizes(options, GPT, GPTConfig.named, SIZES, PROXY0)
-        return
-    config = GPTConfig.named(options.size, vocab_size=options.vocab_size, ngram=options.ngram)
-    print_plan(options, config, GPT, PROXY0, chunk_positions(config.vocab_size))
+    settings = dict(vocab_size=options.vocab_size, ngram=options.ngram)
+    if options.plan:
+        config = GPTConfig.named(options.size, **settings)
+        print_plan(options, GPT, config, PROXY0, chunk_positions(options.vocab_size, "cuda"))
+    else:
+        sizes = {size: GPTConfig.named(size, **settings) for size in SIZES}
+        print_sizes(GPT, sizes, PROXY0)
 
 
 if __name__ == "__main__":

@@ -12,20 +12,20 @@ Each turns bytes into an array of symbols, 0 .. n_symbols - 1, and back:
              bits across byte borders. So a change of one byte changes nearly everything after it:
              the paper's negative example, as nothing stable is left to learn.
 
-(A fourth, Shuffled, is a control for experiments.)
-
 The neural coder works in *windows* of `bits` bits (equal-information windows: Lester et al. 2024,
 arXiv 2404.03626). A window is an interval of 2**bits codewords, and each byte of the text narrows
 it to that byte's share, which is in proportion to the byte LM's probability. When the next byte's
-share is empty the window is full (or when it holds LONGEST bytes): the first codeword of the
+share is empty the window is full (or when it holds `longest` bytes): the first codeword of the
 interval reached so far becomes a symbol, and a fresh window starts, for which the LM forgets what
 came before. Where the LM predicts the text well, the interval shrinks slowly, and one symbol holds
 many bytes.
 
 Before it is coded, a text is cut into *segments* where the next byte is hard to predict, and each
-segment starts a fresh window. So an edit changes the symbols near it and no others. By that
-stability the paper explains what a model carries over. (In small models something else decides:
-"Why gzip fails" in runs/README.md.)
+segment starts a fresh window. This costs compression, since the window before a cut is left partly
+empty: with 12 bits a symbol of tinycode holds 3.73 bytes, and would hold 4.35 without cuts. What it
+buys is that an edit changes the symbols near it and no others. By that stability the paper explains
+what a model carries over. (In small models something else decides: "Why gzip fails" in
+runs/README.md.)
 
 In the paper's *fuzzy* code the bytes share all of an interval, so the first of them inherits its
 first codeword: the decoder cannot know where the window stopped. In our *exact* code each string
@@ -44,7 +44,7 @@ shared. In the exact code each next interval starts one later, since the string 
     so "aac" is     2 for "aa", for c has no share,     3
                     then 12 for "c" in a fresh window
 
-(In the fuzzy code 0 stands for "a", "aa", "aaa" and, a step further, "aaaa".)
+(In the fuzzy code 0 stands for "a", "aa" and "aaa".)
 
 Since the LM starts anew with each window, all strings that a window can hold can be listed once.
 The coder becomes a codebook: encoding walks down a trie, decoding looks up, and neither runs the
@@ -54,86 +54,70 @@ written as several shorter ones.
     python proxies.py 'some text'              the text in each proxy's symbols: pieces in colour,
                                                or numbers where a symbol is no piece of the text
     python proxies.py --report --data=stdlib   ratio, speed and stability of each, on a corpus
+
+A proxy of your own is a subclass of Proxy in a file of yours: --proxy=FILE.py:CLASS.
 """
-import contextlib
-import functools
 import gzip
-import hashlib
-import inspect
+import importlib.util
 import itertools
 import os
-import pickle
-import zlib
-from dataclasses import dataclass, fields, replace
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import lib  # first: it says what is missing or too old
 import numpy as np
-import tiktoken
-from tqdm import tqdm
 
-from lib import store
 from lib.bpe import PATTERN, train_bpe
-from lib.check_proxy import check_proxy
-from lib.corpus import BUILT_IN, ROOT
-from lib.files import printable
+from lib.data import BUILT_IN, ROOT, code_of
+from lib.data import key as hash_of
 from lib.options import UserError, command_line, did_you_mean, expect_one_of, flag
-from lib.tables import held_out_samples, print_proxy_table, show_symbols
-from lib.results import code_hash, digest
-from lib.trie import Trie, take_ragged
+from lib.tables import print_proxy_table, show_symbols
+from lib.views import fitted_proxy, open_samples, write_torch
+# torch and tiktoken are imported where they are used: a process that only encodes is smaller by
+# 140 MB without the one, and sampling raw bytes needs no tokenizer
 
-
-# how a proxy encodes this is a part of its id
-PROBE = "def add_up(values):\n    return sum(values)\n" + "".join(map(chr, range(256)))
+CHECKED_TEXTS = 100  # of those that a proxy was fitted on: there it has to keep its word
 
 
 class Proxy:
-    """A compressor. `kind` is its value for --proxy; `name` is what a fitted one is called in the
-    cache.
+    """A compressor. A subclass defines `encode` and `decode`; if it learns, also `fit`, and
+    `learned` names what.
 
     Fitted or loaded, it has `n_symbols` and, if each symbol stands for known bytes,
     `symbol_lengths`: how many, an int64 array (n_symbols,). A text has at most one symbol a byte,
     and `overhead` more.
     """
-    kind = ""
+    kind = ""       # its value for --proxy, and the beginning of its name
+    address = ""    # FILE.py:CLASS of a proxy of your own; `proxy_class` sets it
+    settings = ()   # names of the options that it takes: arguments and attributes
+    learned = ()    # names of the attributes that `fit` sets, and its file has to keep
+    fitted_by = ()  # functions, classes and files that decide, besides its class, how it is fitted
+                    # and encodes
     n_symbols = 0
     symbol_lengths = None
     overhead = 0
-    fuzzy = False            # whether several texts may have the same symbols
-    report_variants = ({},)  # sets of options that have a row in --report
-    fitted_by = ()           # files besides its own that decide how it is fitted and encodes
-
-    @classmethod
-    def from_options(cls, options):
-        """An unfitted proxy, from ProxyOptions. Raises UserError for invalid options."""
-        return cls()
-
-    @classmethod
-    def from_state(cls, state):
-        """A fitted proxy, from what `state` returned."""
-        return cls()
-
-    def state(self):
-        """All that decides how this proxy encodes: a dict of arrays, and of what torch.save
-        takes."""
-        return {"proxy": self.kind}
+    fuzzy = False   # whether several texts may have the same symbols
 
     @property
     def name(self):
+        """What it is called in the cache and on the screen."""
         return self.kind
 
-    def fit(self, texts, folder=None):
-        """Learn from `texts`, a list of bytes. Returns self.
+    def fit(self, texts):
+        """Learn from `texts`, a list of bytes. Returns `self.build()`."""
+        return self.build()
 
-        folder: a place for what several proxies of a kind can share.
-        """
+    def build(self):
+        """Set up what follows from what was learned. Returns self."""
         return self
 
     def encode(self, text):
         """The symbols (n,) of a text, bytes."""
-        return self.encode_batch([text])[0]
+        raise UserError(f"--proxy={self.name}: its class does not define encode(self, text)")
 
     def encode_batch(self, texts):
-        """The symbols of each text, a list. A proxy defines this or `encode`."""
+        """The symbols of each text, a list. Overridden where many texts are faster than one."""
         return [self.encode(text) for text in texts]
 
     def encode_prompt(self, text):
@@ -146,9 +130,9 @@ class Proxy:
         return symbols, text[len(self.decode(symbols)):]
 
     def decode(self, symbols):
-        """The text, bytes, of some symbols. A proxy defines this; of the paper's fuzzy code it is
-        not always the text that was encoded."""
-        raise NotImplementedError
+        """The text, bytes, of some symbols; of the paper's fuzzy code not always the one that was
+        encoded."""
+        raise UserError(f"--proxy={self.name}: its class does not define decode(self, symbols)")
 
     def symbol_bytes(self):
         """The bytes that each symbol stands for, a list; None for each if that is not known."""
@@ -156,26 +140,67 @@ class Proxy:
             return [None] * self.n_symbols
         return [self.decode([symbol]) for symbol in range(self.n_symbols)]
 
-    def save(self, path):
-        store.write_state(path, self.state())
-
     @property
     def dtype(self):
         """The smallest dtype that holds every symbol; views are stored in it."""
-        if self.n_symbols <= 2 ** 8:
-            return np.dtype(np.uint8)
-        return np.dtype(np.uint16 if self.n_symbols <= 2 ** 16 else np.uint32)
+        return np.min_scalar_type(self.n_symbols - 1)
 
-    @property
-    def id(self):
-        """A hash of its state and of how it encodes: other symbols have another id."""
-        return store.state_hash(self.state() | {"probe": np.array(self.encode(PROBE.encode()))})
+    def state(self):
+        """All that decides how it encodes: a dict of arrays, and of what torch.save takes."""
+        names = (*self.settings, *self.learned)
+        return {"proxy": self.address or self.kind} | {name: getattr(self, name) for name in names}
 
-    @property
-    def code_hash(self):
-        """A hash of its source: after an edit it is fitted anew, and cached views are checked."""
-        its_own = inspect.getsourcefile(type(self))
-        return code_hash(its_own, *[ROOT / name for name in ("proxies.py", *self.fitted_by)])
+    @classmethod
+    def from_state(cls, state):
+        """A fitted proxy, from what `state` returned."""
+        proxy = cls(**{name: state[name] for name in cls.settings})
+        for name in cls.learned:
+            setattr(proxy, name, state[name])
+        return proxy.build()
+
+    def save(self, path):
+        """Write the file that `load_proxy` reads. Raises UserError."""
+        import torch
+        state = self.state()
+        for name, value in state.items():
+            if isinstance(value, np.ndarray):  # torch.load reads tensors without trusting the file
+                state[name] = torch.from_numpy(value)
+        write_torch(path, state)
+
+    def key(self):
+        """12 hex digits that tell it, fitted or not, from all others in the cache: a hash of its
+        settings and of its code, which is what Python sees of its class, of those that it is
+        derived from and of what `fitted_by` names. No comment, docstring or layout counts."""
+        settings = [getattr(self, name) for name in self.settings]
+        classes = type(self).__mro__[:-1]  # but for `object`
+        code = [code_of(thing) for thing in (*classes, *self.fitted_by)]
+        return hash_of(self.address, settings, code)
+
+    def check(self, texts):
+        """Raise a UserError where it breaks its word on the texts that it was fitted on: else a
+        model would be trained on symbols that stand for something else."""
+        texts = texts[:CHECKED_TEXTS]
+        encoded = self.encode_batch(texts)
+        try:
+            encoded_again = self.from_state(self.state()).encode_batch(texts)
+        except Exception as error:  # whatever a method of one's own raises
+            raise UserError(f"--proxy={self.name}: can't be made again of its settings and of what "
+                            f"it learned ({error!r})") from None
+        for text, symbols, again in zip(texts, encoded, encoded_again):
+            lengths = self.symbol_lengths
+            if not np.array_equal(symbols, again):
+                fault = "what it learned is lost when it is saved; name it in `learned`"
+            elif min(symbols, default=0) < 0 or max(symbols, default=-1) >= self.n_symbols:
+                fault = f"a symbol that is not from 0 to below n_symbols={self.n_symbols}"
+            elif len(symbols) > len(text) + self.overhead:
+                fault = f"more symbols than bytes and overhead={self.overhead}"
+            elif lengths is not None and lengths[symbols].sum() != len(text):
+                fault = "symbol_lengths whose sum is not the text's length"
+            elif not self.fuzzy and self.decode(symbols) != text:
+                fault = "decode does not give back what was encoded; if that is meant, set fuzzy"
+            else:
+                continue
+            raise UserError(f"--proxy={self.name}: {fault} (of {text[:20]!r} ..)")
 
 
 # -----------------------------------------------------------------------------
@@ -183,59 +208,15 @@ class Proxy:
 
 
 class Gzip(Proxy):
-    """gzip; or with `zdict` what it is made of, deflate, without gzip's header and checksum. That
-    has 32 KB of the corpus to refer back to, so it compresses short samples, too."""
     kind = "gzip"
     n_symbols = 256
     overhead = 32  # header, trailer, and the frame around a text of a few KB that does not compress
-    report_variants = ({}, {"zdict": True})
-
-    def __init__(self, zdict=False, dictionary=b""):
-        self.zdict = zdict
-        self.dictionary = dictionary
-
-    @classmethod
-    def from_options(cls, options):
-        return cls(options.zdict)
-
-    @classmethod
-    def from_state(cls, state):
-        return cls("dictionary" in state, state.get("dictionary", b""))
-
-    def state(self):
-        dictionary = {"dictionary": self.dictionary} if self.zdict else {}
-        return {"proxy": self.kind} | dictionary
-
-    @property
-    def name(self):
-        return "gzip-zdict" if self.zdict else "gzip"
-
-    def fit(self, texts, folder=None):
-        if self.zdict:
-            text = b"".join(texts)
-            starts = np.linspace(0, max(0, len(text) - 1024), 32).astype(int)  # spread evenly
-            self.dictionary = b"".join(text[start:start + 1024] for start in starts)
-        return self
 
     def encode(self, text):
-        return np.frombuffer(self.bare_encode(text), dtype=np.uint8)
-
-    def bare_encode(self, text):
-        """The library's own work, whose speed --report shows."""
-        if not self.zdict:
-            return gzip.compress(text, mtime=0)
-        deflate = zlib.compressobj(level=9, wbits=-15, zdict=self.dictionary)  # < 0: no header
-        return deflate.compress(text) + deflate.flush()
+        return np.frombuffer(gzip.compress(text, mtime=0), dtype=np.uint8)
 
     def decode(self, symbols):
-        compressed = np.asarray(symbols, dtype=np.uint8).tobytes()
-        if not self.zdict:
-            return gzip.decompress(compressed)
-        inflate = zlib.decompressobj(wbits=-15, zdict=self.dictionary)
-        text = inflate.decompress(compressed)
-        if not inflate.eof:
-            raise ValueError("the end of the compressed text is missing")
-        return text
+        return gzip.decompress(np.asarray(symbols, dtype=np.uint8).tobytes())
 
 
 # -----------------------------------------------------------------------------
@@ -243,75 +224,42 @@ class Gzip(Proxy):
 
 
 class Tokenizer(Proxy):
-    """Byte-pair encoding: fitted here, or one of tiktoken's."""
+    """Byte-pair encoding. (runs/controls.py has one for an encoding of tiktoken's.)"""
     kind = "tokenizer"
-    fitted_by = ("lib/bpe.py",)
-    report_variants = ({"tokenizer": "1024"}, {"tokenizer": "4096"}, {"tokenizer": "16384"})
+    settings = ("tokenizer",)
+    learned = ("ranks",)
+    fitted_by = (ROOT / "lib/bpe.py",)
 
-    def __init__(self, which, blind=False):
-        """which: how many symbols to fit, as a string of digits, or the name of a tiktoken
-        encoding. blind: the model is not told which bytes a symbol stands for."""
-        self.which = which
-        self.blind = blind
-        known = tiktoken.list_encoding_names()
-        if self.is_fitted_here:
-            if not 256 < int(which) <= 2 ** 20:
-                raise UserError(f"--tokenizer={which}: expected 257 to {2 ** 20} symbols, or the "
-                                "name of a tiktoken encoding")
-        elif which not in known:
-            raise UserError(f"--tokenizer={which}: expected a number of symbols or one of "
-                            f"{', '.join(known)}{did_you_mean(which, known)}")
-
-    @property
-    def is_fitted_here(self):
-        """Whether `which` is a number of symbols, not the name of an encoding."""
-        return self.which.isascii() and self.which.isdigit()
-
-    @classmethod
-    def from_options(cls, options):
-        return cls(options.tokenizer, options.blind)
-
-    @classmethod
-    def from_state(cls, state):
-        proxy = cls(state["which"], state.get("blind", False))
-        if state["ranks"] is None:  # tiktoken's own encoding
-            return proxy.fit([])
-        return proxy.build(state["ranks"])
-
-    def state(self):
-        blind = {"blind": True} if self.blind else {}
-        return {"proxy": self.kind, "which": self.which, "ranks": self.ranks} | blind
+    def __init__(self, tokenizer="1024"):
+        """tokenizer: how many symbols to fit, in digits. Raises UserError."""
+        is_number = tokenizer.isascii() and tokenizer.isdigit()
+        if not is_number or not 256 < int(tokenizer) <= 2 ** 20:
+            raise UserError(f"--tokenizer={tokenizer}: expected 257 to {2 ** 20} symbols; an "
+                            "encoding of tiktoken's needs --proxy=runs/controls.py:Tiktoken")
+        self.tokenizer = tokenizer
 
     @property
     def name(self):
-        return f"{self.kind}-{self.which}{'-blind' if self.blind else ''}"
+        return f"{self.kind}-{self.tokenizer}"
 
-    def fit(self, texts, folder=None):
-        if self.is_fitted_here:
-            return self.build(train_bpe(texts, int(self.which)))
-        try:
-            return self.build(None, tiktoken.get_encoding(self.which))
-        except Exception as error:  # a download: whatever the network throws
-            raise UserError(f"--tokenizer={self.which}: tiktoken could not fetch it "
-                            f"({type(error).__name__}: {error}); give a number of symbols to fit "
-                            "one here") from None
+    def fit(self, texts):
+        self.ranks = train_bpe(texts, int(self.tokenizer))  # {bytes: rank of the merge}
+        return self.build()
 
-    def build(self, ranks, encoding=None):
-        """Set up from merge ranks, {bytes: rank}, or from an encoding of tiktoken's. Returns
-        self."""
-        self.ranks = ranks
-        self.encoding = encoding or tiktoken.Encoding(
-            "nanoproxy", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
-        self.n_symbols = self.encoding.max_token_value + 1
-        self.tokens = [b""] * self.n_symbols  # tiktoken's encodings have ids without a token
-        for token in self.encoding.token_byte_values():
-            self.tokens[self.encoding.encode_single_token(token)] = token
-        if not self.blind:
-            self.symbol_lengths = np.array([len(token) for token in self.tokens])
+    def build(self):
+        import tiktoken
+        return self.use(tiktoken.Encoding(
+            "nanoproxy", pat_str=PATTERN, mergeable_ranks=self.ranks, special_tokens={}))
+
+    def use(self, encoding):
+        """Encode with an encoding of tiktoken's. Returns self."""
+        self.encoding = encoding
+        self.n_symbols = encoding.max_token_value + 1
+        self.tokens = [b""] * self.n_symbols  # an encoding may have ids without a token
+        for token in encoding.token_byte_values():
+            self.tokens[encoding.encode_single_token(token)] = token
+        self.symbol_lengths = np.array([len(token) for token in self.tokens])
         return self
-
-    def symbol_bytes(self):
-        return super().symbol_bytes() if self.blind else self.tokens
 
     def encode(self, text):
         """tiktoken encodes str; bytes that are not UTF-8 become tokens of one byte."""
@@ -331,54 +279,12 @@ class Tokenizer(Proxy):
         stable, _ = self.encoding.encode_with_unstable(text.decode(), disallowed_special=())
         return np.array(stable, dtype=self.dtype), text[len(self.decode(stable)):]
 
-    def bare_encode(self, text):
-        """The library's own work, whose speed --report shows; it takes no other text than UTF-8."""
-        return self.encoding.encode_ordinary(text.decode("utf-8", "ignore"))
-
     def decode(self, symbols):
         return b"".join([self.tokens[symbol] for symbol in np.asarray(symbols).tolist()])
 
 
-class Shuffled(Tokenizer):
-    """A control, which answers what stability is worth: the tokenizer's symbols, permuted anew for
-    each text. The code is a symbol longer than the tokenizer's, and as unstable as gzip's.
-
-    The first symbol is the number of the permutation, a hash of the text.
-    """
-    kind = "shuffled"
-    overhead = 1
-    report_variants = ({"tokenizer": "1024"},)
-
-    def __init__(self, which, blind=True):
-        # always blind, whatever --blind says: no symbol stands for the same bytes in two texts
-        super().__init__(which, blind=True)
-
-    @property
-    def name(self):
-        return f"shuffled-{self.which}"
-
-    def encode(self, text):
-        digest = hashlib.sha256(text).digest()
-        number = int.from_bytes(digest[:8], "big") % self.n_symbols
-        symbols = permutation(number, self.n_symbols)[super().encode(text)]
-        return np.append(number, symbols).astype(self.dtype)
-
-    def decode(self, symbols):
-        number, symbols = symbols[0], symbols[1:]
-        back = np.argsort(permutation(int(number), self.n_symbols))
-        return super().decode(back[symbols])
-
-
-@functools.lru_cache(maxsize=1024)
-def permutation(number, n):
-    """The numbers 0 .. n - 1 in an order that depends on `number`."""
-    return np.random.default_rng(number).permutation(n)
-
-
 # -----------------------------------------------------------------------------
 # the neural proxy: its codebook
-
-LONGEST = 48  # bytes that a window may hold; strings that are in use are rarely so long
 
 
 def share_edges(sizes, p, own, fresh):
@@ -407,8 +313,8 @@ def share_edges(sizes, p, own, fresh):
     return own + certain * np.arange(n_bytes + 1) + shares
 
 
-def list_codebook(predict, n_codewords, own):
-    """The Trie of all strings, of at most LONGEST bytes, that a window of so many codewords can
+def list_codebook(predict, n_codewords, own, longest):
+    """The Trie of all strings, of at most `longest` bytes, that a window of so many codewords can
     hold, the shortest first.
 
     A string whose interval has more than one codeword can grow: the LM says how the bytes share
@@ -423,8 +329,7 @@ def list_codebook(predict, n_codewords, own):
     strings = np.zeros((1, 0), np.uint8)
     first, sizes = np.zeros(1, int), np.array([n_codewords])
     n_nodes = 1
-    progress = tqdm(desc="codebook", total=n_codewords if own else None, leave=False, disable=None)
-    while len(growing) > 0 and strings.shape[1] < LONGEST:
+    while len(growing) > 0 and strings.shape[1] < longest:
         p = predict(strings)
         edges = share_edges(sizes, p, own, fresh=strings.shape[1] == 0)  # (N, 257)
         of_parent, child_byte = np.nonzero(np.diff(edges))  # a child for each share with codewords
@@ -440,10 +345,84 @@ def list_codebook(predict, n_codewords, own):
         growing, strings = children[can_grow], child_strings[can_grow]
         first, sizes = child_first[can_grow], child_sizes[can_grow]
         n_nodes += len(of_parent)
-        progress.update(len(of_parent))
-    progress.close()
     columns = [np.concatenate(column).astype(np.int32) for column in (parent, byte, codeword)]
     return Trie(*columns)
+
+
+@dataclass
+class Trie:
+    """The strings that a window can hold. Each node is one, a byte longer than its parent's; node 0
+    is the empty string.
+
+    Nodes are numbered by length: every shorter string comes first. Every single byte has a node, so
+    there is always a way to go on.
+    """
+    parent: np.ndarray    # (nodes,) int32
+    byte: np.ndarray      # (nodes,) the last byte of each string
+    codeword: np.ndarray  # (nodes,) what stands for it; in the fuzzy code several may share one
+
+    def __post_init__(self):
+        # The child of a node by a byte is table[first_entry[node] + byte], or 0. There are 256
+        # entries for each node that has children. Most have none, and share the last 256.
+        nodes = np.arange(1, len(self.parent), dtype=np.int32)
+        parents = np.unique(self.parent[1:])
+        self.first_entry = np.full(len(self.parent), 256 * len(parents), np.int32)
+        self.first_entry[parents] = 256 * np.arange(len(parents))
+        self.table = np.zeros(256 * (len(parents) + 1), np.int32)
+        self.table[self.first_entry[self.parent[1:]] + self.byte[1:]] = nodes
+
+    def strings(self):
+        """The string of each node, a list of bytes."""
+        strings = [b""]
+        for parent, byte in zip(self.parent[1:].tolist(), self.byte[1:].tolist()):
+            strings.append(strings[parent] + bytes([byte]))
+        return strings
+
+    def walk(self, text):
+        """Go down the trie with each byte of `text`, and from its root again where no child has it.
+
+        Yields (i, node) for each window: it ends before byte i of the text, at that node.
+        """
+        node = 0
+        for i, byte in enumerate(text):
+            child = self.table[self.first_entry[node] + byte]
+            if child == 0:  # the window is full
+                yield i, node
+                child = self.table[byte]  # the root's entries come first
+            node = child
+        if text:
+            yield len(text), node
+
+    def walk_all(self, data, starts):
+        """`walk` with all segments of `data`, uint8 (bytes,), side by side, a byte at a time.
+
+        starts: where the segments begin; one ends where the next begins. Returns what `walk` yields
+        for each of them, as an array (bytes,): at the last byte of a window its node, elsewhere 0.
+
+        The longest segments come first, so those that are not at their end are always the first n:
+
+            byte     0 1 2 3 4 5
+            "return" r e t u r n     n = 3 for bytes 0 and 1, 2 for bytes 2 and 3, then 1
+            "self"   s e l f
+            "if"     i f
+        """
+        node_at = np.zeros(len(data), np.int32)
+        lengths = np.diff(starts, append=len(data))
+        longest_first = np.argsort(-lengths, kind="stable")
+        position = starts[longest_first]        # of each segment's next byte
+        node = np.zeros(len(starts), np.int32)  # where each segment is in the trie
+        # [t]: how many segments are longer than t bytes
+        n_longer = len(lengths) - np.cumsum(np.bincount(lengths))
+        for n in n_longer[:-1].tolist():        # the last is 0
+            byte = data[position[:n]]
+            child = self.table[self.first_entry[node[:n]] + byte]
+            full = np.flatnonzero(child == 0)     # there is no way on: the window ends
+            node_at[position[full] - 1] = node[full]
+            child[full] = self.table[byte[full]]  # from the root again
+            node[:n] = child
+            position[:n] += 1
+        node_at[position - 1] = node  # the last window of each segment
+        return node_at
 
 
 # -----------------------------------------------------------------------------
@@ -466,17 +445,6 @@ def bigrams(data):
     return data[:-1] * 256 + data[1:]
 
 
-def entropies(counts):
-    """The entropy of each row of counts (N, 256), in bits: float64 (N,), 0 for a row of zeros."""
-    entropy = np.zeros(len(counts))
-    for start in range(0, len(counts), 4096):  # a part at a time, which is 8 MB
-        some = slice(start, start + 4096)
-        total = counts[some].sum(axis=1, keepdims=True)
-        p = counts[some] / np.maximum(1, total)
-        entropy[some] = -(p * np.log2(np.where(p > 0, p, 1))).sum(axis=1)
-    return entropy
-
-
 def uncertain_bigrams(texts, cut_rate):
     """The bigrams after which to cut, bool (2**16,): as `bigrams` numbers them.
 
@@ -494,8 +462,12 @@ def uncertain_bigrams(texts, cut_rate):
     trigram = bigram[in_one_text].astype(np.int64) * 256 + following[in_one_text]
     counts = np.bincount(trigram, minlength=2 ** 24).reshape(2 ** 16, 256)
     total = counts.sum(axis=1)
+    occurs = total > 0
+    p = counts[occurs] / total[occurs, None]  # (bigrams that occur, 256)
+    entropy = np.zeros(2 ** 16)
+    entropy[occurs] = -(p * np.log2(np.where(p > 0, p, 1))).sum(axis=1)
     # rounded, since logarithms differ between machines in the last bit
-    entropy = entropies(counts).round(9)
+    entropy = entropy.round(9)
     most_uncertain_first = np.argsort(-entropy, kind="stable")
     # as many of the most uncertain as cover that share of all positions; the last one is taken if
     # at least half of its positions are within it
@@ -510,55 +482,29 @@ def uncertain_bigrams(texts, cut_rate):
 # -----------------------------------------------------------------------------
 # the neural proxy itself
 
-CUT_RATE = 0.1           # share of the positions that start a segment
-KEEP_BYTES = 2_000_000   # this much text, up to twice, decides which codewords become symbols
-BYTES_AT_ONCE = 2 ** 19  # text that is encoded together
-
 
 class Neural(Proxy):
     """Three kinds of numbers: *nodes* of the trie, the *codewords* that the coder gives to them,
     and *symbols*, the codewords that the corpus uses, numbered anew."""
     kind = "neural"
-    fitted_by = ("model.py", "lib/byte_lm.py", "lib/attention.py", "lib/trie.py")
-    report_variants = (
-        {"bits": 9},
-        {"bits": 12},
-        {"bits": 16},
-        {"bits": 9, "segment": False},
-        {"bits": 12, "segment": False},
-        {"bits": 16, "segment": False},
-        {"bits": 12, "fuzzy": True},
-        {"bits": 16, "fuzzy": True},
-    )
+    settings = ("bits", "fuzzy", "segment")
+    learned = ("cut_after", "nodes", "kept")
+    fitted_by = (ROOT / "lib/byte_lm.py", share_edges, list_codebook, Trie, join, bigrams,
+                 uncertain_bigrams)
+    longest = 48            # bytes that a window may hold; strings in use are rarely so long
+    cut_rate = 0.1          # share of the positions that start a segment
+    keep_bytes = 2_000_000  # this much text, up to twice, decides which codewords become symbols
 
     def __init__(self, bits=12, fuzzy=False, segment=True):
+        """Raises UserError for bits that are too few or too many."""
         if not 9 <= bits <= 16:
             raise UserError(f"--bits={bits}: expected 9 to 16, so that a window has room for each "
                             "of the 256 bytes")
         self.bits = bits
         self.fuzzy = fuzzy
         self.segment = segment
-        self.n_codewords = 2 ** bits   # in a window
-        self.own = 0 if fuzzy else 1   # codewords that a string keeps for itself
-        self.lm = None  # until it is fitted; a test may put another one here
+        self.lm = None  # one that was trained on the same texts may be put here before the fit
         self.cut_after = np.zeros(2 ** 16, dtype=bool)  # the bigrams that end a segment
-
-    @classmethod
-    def from_options(cls, options):
-        return cls(options.bits, options.fuzzy, options.segment)
-
-    @classmethod
-    def from_state(cls, state):
-        proxy = cls(state["bits"], state["fuzzy"], state["segment"])
-        proxy.cut_after = state["cut_after"]
-        trie = Trie(state["parent"], state["byte"], state["codeword"])
-        return proxy.build(trie, state["kept"])
-
-    def state(self):
-        trie = self.trie
-        return {"proxy": self.kind, "bits": self.bits, "fuzzy": self.fuzzy, "segment": self.segment,
-                "cut_after": self.cut_after, "parent": trie.parent, "byte": trie.byte,
-                "codeword": trie.codeword, "kept": self.kept}
 
     @property
     def name(self):
@@ -566,43 +512,43 @@ class Neural(Proxy):
         whole = "" if self.segment else "-whole"
         return f"neural-{self.bits}{fuzzy}{whole}"
 
-    def fit(self, texts, folder=None):
-        from lib import byte_lm  # and with it PyTorch, which an encoding process can do without
+    def fit(self, texts):
+        from lib import byte_lm
+        from model import GPT, GPTConfig
         if self.lm is None:
-            self.lm = byte_lm.cached_lm(folder, texts)
+            self.lm = byte_lm.train_lm(texts, GPT, GPTConfig)
         if self.segment:
-            self.cut_after = uncertain_bigrams(texts, CUT_RATE)
-        trie = list_codebook(byte_lm.predictor(self.lm), self.n_codewords, self.own)
+            self.cut_after = uncertain_bigrams(texts, self.cut_rate)
+        own = 0 if self.fuzzy else 1  # codewords that a string keeps for itself
+        predict = byte_lm.predictor(self.lm)
+        trie = list_codebook(predict, 2 ** self.bits, own, self.longest)
 
         # keep the codewords that a part of the texts uses, and those of single bytes: a symbol that
         # is not used would be a row of the model's output layer that it learns never to choose
-        every_nth = max(1, sum(map(len, texts)) // KEEP_BYTES)
+        every_nth = max(1, sum(map(len, texts)) // self.keep_bytes)
         data, begins = join(texts[::every_nth])
         node_at = trie.walk_all(data, self.segment_starts(data, begins))
         used = trie.codeword[node_at[node_at > 0]]
         of_single_bytes = trie.codeword[1:][trie.parent[1:] == 0]
-        return self.build(trie, np.union1d(used, of_single_bytes))
+        self.kept = np.union1d(used, of_single_bytes)
+        self.nodes = np.stack((trie.parent, trie.byte, trie.codeword))  # (3, nodes)
+        return self.build()
 
-    def build(self, trie, kept):
-        """Set up from the trie and the codewords that are symbols. Returns self.
+    def build(self):
+        """Number the kept codewords, and find out how each string of the trie is written with them.
 
         A string whose codeword is no symbol is written as several: first its longest beginning that
         has a symbol, then the rest, as a text of its own. The rest is shorter than the string, and
         shorter strings come first in the trie, so the symbols of the rest are known already.
         """
-        self.trie = trie
-        self.kept = kept
-        self.n_symbols = len(kept)
-        symbol_of = {codeword: symbol for symbol, codeword in enumerate(kept.tolist())}
+        self.trie = trie = Trie(*self.nodes)
+        self.n_symbols = len(self.kept)
+        symbol_of = {codeword: symbol for symbol, codeword in enumerate(self.kept.tolist())}
         codeword = trie.codeword.tolist()
         parent = trie.parent.tolist()
         strings = trie.strings()
-        for node in np.flatnonzero(trie.parent == 0)[1:].tolist():  # [0] is the empty string
-            if codeword[node] not in symbol_of:
-                raise ValueError(f"no symbol for the single byte {strings[node]!r}: expected one "
-                                 "for each, so that every text can be spelled")
-        self.symbol_strings = [b""] * len(kept)  # if several strings share a symbol, the longest
-        self.node_symbols = [[]]                 # what the string of each node is written as
+        self.symbol_strings = [b""] * self.n_symbols  # the longest, if several share a symbol
+        self.node_symbols = [[]]                      # what the string of each node is written as
         for node in range(1, len(strings)):
             beginning = node
             while codeword[beginning] not in symbol_of:
@@ -615,38 +561,23 @@ class Neural(Proxy):
                 rest = strings[node][len(strings[beginning]):]
                 symbols += self.encode_segment(rest)  # which needs shorter strings' nodes alone
             self.node_symbols.append(symbols)
-        # the same in one array, for encode_together
-        self.symbol_count = np.array([len(symbols) for symbols in self.node_symbols])
-        self.first_symbol = np.cumsum(self.symbol_count) - self.symbol_count
-        in_one_list = list(itertools.chain.from_iterable(self.node_symbols))
-        self.all_symbols = np.array(in_one_list, dtype=self.dtype)
         if not self.fuzzy:
             self.symbol_lengths = np.array([len(string) for string in self.symbol_strings])
         return self
 
-    def encode_segment(self, segment):
-        """The symbols of a segment, a list. It is coded on its own, whatever comes before it.
+    def symbols_of(self, nodes):
+        """What the strings of some nodes are written as, a list."""
+        return list(itertools.chain.from_iterable(map(self.node_symbols.__getitem__, nodes)))
 
-        `encode_together` gives the same, and is the fast way.
-        """
-        symbols = []
-        for _, node in self.trie.walk(segment):
-            symbols += self.node_symbols[node]
-        return symbols
+    def encode_segment(self, segment):
+        """The symbols of a segment, a list. It is coded on its own, whatever comes before it."""
+        return self.symbols_of([node for _, node in self.trie.walk(segment)])
+
+    def encode(self, text):
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts):
-        encoded = []
-        group, group_bytes = [], 0
-        for text in texts:
-            group.append(text)
-            group_bytes += len(text)
-            if group_bytes >= BYTES_AT_ONCE:
-                encoded += self.encode_together(group)
-                group, group_bytes = [], 0
-        return encoded + self.encode_together(group)
-
-    def encode_together(self, texts):
-        """`encode_segment` of every segment of the texts, for all of them at once."""
+        """`encode_segment` of every segment of every text, for all of them at once."""
         if not texts:
             return []
         data, begins = join(texts)
@@ -654,16 +585,15 @@ class Neural(Proxy):
         node_at = self.trie.walk_all(data, self.segment_starts(data, begins))
         node_at[begins - 1] = 0  # the newlines between texts are no part of them
         last_bytes = np.flatnonzero(node_at)  # of windows
-        nodes = node_at[last_bytes]
-        count = self.symbol_count[nodes]
-        symbols = take_ragged(self.all_symbols, self.first_symbol[nodes], count)
         windows_before = np.searchsorted(last_bytes, begins[1:])  # the second text, the third ..
-        symbols_before = np.append(0, np.cumsum(count))[windows_before]
-        return np.split(symbols, symbols_before)
+        encoded = []
+        for nodes in np.split(node_at[last_bytes], windows_before):
+            encoded.append(np.array(self.symbols_of(nodes.tolist()), dtype=self.dtype))
+        return encoded
 
     def encode_prompt(self, text):
-        """All but the last window, which what follows may lengthen; or all windows, if the text ends
-        where a segment does."""
+        """All but the last window, which may still grow; or all, if the text ends where a segment
+        does."""
         # with a byte more, as a cut after the text shows only before one
         *_, segment = self.segments(text + b"?")
         segment = segment[:-1]
@@ -697,9 +627,9 @@ class Neural(Proxy):
 
 
 # -----------------------------------------------------------------------------
-# all of them: a proxy of your own is a class, and its name here
+# all of them, by name
 
-PROXIES = {proxy.kind: proxy for proxy in (Tokenizer, Neural, Gzip, Shuffled)}
+PROXIES = {proxy.kind: proxy for proxy in (Tokenizer, Neural, Gzip)}
 
 
 @dataclass
@@ -708,95 +638,114 @@ class ProxyOptions:
                      "rows with text or content in .jsonl[.gz|.zst] or .parquet; or several, "
                      "a:0.7,b:0.3")
     text_column: str = flag("", "field of the rows that has the text [text or content]")
-    rehash: bool = flag(False, "large files hashed again, even if name, size and time are as "
-                        "before")
-    proxy: str = flag("neural", f"compressor: none (raw bytes only), {', '.join(PROXIES)}")
-    tokenizer: str = flag("1024", "tokenizer proxy: number of BPE symbols to fit, or the name of a "
-                          "tiktoken encoding (o200k_base)")
-    blind: bool = flag(False, "tokenizer proxy: its symbols stand for no known bytes, as gzip's; "
-                       "so on the compressed side no alignment and no n-gram features")
-    zdict: bool = flag(False, "gzip proxy: 32 KB of the corpus as a preset dictionary, no header")
+    proxy: str = flag("neural", f"compressor: none (raw bytes only), {', '.join(PROXIES)}, or one "
+                      "of your own, FILE.py:CLASS")
+    tokenizer: str = flag("1024", "tokenizer proxy: number of BPE symbols to fit")
     bits: int = flag(12, "neural proxy: bits in a window, 9 to 16; at most 2**bits symbols")
     fuzzy: bool = flag(False, "neural proxy: the paper's many-to-one code, not the exact one")
     segment: bool = flag(True, "neural proxy: text cut first where the next byte is uncertain")
 
 
+def proxy_class(name):
+    """The class that --proxy or a saved state names: a kind, or FILE.py:CLASS, with FILE as seen
+    from the working folder or from this project's. Raises UserError."""
+    file, _, class_name = name.rpartition(":")
+    if name in PROXIES:
+        return PROXIES[name]
+    if not file.endswith(".py"):
+        expect_one_of("proxy", name, ["none (in a training)", *PROXIES, "FILE.py:CLASS"])
+    path = Path(file) if Path(file).exists() else ROOT / file
+    if not path.exists():
+        raise UserError(f"--proxy={name}: there is no file {file}")
+    path = path.resolve()
+    module_name = f"proxies_{hash_of(str(path))}"  # no other module's, and one that pickle accepts
+    if module_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        sys.modules[module_name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[module_name])
+    known = {}
+    for defined, value in vars(sys.modules[module_name]).items():
+        if isinstance(value, type) and issubclass(value, Proxy):
+            known[defined] = value
+    if class_name not in known:
+        raise UserError(f"--proxy={name}: no class {class_name} in {file} that is derived from "
+                        f"Proxy{did_you_mean(class_name, known)}")
+    cls = known[class_name]
+    cls.address = f"{os.path.relpath(path, ROOT)}:{class_name}"
+    if path not in cls.fitted_by:  # all of the file counts: nothing is forgotten
+        cls.fitted_by = (*cls.fitted_by, path)
+    return cls
+
+
 def make_proxy(options):
     """The unfitted proxy that the ProxyOptions ask for; None for raw bytes only. Raises
     UserError."""
-    expect_one_of("proxy", options.proxy, ["none", *PROXIES])
     if options.proxy == "none":
         return None
-    return PROXIES[options.proxy].from_options(options)
+    cls = proxy_class(options.proxy)
+    return cls(**{name: getattr(options, name) for name in cls.settings})
 
 
 def load_proxy(path, advice="delete it and run again"):
     """The proxy that was saved at `path`. Raises UserError, with an advice, if that is no proxy
-    file."""
+    file, or if the class of its own that it names is gone."""
+    import torch
     try:
-        state = store.read_state(path)
-        return PROXIES[state["proxy"]].from_state(state)
-    except UserError:
-        raise
+        state = torch.load(path, weights_only=True)
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor):
+                state[name] = value.numpy()
+        return proxy_class(state["proxy"]).from_state(state)
     except Exception as error:  # whatever a broken file makes torch throw
         raise UserError(f"{path} is not a proxy that this version wrote ({type(error).__name__}: "
                         f"{error}); {advice}") from None
 
 
-def fitted_proxy(options, corpus, meanwhile=contextlib.nullcontext()):
-    """(proxy, its file): fitted on the corpus, or read from the cache; (None, None) for raw bytes
-    only.
-
-    meanwhile: a context manager that is entered for the fit, to have other work done beside it.
-    """
-    unfitted = make_proxy(options)
-    if unfitted is None:
-        return None, None
-    name = unfitted.name
-    folder = store.CACHE / corpus.id
-    settings = pickle.dumps(vars(unfitted))  # one's own proxy may have some that its name lacks
-    path = folder / f"{name}-{digest([unfitted.code_hash, settings.hex()])}.pt"
-    with store.locked(folder):  # one process fits, others wait for it and read
-        store.remove_leftovers(folder)
-        if path.exists():
-            print(f"proxy: {name}, cached in {os.path.relpath(path)}")
-        else:
-            print(f"proxy: fitting {name} on {printable(options.data)}")
-            with meanwhile:
-                texts = corpus.fitting_texts()
-                fitted = unfitted.fit(texts, folder)
-                check_proxy(fitted, texts)
-                fitted.save(path)
-            del unfitted, fitted, texts  # and the LM
-            store.return_freed_memory()
-    return load_proxy(path), path  # without what was only needed to fit it
-
-
 # -----------------------------------------------------------------------------
 # python proxies.py
+
+TRAINING_BYTES = 222   # longest sample of a default training, whose fitted proxy is used so
+TABLE_BYTES = 500_000  # of held-out text for the table, about
+REPORTED = {           # the settings in the table, if none are given
+    "tokenizer": [
+        dict(tokenizer="1024"),
+        dict(tokenizer="4096"),
+        dict(tokenizer="16384"),
+    ],
+    "neural": [
+        dict(bits=9),
+        dict(bits=12),
+        dict(bits=16),
+        dict(bits=9, segment=False),
+        dict(bits=12, segment=False),
+        dict(bits=16, segment=False),
+        dict(bits=12, fuzzy=True),
+        dict(bits=16, fuzzy=True),
+    ],
+}
 
 
 @dataclass
 class ShowOptions(ProxyOptions):
     given = ()  # names of the flags that were given: no field, `parse` of lib/options.py sets it
 
-    proxy: str = flag("", f"compressor to show, one of {', '.join(PROXIES)} [all]")
+    proxy: str = flag("", f"compressors to show: {', '.join(PROXIES)}, FILE.py:CLASS, or several "
+                      "with commas [all but your own]")
     text: str = flag(None, "text to cut into symbols", positional=True, nargs="?")
     report: bool = flag(False, "proxy table for --data, in place of a text: each proxy in several "
-                        "settings")
-    sample_bytes: int = flag(2048, "longest sample in the table; in a training with contexts of "
-                             "448 symbols it has 222 bytes (206 with gzip)")
+                        "settings, or in those that are given")
+    sample_bytes: int = flag(2048, "longest sample in the table")
 
 
-REPORT_TAKES = ("data", "text_column", "rehash", "proxy")  # of ProxyOptions
-
-
-def refuse_settings(options):
-    """--report has settings of its own of each proxy. Raises UserError for others."""
-    for field in fields(ProxyOptions):
-        if field.name in options.given and field.name not in REPORT_TAKES:
-            raise UserError(f"--report --{field.name}: the table has settings of its own; leave it "
-                            "out, or change the proxy's report_variants")
+def asked_for(options):
+    """The unfitted proxies that are to be shown, a list. Raises UserError."""
+    unfitted = []
+    for name in options.proxy.split(",") if options.proxy else PROXIES:
+        settings_given = set(proxy_class(name).settings).intersection(options.given)
+        as_given = not options.report or settings_given
+        for variant in [{}] if as_given else REPORTED.get(name, [{}]):
+            unfitted.append(make_proxy(replace(options, proxy=name, **variant)))
+    return unfitted
 
 
 def main(options):
@@ -806,24 +755,24 @@ def main(options):
     if options.sample_bytes < 5:
         raise UserError(f"--sample_bytes={options.sample_bytes}: expected 5 or more, as a "
                         "character may have 4")
-    if options.proxy:
-        expect_one_of("proxy", options.proxy, PROXIES)
+    unfitted = asked_for(options)
+    longest = options.sample_bytes if options.report else TRAINING_BYTES
+    views = open_samples(options.data, options.text_column, longest)
+    fitted, lm = [], None
+    for proxy in unfitted:
+        if isinstance(proxy, Neural):
+            proxy.lm = lm  # one serves all --bits
+        fitted.append(fitted_proxy(views, proxy, load_proxy)[0])
+        lm = getattr(proxy, "lm", lm)
     if options.report:
-        refuse_settings(options)
-    corpus = store.open_corpus(options.data, options.text_column, options.rehash)
-    kinds = [options.proxy] if options.proxy else PROXIES
-    if options.report:  # has its own settings of each
-        settings = [ProxyOptions(options.data, proxy=kind, **variant)
-                    for kind in kinds for variant in PROXIES[kind].report_variants]
-    else:
-        settings = [replace(options, proxy=kind) for kind in kinds]
-    fitted = [fitted_proxy(setting, corpus)[0] for setting in settings]
-    if options.report:
-        print_proxy_table(options.data, fitted, held_out_samples(corpus, options.sample_bytes))
+        texts = [views.raw(i).tobytes() for i in np.flatnonzero(views.held_out)]
+        every_nth = max(1, sum(map(len, texts)) // TABLE_BYTES)
+        print_proxy_table(options.data, fitted, texts[::every_nth])
         return
     for proxy in fitted:
         show_symbols(proxy, options.text.encode("utf-8", "surrogateescape"))
 
 
 if __name__ == "__main__":
+    sys.modules["proxies"] = sys.modules["__main__"]  # the module that a file of your own imports
     command_line(main, ShowOptions, description="Shows what the proxies do to a text or a corpus.")

@@ -4,13 +4,14 @@ and is not loaded.
 
 Text stands after the sentinel that opened raw samples in training, and ends where the model writes
 the closing one. This is a language model's usual generation, in bytes: a KV cache, temperature,
-top-k and top-p. (One section, for eval.py's comparisons, reads and writes a proxy's symbols.)
+top-k and top-p. (For eval.py's comparisons a Run reads and writes a proxy's symbols, too.)
 
     python sample.py --prompt='def add('                           the newest run under out/
     python sample.py out/neural --prompt='def add(' --temperature=0
-    python sample.py out/neural --file=start.py                    or a prompt on stdin
+    python sample.py out/neural < start.py                         the prompt from stdin
 """
 import codecs
+import functools
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,44 +20,21 @@ import lib  # first: it says what is missing or too old
 import numpy as np
 import torch
 
-from lib.byte_heads import Guessing
-from lib.run import (load_checkpoint, load_shards, newest_run, restore_options,
-                            restore_weights)
-from lib.parallel import resolve_device
-from lib.options import UserError, command_line, expect, flag
 from lib.attention import next_suffix, pack_suffix
-from lib.write_view import write_view
-from mix import BOS, END_COMP, END_RAW, EOS, RAW, MixOptions, format_view
+from lib.byte_heads import Guessing, load_byte_heads
+from lib.options import UserError, command_line, expect, flag
+from lib.parallel import resolve_device
+from lib.run import (Results, load_checkpoint, load_shards, newest_run, restore_options,
+                     restore_weights)
+from lib.tables import with_progress
+from lib.views import file_id
+from lib.write_view import complete_in_symbols, write_view
+from mix import BOS, COMP, END_COMP, END_RAW, EOS, RAW, MixOptions, format_view
 from model import BYTE0, PROXY0, GPT, GPTConfig, KVCache
-
-
-def load_model(run, device="cpu"):
-    """(model, ready to be used, and checkpoint) of a run's folder. Raises UserError."""
-    checkpoint = load_checkpoint(run)
-    config = restore_options(run, "config", GPTConfig, checkpoint["config"])
-    model = GPT(config).to(device)
-    if "shards" in checkpoint:  # of a run with --fsdp: each of its processes wrote a part
-        load_shards(run, checkpoint, {"model": model.state_dict()})
-    else:
-        restore_weights(run, model, checkpoint["model"])
-    return model.eval(), checkpoint
-
-
-def mix_options(run, checkpoint):
-    """The MixOptions that a run was trained with. Raises UserError."""
-    names = {field.name for field in fields(MixOptions)}
-    saved = {name: value for name, value in checkpoint["options"].items() if name in names}
-    return restore_options(run, "options", MixOptions, saved)
-
-
-def raw_sentinels(mode):
-    """(opening, closing): the symbols around raw text in training with --mode=`mode`."""
-    return (BOS, EOS) if mode == "vanilla" else (RAW, END_RAW)
-
+from proxies import load_proxy
 
 # -----------------------------------------------------------------------------
 # choosing what comes next
-
 
 GREEDY_BELOW = 1e-6  # a temperature, at which all but the most likely have next to no chance
 
@@ -126,7 +104,11 @@ class Batch:
         self.cache.take(which)
 
     def choose_after_each(self, pick_one):
-        """What should follow each of the n symbols that were read last: bytes or ENDED, (B, n)."""
+        """What should follow each of the n symbols that were read last: bytes or ENDED, (B, n).
+
+        The other special ids can't follow raw text and are left out. Bits per byte pay for the
+        probability that the model gives them all the same.
+        """
         logits = self.model.raw_logits(self.states)          # (B, n, PROXY0)
         byte_logits = logits[..., BYTE0:BYTE0 + 256]
         end_logit = logits[..., self.closing].unsqueeze(-1)
@@ -177,8 +159,7 @@ class Batch:
 
 
 class GuessingBatch(Guessing, Batch):
-    """A Batch that writes several bytes a step, greedily, with the model's byte heads: its `choose`
-    and `read` are those of lib/byte_heads.py."""
+    """A Batch that writes several bytes a step, greedily: lib/byte_heads.py guesses them."""
 
 
 def keep_recent(text, block_size):
@@ -192,31 +173,33 @@ def keep_recent(text, block_size):
 
 @torch.inference_mode()
 def generate(model, prompts, n=1, max_new=256, stops=(), temperature=0.8, top_k=0, top_p=1.0,
-             seed=0, sentinels=(RAW, END_RAW)):
+             seed=0, sentinels=(RAW, END_RAW), heads=None):
     """Continue each of `prompts` (bytes) n times. Yields, for each step, [(row, new bytes), ...].
 
     row = index of the prompt * n + index of the completion. A row ends with the closing sentinel,
-    with one of `stops` (bytes), or after max_new bytes. It is not cut at a stop, and with byte
-    heads may go on after it; `complete` cuts.
+    with one of `stops` (bytes), or after max_new bytes. It is not cut at a stop, and with `heads`
+    (lib/byte_heads.py, for greedy text) may go on after it; `complete` cuts.
 
     A row whose context is full leaves its batch, and its last half context is read again in the
     next one. That depends on its own length alone: so what is written greedily after a prompt does
     not depend on the prompts beside it.
     """
-    generator = torch.Generator(model.embed.weight.device).manual_seed(seed)
+    device = model.embed.weight.device
+    generator = torch.Generator(device).manual_seed(seed)
 
     def pick_one(logits):
         return pick(logits, temperature, top_k, top_p, generator)
 
-    guesses = temperature < GREEDY_BELOW and model.config.n_byte_heads > 0
-    batch_class = GuessingBatch if guesses else Batch
+    new_batch = Batch
+    if heads is not None and temperature < GREEDY_BELOW:
+        new_batch = functools.partial(GuessingBatch, heads)
     texts = [prompt for prompt in prompts for _ in range(n)]
     prompt_length = [len(text) for text in texts]
     left = [max_new] * len(texts)  # bytes that each row may still write; 0: it has ended
     while any(left):  # each turn has a cache of its own; a row that outgrows it waits for the next
         # the batch's i-th text is that of row rows[i]
         rows = [row for row in range(len(texts)) if left[row] > 0]
-        batch = batch_class(model, [texts[row] for row in rows], sentinels, max(left))
+        batch = new_batch(model, [texts[row] for row in rows], sentinels, max(left))
         while True:
             chosen = batch.choose(pick_one)  # a list for each row
             step = []
@@ -243,7 +226,7 @@ def generate(model, prompts, n=1, max_new=256, stops=(), temperature=0.8, top_k=
                 chosen = [chosen[i] for i in live]
             # what a row that has ended reads does not matter: any byte
             last = [0 if choice[-1] == ENDED else choice[-1] for choice in chosen]
-            batch.read(torch.tensor(last, device=model.embed.weight.device))
+            batch.read(torch.tensor(last, device=device))
 
 
 def find_stop(text, stops):
@@ -270,49 +253,117 @@ def complete(model, prompts, n=1, stops=(), **settings):
 
 
 # -----------------------------------------------------------------------------
-# in a proxy's symbols, for eval.py: the tokenizer model, and translation
+# a run: the model, and what belongs to it
+
+ROWS_AT_ONCE = 256  # completions that are written side by side
+BYTES = [bytes([byte]) for byte in range(256)]
 
 
-def continue_views(model, prompts, first_id, closing, symbol_bytes, temperature=0.0, seed=0,
-                   rests=None):
-    """What the model writes inside a given view, of bytes or of symbols: see `write_view` in
-    lib/write_view.py, whose arguments these are."""
-    device = model.embed.weight.device
-    generator = torch.Generator(device).manual_seed(seed)
+class Run:
+    """A trained model, ready to be used.
 
-    def pick_one(logits):
-        return pick(logits, temperature, 0, 1.0, generator)
-
-    cache = KVCache(model.config, len(prompts), model.config.block_size, device)
-    return write_view(model, cache, prompts, first_id, closing, symbol_bytes, pick_one, rests)
-
-
-def complete_in_symbols(model, proxy, symbol_bytes, prompts, n=1, stops=(), max_new=256,
-                        temperature=0.8, seed=0):
-    """`complete`, but reading and writing the proxy's symbols: what a tokenizer model does. Each
-    view is written to its end, and only then cut by `max_new` and `stops`.
-
-    Token healing: the last bytes of a prompt may share a symbol with what follows. The model does
-    not read these `rests` but writes them once more, in symbols as it has seen them in training. Of
-    a prompt it reads at most half of a context, so that there is room to write.
+    options: the options of its training, a dict; `.options` has those that say how text was shown.
+    folder: where its proxy is, and what was measured of it; None of a model that was not saved.
+    made_from: the ids of its corpus and its proxy; {} if they are not known.
     """
-    shown, rests = [], []
-    for prompt in prompts:
-        given, rest = proxy.encode_prompt(prompt)
-        raw = np.frombuffer(prompt[:len(prompt) - len(rest)], np.uint8)
-        view = format_view("comp", raw, given, proxy.symbol_lengths)
-        # the opening sentinel and the last half context, without the closing sentinel
-        start = max(1, len(view.symbols) - model.config.block_size // 2)
-        ids = np.append(view.symbols[0], view.symbols[start:-1])
-        suffix = np.append(view.suffix[0], view.suffix[start:-1])
-        shown += [(ids, suffix)] * n
-        rests += [rest] * n
-    written = continue_views(model, shown, PROXY0, END_COMP, symbol_bytes, temperature, seed, rests)
-    texts = []
-    for rest, symbols in zip(rests, written):
-        text = proxy.decode(symbols)[len(rest):][:max_new]  # nothing but the rest can come first
-        texts.append(text[:find_stop(text, stops)])
-    return [texts[i:i + n] for i in range(0, len(texts), n)]
+    def __init__(self, model, options, folder=None, made_from={}):
+        self.model = model
+        self.trained_with = options
+        names = [field.name for field in fields(MixOptions)]
+        known = {name: options[name] for name in names if name in options}
+        self.options = MixOptions(**known)  # one that an old run does not know has its default
+        self.folder = Path(folder) if folder else None
+        self.made_from = made_from
+        self.device = model.embed.weight.device
+        self.results = Results(folder)
+
+    @classmethod
+    def load(cls, folder, device="cpu"):
+        """The run in a folder. Raises UserError if there is none, or none that can be read."""
+        checkpoint = load_checkpoint(folder)
+        config = restore_options(folder, "config", GPTConfig, checkpoint["config"])
+        model = GPT(config).to(device)
+        if "shards" in checkpoint:  # of a run with --fsdp: each of its processes wrote a part
+            load_shards(folder, checkpoint, {"model": model.state_dict()})
+        else:
+            restore_weights(folder, model, checkpoint["model"])
+        # of version 1 these are other hashes
+        made_from = checkpoint["made_from"] if checkpoint["version"] > 1 else {}
+        return cls(model.eval(), checkpoint["options"], folder, made_from)
+
+    @functools.cached_property
+    def heads(self):
+        """The byte heads in its folder, or None. Raises UserError for another model's."""
+        return load_byte_heads(self.folder, self.model) if self.folder else None
+
+    @functools.cached_property
+    def proxy(self):
+        """The proxy, loaded when it is asked for: raw bytes do without. Raises UserError if the
+        file is missing, or is not the one that the model was trained with."""
+        path = Path(self.folder or "") / "proxy.pt"
+        if self.folder is None or not path.exists():
+            raise UserError(f"{self.folder}: no proxy.pt in it, so the model can't read or write "
+                            "symbols")
+        proxy = load_proxy(path, "restore the file")
+        if self.made_from.get("proxy") not in (None, file_id(path)):
+            raise UserError(f"{path} is not the proxy that the run was trained with; restore it")
+        return proxy
+
+    def sentinels(self, view):
+        """(opening, closing): the symbols around a view, "raw" or "comp", in training."""
+        if self.options.mode == "vanilla":
+            return BOS, EOS
+        return (RAW, END_RAW) if view == "raw" else (COMP, END_COMP)
+
+    def view(self, view, text, symbols=None):
+        """The View of a text, bytes, as training shows it. symbols: the proxy's for this text, if
+        they are known."""
+        raw = np.frombuffer(text, np.uint8)
+        if view == "raw":
+            return format_view("raw", raw, mode=self.options.mode)
+        if symbols is None:
+            symbols = self.proxy.encode(text)
+        return format_view("comp", raw, symbols, self.proxy.symbol_lengths, self.options.mode)
+
+    @functools.cached_property
+    def proxy_symbol_bytes(self):
+        return self.proxy.symbol_bytes()
+
+    def continue_view(self, prompts, view, rests=None, temperature=0.0, seed=0):
+        """The symbols, counted from 0, that the model writes up to the end of a view, a list for
+        each prompt. prompts, rests: as of `write_view` in lib/write_view.py."""
+        generator = torch.Generator(self.device).manual_seed(seed)
+
+        def pick_one(logits):
+            return pick(logits, temperature, 0, 1.0, generator)
+
+        cache = KVCache(self.model.config, len(prompts), self.model.config.block_size, self.device)
+        first_id = BYTE0 if view == "raw" else PROXY0
+        closing = self.sentinels(view)[1]
+        symbol_bytes = self.proxy_symbol_bytes if view == "comp" else BYTES
+        return write_view(self.model, cache, prompts, first_id, closing, symbol_bytes, pick_one,
+                          rests)
+
+    def complete(self, prompts, n=1, stops=(), view="raw", seed=0, **settings):
+        """The completions (bytes) of each prompt, a list of n for each; cut where a stop begins.
+
+        view: what the model reads and writes; through the proxy it is `complete_in_symbols` of
+        lib/write_view.py. settings: max_new and temperature. Raises UserError.
+        """
+        if view == "raw":
+            write = functools.partial(complete, self.model, stops=stops, heads=self.heads,
+                                      sentinels=self.sentinels("raw"))
+        else:
+            write = functools.partial(complete_in_symbols, self)
+        by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # little padding
+        at_once = max(1, ROWS_AT_ONCE // n)
+        completions = [None] * len(prompts)
+        for start in with_progress(range(0, len(prompts), at_once), "completing"):
+            batch = by_length[start:start + at_once]
+            texts = write([prompts[i] for i in batch], n, seed=seed + start, **settings)
+            for i, its_texts in zip(batch, texts):
+                completions[i] = [text[:find_stop(text, stops)] for text in its_texts]
+        return completions
 
 
 # -----------------------------------------------------------------------------
@@ -322,8 +373,7 @@ def complete_in_symbols(model, proxy, symbol_bytes, prompts, n=1, stops=(), max_
 @dataclass
 class SampleOptions:
     run: str = flag(None, "folder of a run [the newest under out/]", positional=True, nargs="?")
-    prompt: str = flag(None, "text to continue")
-    file: str = flag(None, "file with the text to continue; without either, stdin")
+    prompt: str = flag(None, "text to continue; without it, stdin")
     max_new: int = flag(400, "bytes to write at most")
     temperature: float = flag(0.8, "temperature of the sampling; 0 is greedy")
     top_k: int = flag(0, "number of most likely bytes to sample from; 0: all")
@@ -333,17 +383,9 @@ class SampleOptions:
 
 
 def read_prompt(options):
-    """The prompt, bytes. Raises UserError for a file that can't be read."""
-    if options.prompt is not None and options.file:
-        raise UserError(f"--prompt={options.prompt} --file={options.file}: expected one of them")
+    """The prompt, bytes."""
     if options.prompt is not None:
         return options.prompt.encode("utf-8", "surrogateescape")
-    if options.file:
-        try:
-            return Path(options.file).read_bytes()
-        except OSError as error:
-            raise UserError(f"--file={options.file}: {error.strerror}; expected a readable "
-                            "file") from None
     no_input = sys.stdin is None or sys.stdin.isatty()
     return b"" if no_input else sys.stdin.buffer.read()
 
@@ -355,12 +397,10 @@ def main(options):
     expect(options, "from 0 to 1", "top_p")
     device = resolve_device(options.device)
     prompt = read_prompt(options)
-    run = options.run or newest_run()
-    model, checkpoint = load_model(run, device)
-    run_options = mix_options(run, checkpoint)
-    steps = generate(model, [prompt], max_new=options.max_new, temperature=options.temperature,
+    run = Run.load(options.run or newest_run(), device)
+    steps = generate(run.model, [prompt], max_new=options.max_new, temperature=options.temperature,
                      top_k=options.top_k, top_p=options.top_p, seed=options.seed,
-                     sentinels=raw_sentinels(run_options.mode))
+                     sentinels=run.sentinels("raw"), heads=run.heads)
     # a character is shown when its last byte is there
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     sys.stdout.write(decoder.decode(prompt))

@@ -7,43 +7,50 @@ Train a byte transformer on the mixed stream, then say how well it reads and wri
     python train.py --resume=out/neural                   goes on from the run's checkpoint
     torchrun --nproc_per_node=8 train.py --size=1.5B      the same batches on eight GPUs (DDP)
     torchrun --nproc_per_node=8 train.py --size=7B --fsdp      model and optimizer sharded over them
+
+`Training` is the loop: batch, loss, backward, clip, step, and a validation now and then. What a run
+leaves in its folder, and how it goes on from there, is in lib/run.py. On CUDA these differ:
+
+    resolve        bfloat16, if the card has units for it, and torch.compile are the default
+    build_model    blocks are compiled; a card's attention is FlexAttention (lib/attention.py)
+    batch_losses   a batch is copied while the card computes, so the CPU makes the next one while
+                   the card works on this one, for as long as nothing looks at a result
+    take_step      nothing there does; a step that is not finite is skipped on the card
+    train          every LOOK_EVERY steps the CPU waits for the card, and looks
 """
 import argparse
 import gc
 import json
 import math
-import shutil
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import lib  # first: it says what is missing or too old
 import torch
 from tqdm import tqdm
 
-import eval as evaluation
-from lib import store
-from lib.run import (check_folder, describe, drop_log_from, load_checkpoint, new_folder,
-                            restore_checkpoint, restore_options, save_checkpoint)
-from lib.parallel import fast_dtype, is_here, precision_note, resolve_device, to_device
-from lib.attention import sample_mask
+from eval import EvalOptions, evaluate
+from lib.attention import expect_kernel_fits, sample_mask
 from lib.options import UserError, command_line, expect, flag
-from lib.parallel import (Processes, StopSignals, autocast, clip_gradients, gradient_sync,
-                          replicate, shard, skip_bad_step, whole_weights)
+from lib.parallel import (Processes, StopSignals, autocast, clip_gradients, fast_dtype,
+                          gradient_sync, replicate, resolve_device, shard, should_compile,
+                          to_device, whole_weights)
 from lib.plan import expected_raw_share, flops_per_symbol
-from lib.run import expect_wandb, log_line, print_report, start_wandb
+from lib.run import (Record, check_folder, expect_wandb, headline, print_report, report_of,
+                     restore_checkpoint, resumed)
+from lib.views import file_id, write_file
 from mix import Mixer, MixOptions, prepare
 from model import GPT, PROXY0, SIZES, GPTConfig
+from sample import Run
 
 BAD_STEPS = 10   # training ends after this many steps in a row that are not finite
-LOOK_EVERY = 10  # steps between looks at what a GPU has computed; each makes the CPU wait for it
+LOOK_EVERY = 10  # steps between looks for that; each makes the CPU wait for a GPU
 PLAIN_FROM = "124M"  # from this size on the default is the paper's plain recipe
 
 
 @dataclass
 class Options(MixOptions):
-    given = ()  # names of the flags that were given: no field, `parse` of lib/options.py sets it
-
     # the model
     size: str = flag("micro", f"size of the model: {', '.join(SIZES)}")
     block_size: int = flag(0, "symbols in a context; 0: the size's own")
@@ -53,31 +60,25 @@ class Options(MixOptions):
                       type=int)
     raw_phase: float = flag(None, "last share of the training, in which r falls to 0 [0.6, with "
                             "--paper 0]", type=float)
-    align: bool = flag(None, "positions in bytes of text, and proxy symbols that share the "
-                       "embedding of their last byte and the output row of their first [yes, with "
-                       "--paper no]",
-                       action=argparse.BooleanOptionalAction)
-    n_byte_heads: int = flag(0, "heads that guess the bytes after the next one, for faster greedy "
-                             "generation")
+    align: bool = flag(None, "positions in bytes of text, embeddings shared by a proxy symbol and "
+                       "its bytes [yes, with --paper no]", action=argparse.BooleanOptionalAction)
     # how long it is trained: one of three
     budget: float = flag(2.5e6, "symbols to train on: raw bytes, proxy symbols and sentinels alike")
     steps: int = flag(0, "steps to train for, in place of --budget")
-    flops: float = flag(0.0, "FLOPs to train for, in place of --budget: methods at equal compute")
+    flops: float = flag(0.0, "FLOPs to train for, in place of --budget: methods at equal compute "
+                        "(attention is counted over the whole context)")
     # the optimizer
     batch_size: int = flag(8, "contexts in a step, over all devices")
     micro_batch: int = flag(0, "contexts that a device takes at once; gradients accumulate; 0: all")
     lr: float = flag(None, "peak learning rate [0.512 / width, so 8e-3 at nano and 4e-3 at micro; "
                      f"from {PLAIN_FROM} up the paper's 9e-4]", type=float)
     lr_warmup: float = flag(0.05, "share of the training in which the learning rate rises")
-    decay: str = flag("cosine", "fall of the learning rate: cosine to a tenth, or linear to 0",
-                      choices=("cosine", "linear"))
     weight_decay: float = flag(0.1, "weight decay of the matrices; embeddings have none")
     clip: float = flag(1.0, "norm that gradients are clipped to")
     # what is measured, and where it goes
     eval_every: int = flag(200, "steps between validations, log lines and checkpoints")
     eval_rows: int = flag(16, "contexts of either view in a validation")
-    report: str = flag("all", "closing report: all that the corpus has, or none",
-                       choices=("all", "none"))
+    report: str = flag("all", "closing report of what the corpus has", choices=("all", "none"))
     out: str = flag("", "folder of the run [out/<proxy>, or out/<proxy>-2, .. if that exists]")
     overwrite: bool = flag(False, "an earlier run in --out replaced")
     resume: str = flag("", "folder of a run to go on with, under its own options")
@@ -86,12 +87,10 @@ class Options(MixOptions):
     device: str = flag("auto", "cpu, cuda, mps, or auto: the best one there is")
     dtype: str = flag("auto", "precision; auto: bfloat16 where the device has matrix units for it",
                       choices=("auto", "float32", "bfloat16"))
-    fsdp: bool = flag(False, "under torchrun: parameters, gradients and optimizer state sharded "
-                      "over the devices (FSDP2)")
-    activation_checkpointing: bool = flag(False, "activations computed twice: less memory, a third "
-                                          "more time")
-    compile: str = flag("auto", "torch.compile; auto: on CUDA (on a CPU it takes a minute and "
-                        "gains 10 percent)", choices=("auto", "yes", "no"))
+    fsdp: bool = flag(False, "model and optimizer state sharded over torchrun's devices (FSDP2)")
+    activation_checkpointing: bool = flag(False, "activations computed twice: less memory, slower")
+    compile: str = flag("auto", "torch.compile; auto: on CUDA, with Triton and a C compiler",
+                        choices=("auto", "yes", "no"))
 
     def resolve(self):
         """Fill in what depends on other options or on the machine. Raises UserError."""
@@ -117,34 +116,18 @@ class Options(MixOptions):
             raise UserError(f"--ngram={self.ngram}: expected 0 or 2 to 7")
         expect(self, "above 0", "batch_size", "micro_batch", "eval_every", "eval_rows", "budget",
                "lr", "clip")
-        expect(self, "of 0 or more", "block_size", "n_byte_heads", "steps", "flops", "weight_decay")
+        expect(self, "of 0 or more", "block_size", "steps", "flops", "weight_decay")
         expect(self, "from 0 to 1", "lr_warmup")
         if self.steps and self.flops:
-            raise UserError(f"--steps={self.steps} and --flops={self.flops:g}: expected one of "
-                            "them")
+            raise UserError(f"--steps={self.steps} and --flops={self.flops:g}: leave out one")
         expect_wandb(self.wandb)
         self.device = resolve_device(self.device)
         if self.dtype == "auto":
             self.dtype = fast_dtype(self.device)
         if self.compile == "auto":
-            self.compile = "yes" if self.device.startswith("cuda") else "no"
-
-
-def resumed(options):
-    """(the options of the run that --resume names, its checkpoint). Raises UserError."""
-    for field in fields(options):
-        # a flag at its default too, since the run may have another value
-        changed = getattr(options, field.name) != field.default
-        if field.name != "resume" and (changed or field.name in options.given):
-            raise UserError("--resume goes on under the run's own options: leave out "
-                            f"--{field.name}")
-    checkpoint = load_checkpoint(options.resume)
-    saved_options = restore_options(options.resume, "options", Options, checkpoint["options"])
-    restore_options(options.resume, "config", GPTConfig, checkpoint["config"])  # to check it
-    options = replace(saved_options, out=options.resume, resume=options.resume)
-    if not is_here(options.device):  # the run comes from another machine
-        options.device = options.dtype = options.compile = "auto"
-    return options, checkpoint
+            self.compile = "yes" if should_compile(self.device) else "no"
+        if self.compile == "yes":
+            expect_kernel_fits(config.n_embd // config.n_head, self.dtype, self.device)
 
 
 # -----------------------------------------------------------------------------
@@ -153,11 +136,10 @@ def resumed(options):
 
 def model_config(options, proxy):
     """The GPTConfig of the model to train. proxy: None for raw bytes only."""
-    n_symbols = proxy.n_symbols if proxy else 0
+    vocab_size = PROXY0 + (proxy.n_symbols if proxy else 0)
     stands_for_bytes = proxy is not None and proxy.symbol_lengths is not None
     return GPTConfig.named(
-        options.size, vocab_size=PROXY0 + n_symbols, block_size=options.block_size,
-        ngram=options.ngram, n_byte_heads=options.n_byte_heads,
+        options.size, vocab_size=vocab_size, block_size=options.block_size, ngram=options.ngram,
         aligned=options.align and stands_for_bytes)
 
 
@@ -169,14 +151,15 @@ def build_model(config, options, processes):
     if options.compile == "yes":
         model.compile_blocks()  # before FSDP, which then gathers a block at a time
     if options.fsdp and processes.world_size > 1:
-        shard(model, options.dtype)
+        shard(model, options.dtype, processes)
     model.to_empty(device=processes.device)
     model.init_weights()
     return model
 
 
 def make_optimizer(model, options):
-    """AdamW with the paper's settings; weight decay on the matrices only."""
+    """AdamW with the paper's settings; weight decay on the matrices only. (A list of optimizers
+    would do too: each group's own rate is scaled.)"""
     embeddings = list(model.embed.parameters())
     if model.ngram is not None:
         embeddings += model.ngram.parameters()
@@ -188,33 +171,22 @@ def make_optimizer(model, options):
 
 
 def lr_at(done, options):
-    """The learning rate when the share `done` of the training is over."""
-    if done < options.lr_warmup:  # from a hundredth of it, linearly
-        return options.lr * (0.01 + 0.99 * done / options.lr_warmup)
+    """The factor of the learning rate when the share `done` of the training is over: it rises from
+    a hundredth to 1 linearly, and falls to a tenth with a cosine."""
+    if done < options.lr_warmup:
+        return 0.01 + 0.99 * done / options.lr_warmup
     left = (1 - done) / max(1e-9, 1 - options.lr_warmup)  # how much of the fall is to come
-    if options.decay == "linear":
-        return options.lr * left
     cosine = 0.5 * (1 - math.cos(math.pi * left))
-    return options.lr * (0.1 + 0.9 * cosine)
-
-
-def count_steps(options, symbols_per_step, flops_per_step):
-    if options.steps:
-        return options.steps
-    if options.flops:
-        return max(1, round(options.flops / flops_per_step))
-    return max(1, round(options.budget / symbols_per_step))
+    return 0.1 + 0.9 * cosine
 
 
 def batch_losses(model, batch, device, precision):
     """The losses (B, T) of a batch, in nats."""
-    def move(tensor):
-        return to_device(tensor, device)
-
-    groups = tuple(move(group) for group in batch["groups"])
+    names = ("idx", "targets", "suffix", "sample")
+    idx, targets, suffix, sample = (to_device(batch[name], device) for name in names)
+    groups = [to_device(group, device) for group in batch["groups"]]
     with precision:
-        return model(move(batch["idx"]), move(batch["targets"]), move(batch["suffix"]),
-                     sample_mask(move(batch["sample"])), groups=groups)
+        return model(idx, targets, suffix, sample_mask(sample), groups=groups)
 
 
 @torch.no_grad()
@@ -227,7 +199,7 @@ def validate(model, mixer, options, processes, precision):
     results = {}
     for view in ("raw", "comp"):
         if len(mixer.pools[view]) == 0 or (view == "comp" and options.mix == 0):
-            continue
+            continue  # nothing to show
         nats = text_bytes = 0.0
         rows = processes.rows(options.eval_rows)
         for start in range(0, len(rows), options.micro_batch):
@@ -252,104 +224,102 @@ class Training:
         self.options = options
         self.processes = processes
         self.device = processes.device
-        self.out = Path(options.out)
-        self.made_from = {"corpus": views.id, "proxy": proxy.id if proxy else "none"}
-        if saved and saved["made_from"] != self.made_from:
-            raise UserError(f"{self.out} was trained on {saved['made_from']}, but "
-                            f"--data={options.data} now gives {self.made_from}; restore that "
-                            "corpus and the code that prepared it, or start a new run")
 
-        # model and optimizer
+        # model and optimizers
         torch.manual_seed(options.seed)
-        self.config = model_config(options, proxy)
-        if saved and saved["config"] != asdict(self.config):
-            raise UserError(f"{self.out} has a model of {saved['config']}, but "
-                            f"--size={options.size} now is {asdict(self.config)}; restore it, or "
-                            "start a new run")
+        self.config = saved["config"] if saved else model_config(options, proxy)
         self.model = build_model(self.config, options, processes)
         if self.config.aligned:
             self.model.set_symbol_bytes(proxy.symbol_bytes())
         self.ddp_model = replicate(self.model, processes)
-        self.optimizer = make_optimizer(self.model, options)
-        self.precision = autocast(self.model, self.device, options.dtype)
+        self.precision = autocast(self.device, options.dtype)
+        made = make_optimizer(self.model, options)
+        self.optimizers = made if isinstance(made, list) else [made]
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["initial_lr"] = group["lr"]  # which `lr_at` scales
 
-        # how long it takes
+        # how long it takes: --steps, or --flops, or --budget
         self.symbols_per_step = options.batch_size * options.block_size
-        # steps follow from FLOPs, and FLOPs from the share of positions that are expected to hold a
-        # raw byte. That is a mean over the schedule, so a mixer of one step will do
+        # FLOPs follow from the share of positions that are expected to hold a raw byte. That is a
+        # mean over the schedule, so a mixer of one step will do
         mixer_of_one_step = Mixer(views, options, options.block_size, total_steps=1)
         self.raw_share = expected_raw_share(mixer_of_one_step)
         flops = flops_per_symbol(self.model, PROXY0, self.raw_share)
         self.flops_per_step = self.symbols_per_step * flops
-        self.steps = count_steps(options, self.symbols_per_step, self.flops_per_step)
+        steps = options.flops / self.flops_per_step or options.budget / self.symbols_per_step
+        self.steps = options.steps or max(1, round(steps))
 
         # data
-        self.mixer = Mixer(views, options, options.block_size, self.steps)
+        settings = dict(block_size=options.block_size, total_steps=self.steps,
+                        with_suffix=self.config.ngram > 0)
+        self.mixer = Mixer(views, options, **settings)
         val_options = replace(options, seed=options.seed + 1)
-        self.val_mixer = Mixer(views, val_options, options.block_size, self.steps, held_out=True)
+        self.val_mixer = Mixer(views, val_options, held_out=True, **settings)
         rows = processes.rows(options.batch_size)  # of each batch, this process's
         self.micro_batches = [rows[i:i + options.micro_batch]
                               for i in range(0, len(rows), options.micro_batch)]
 
-        self.tracker = start_wandb(options) if options.wandb and processes.is_first else None
-
         # where it stands; text_bytes and loss are this process's part of a sum
         self.step = 0
-        self.saved_step = saved["step"] if saved else None       # of the checkpoint on disk
         self.text_bytes = 0.0
-        self.loss = None                                         # of the last step, 0-dimensional
-        self.skipped = torch.zeros((), device=self.device)       # steps that were not finite
+        self.loss = None                                    # of the last step, 0-dimensional
+        self.skipped = torch.zeros((), device=self.device)  # steps that were not finite
+        # in no checkpoint: who resumes a training that has diverged lets it try BAD_STEPS more
         self.skipped_in_a_row = torch.zeros((), device=self.device)
-        self.seconds = 0.0                                       # that the training has taken
+        self.batch_seconds = 0.0                            # that making batches has taken
+        self.began = time.time()
         if saved:
-            self.restore(saved)
-        self.began = time.time() - self.seconds  # as if it had never been interrupted
+            restore_checkpoint(options.out, saved, self.model, self.optimizers)
+            self.step = saved["step"]
+            self.skipped += saved["skipped"]
+            self.text_bytes = saved["text_bytes"] if processes.is_first else 0.0
+            self.loss = torch.tensor(saved["loss"] if processes.is_first else 0.0)
+            self.batch_seconds = saved["batch_seconds"]
+            self.began -= saved["seconds"]  # as if it had never been interrupted
 
-    def restore(self, saved):
-        """Go on from a checkpoint. Its tensors are taken out of it, so that they can be freed."""
-        restore_checkpoint(self.out, saved, self.model, self.optimizer)
-        for name in ("model", "optimizer"):
-            saved.pop(name, None)  # a sharded run's are elsewhere
-        is_first = self.processes.is_first
-        self.step = saved["step"]
-        self.skipped += saved["skipped"]
-        self.text_bytes = saved["text_bytes"] if is_first else 0.0
-        self.loss = torch.tensor(saved["loss"] if is_first else 0.0)
-        self.seconds = saved.get("seconds", 0.0)  # older checkpoints lack it
-
-    def train(self):
-        """All steps that are left. Raises KeyboardInterrupt after Ctrl-C, once it has saved."""
-        options = self.options
-        first_step = self.step
-        with StopSignals() as stop, self.show_progress() as progress:
+    def train(self, record):
+        """All steps that are left. record: writes log and checkpoints. Raises KeyboardInterrupt
+        after Ctrl-C, once it has saved."""
+        options, processes = self.options, self.processes
+        # a bar of the first process, where stderr is a terminal
+        progress = tqdm(total=self.steps, initial=self.step, desc="training", unit="step",
+                        disable=None if processes.is_first else True)
+        with StopSignals() as stop, progress:
             while True:
                 if self.step % options.eval_every == 0 or self.step == self.steps:
-                    self.log(progress)
-                    if self.step > first_step:
-                        self.save()
+                    validation = validate(self.ddp_model, self.val_mixer, options, processes,
+                                          self.precision)
+                    record.log(self, validation, say=progress.write)
+                    record.save(self)
+                # after Ctrl-C in one of the processes all end, at the same step
+                if processes.sum(int(stop.received)):
+                    progress.close()
+                    record.interrupted(self)
+                    processes.disconnect()
+                    raise KeyboardInterrupt
                 if self.step == self.steps:
-                    self.stop_if_asked(stop, progress)  # Ctrl-C came in the last validation
-                    break
+                    return
                 self.take_step()
-                progress.update(self.symbols_per_step)
-                # on a CPU, looking costs nothing
-                if self.step % LOOK_EVERY == 0 or self.device == "cpu":
+                progress.update()
+                if self.step % LOOK_EVERY == 0:
                     self.stop_if_diverged()
-                self.stop_if_asked(stop, progress)
-        self.seconds = time.time() - self.began
 
     def take_step(self):
         """Forward, backward, clip, step."""
         options = self.options
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr_at(self.step / self.steps, options)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * lr_at(self.step / self.steps, options)
 
+        # loss and gradient of the batch, in micro-batches
         self.loss = 0.0
-        for number, rows in enumerate(self.micro_batches, 1):
+        for rows in self.micro_batches:
+            began = time.perf_counter()
             batch = self.mixer.batch(self.step, rows)
+            self.batch_seconds += time.perf_counter() - began
             self.text_bytes += batch["text_bytes"]
-            is_last = number == len(self.micro_batches)
-            with gradient_sync(self.ddp_model, is_last):
+            with gradient_sync(self.ddp_model, last=rows is self.micro_batches[-1]):
                 losses = batch_losses(self.ddp_model, batch, self.device, self.precision)
                 # divided by a constant, so that micro-batches add up to the whole batch
                 loss = losses.sum() / self.symbols_per_step
@@ -358,130 +328,36 @@ class Training:
                 # a loss that is not finite becomes a NaN gradient, so every process skips the step
                 loss.backward(gradient=torch.where(loss.isfinite(), scale, torch.nan))
             self.loss = self.loss + loss.detach()
+        norm = clip_gradients(self.model.parameters(), options.clip)
 
-        norm = clip_gradients(self.parameters(byte_heads=False), options.clip)
-        if self.model.byte_heads is not None:
-            # by themselves, so that they do not change how the model's gradient is clipped; the sum
-            # of both norms only tells whether all is finite
-            norm = norm + clip_gradients(self.parameters(byte_heads=True), options.clip)
-
-        bad = skip_bad_step(norm, self.model.parameters(), self.optimizer)  # 1 or 0
-        self.optimizer.step()  # does nothing if the step is to be skipped
-        self.optimizer.zero_grad(set_to_none=True)  # frees their memory until the next step
-        self.skipped += bad
-        self.skipped_in_a_row = (self.skipped_in_a_row + 1) * bad
+        # a step whose gradient is not finite is skipped
+        is_bad = ~norm.isfinite()  # a tensor (), which nothing has to look at..
+        for optimizer in self.optimizers:
+            if isinstance(optimizer, torch.optim.Adam) and optimizer.defaults["fused"]:
+                # ..with a fused AdamW, whose kernel does nothing if this is 1
+                optimizer.found_inf = is_bad.float()
+                optimizer.step()
+            elif not is_bad:  # with any other one the CPU waits for the card
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)  # frees their memory until the next step
+        self.skipped += is_bad
+        self.skipped_in_a_row = (self.skipped_in_a_row + 1) * is_bad
         self.step += 1
 
-    def parameters(self, byte_heads):
-        """The parameters of the byte heads, or all others, a list."""
-        return [p for name, p in self.model.named_parameters()
-                if name.startswith("byte_heads") == byte_heads]
-
-    def stop_if_asked(self, stop, progress):
-        """After Ctrl-C: save, and raise KeyboardInterrupt, in all processes at the same step."""
-        if not self.processes.sum(int(stop.received)):
-            return
-        progress.close()
-        outcome = "saved" if self.save() else "not saved"
-        self.processes.print0(f"interrupted at step {self.step}, {outcome}.{self.how_to_go_on()}")
-        self.processes.disconnect()
-        raise KeyboardInterrupt
+    def learning_rate(self):
+        return self.options.lr * lr_at(self.step / self.steps, self.options)
 
     def stop_if_diverged(self):
-        in_a_row = int(self.skipped_in_a_row)
-        if in_a_row >= BAD_STEPS:
-            advice = f"a lower --lr than {self.options.lr}, or a longer --lr_warmup"
-            if (self.out / "ckpt.pt").exists():
-                advice += f"; {self.out}/ckpt.pt is from before"
-            raise UserError(f"loss or gradient not finite in {in_a_row} steps in a row, the last "
-                            f"of them {self.step}; nothing was learned in them. Try {advice}")
-
-    def log(self, progress):
-        """Validate; add a line to log.jsonl, and print it."""
-        processes = self.processes
-        done = self.step / self.steps
-        line = {
-            "step": self.step,
-            "symbols": self.step * self.symbols_per_step,
-            "text_bytes": round(processes.sum(self.text_bytes)),
-            "flops": self.step * self.flops_per_step,
-            "r": round(self.mixer.r(self.step), 4),
-            "pairs": self.mixer.draws_pairs(self.step),
-            "lr": lr_at(done, self.options),
-            "loss": None if self.loss is None else processes.sum(self.loss.item()),
-            **validate(self.ddp_model, self.val_mixer, self.options, processes, self.precision),
-            "skipped": int(self.skipped),
-            "seconds": round(time.time() - self.began),
-        }
-        if processes.is_first:
-            try:
-                with open(self.out / "log.jsonl", "a") as f:
-                    f.write(json.dumps(line) + "\n")
-            except OSError as error:  # a full disk, say, which should not end a training
-                progress.write(f"not written to log.jsonl: step {self.step} ({error.strerror})")
-            progress.write(log_line(line))
-            if self.tracker is not None:
-                self.tracker.log(line)
-
-    def save(self):
-        """Write the checkpoint. If it can't be written the old one stays, and training goes on.
-
-        Returns whether it was written, in the first process; in the others True.
-        """
-        processes = self.processes
-        about = {"step": self.step, "skipped": int(self.skipped), "made_from": self.made_from,
-                 "text_bytes": processes.sum(self.text_bytes),
-                 "loss": processes.sum(self.loss.item()), "seconds": time.time() - self.began,
-                 "options": asdict(self.options), "config": asdict(self.config)}
-        try:
-            save_checkpoint(self.out, self.model, self.optimizer, about, self.options.fsdp,
-                            processes)
-        except UserError as error:
-            processes.print0(f"checkpoint skipped: {error}")
-            return False
-        self.saved_step = self.step
-        return True
-
-    def how_to_go_on(self):
-        """Part of a message; nothing where there is no checkpoint."""
-        if not (self.out / "ckpt.pt").exists():
-            return ""
-        return f" To go on: python train.py --resume={self.out}"
-
-    def show_progress(self):
-        """A bar over all symbols; none where stderr is a file, or in processes but the first."""
-        return tqdm(total=self.steps * self.symbols_per_step, desc="training", unit="sym",
-                    initial=self.step * self.symbols_per_step, unit_scale=True,
-                    disable=None if self.processes.is_first else True)
-
-    def headline(self):
-        """What is trained, on what, and for how long: the two lines that are printed first."""
-        options = self.options
-        return (f"training {options.size} in {self.out}: {self.model.n_params():,} parameters, "
-                f"{self.model.n_params(embeddings=False):,} without embeddings, "
-                f"{self.flops_per_step / self.symbols_per_step:.2e} FLOPs a symbol\n"
-                f"on {self.processes.world_size} x {options.device}, {options.dtype}"
-                f"{precision_note(self.device, options.dtype)}, compile {options.compile}: "
-                f"{self.steps:,} steps of {self.symbols_per_step:,} symbols")
-
-    def report(self):
-        """What was done, {name: number}. raw_bytes and flops are expected values, the same for
-        every seed; text_bytes was counted."""
-        symbols = self.steps * self.symbols_per_step
-        return {"symbols": symbols, "raw_bytes": round(symbols * self.raw_share),
-                "text_bytes": round(self.processes.sum(self.text_bytes)),
-                "flops": self.steps * self.flops_per_step, "skipped": int(self.skipped),
-                "seconds": self.seconds}
+        if self.skipped_in_a_row >= BAD_STEPS:  # the CPU waits for the card, and looks
+            raise UserError(f"loss or gradient not finite in {int(self.skipped_in_a_row)} steps in "
+                            f"a row, the last of them {self.step}; nothing was learned in them. "
+                            f"Try a lower --lr than {self.options.lr}, or a longer --lr_warmup")
 
 
 def train(options):
     """One run, from the corpus to the closing report, a dict. Raises UserError."""
     started = time.time()
-    saved = None
-    if options.resume:
-        options, saved = resumed(options)
-    elif "resume" in options.given:
-        raise UserError("--resume=: expected the folder of a run")
+    options, saved = resumed(options, GPTConfig)
     options.resolve()
     if options.out and not saved:
         check_folder(options.out, options.overwrite)
@@ -489,66 +365,44 @@ def train(options):
     processes.expect_even_shares(options, "batch_size", "eval_rows")
     with processes.quiet_others():  # under a lock: one process prepares, the others read
         views, proxy, proxy_path = prepare(options, options.block_size)
+    made_from = {"corpus": views.id, "proxy": file_id(proxy_path) if proxy else "none"}
     processes.connect()
-    for held_out in (False, True):  # before a folder is made: a Mixer refuses what it can't draw
-        Mixer(views, options, options.block_size, total_steps=1, held_out=held_out)
-    if not saved:
-        options.out = processes.from_first(lambda: open_run(options, proxy_path))
-    report, weights, config, is_saved = train_model(options, views, proxy, processes, saved)
+    processes.expect_same(made_from)
+
+    training = Training(options, views, proxy, processes, saved)
+    # only now is a folder made: what can't be trained on leaves none
+    record = Record(options, made_from, proxy_path, processes, saved)
+    processes.print0(headline(training, options, views))
+    training.train(record)
+
+    report = report_of(training)
+    config, weights = training.config, whole_weights(training.model, options.fsdp)
+    is_saved = record.saved_step == training.steps
+    processes.disconnect()  # what follows is the first process's work alone
+    del training  # its memory is for the model that is measured
     gc.collect()  # the optimizer and compiled blocks are in reference cycles
-    processes.disconnect()  # the report is the first process's work alone
     if not processes.is_first:
         return {}
     if options.report == "all":
         try:
-            measure(weights, config, options, proxy, processes.device, report, is_saved)
+            report |= measure(weights, config, options, proxy, processes.device, is_saved)
         except UserError as error:  # what was trained is worth a report all the same
             print(f"not measured: {error}")
     print_report(report, options, time.time() - started)
-    store.write_file(Path(options.out) / "report.json", json.dumps(report).encode())
+    write_file(Path(options.out) / "report.json", json.dumps(report).encode())
     return report
 
 
-def train_model(options, views, proxy, processes, saved):
-    """(what was done, the weights, the model's config, whether the checkpoint on disk has these
-    weights). All else is freed on return."""
-    training = Training(options, views, proxy, processes, saved)
-    if saved:
-        processes.print0(f"resuming {options.out} at step {training.step} of {training.steps}")
-        if processes.is_first:
-            drop_log_from(training.step, training.out / "log.jsonl")
-    processes.print0(f"{training.headline()}, {len(views):,} samples, "
-                     f"{views.text_bytes / 1e6:.1f} MB of text")
-
-    def advice():
-        return f"at step {training.step}; start the job again with --resume={options.out}"
-
-    with processes.one_line_if_one_is_lost(advice):
-        training.train()
-    weights = whole_weights(training.model, options.fsdp)
-    is_saved = training.saved_step == training.steps
-    return training.report(), weights, training.config, is_saved
-
-
-def open_run(options, proxy_path):
-    """Make the folder of a new run; returns its name. Raises UserError."""
-    out = new_folder(options.out, f"out/{options.proxy}", options.overwrite)
-    if proxy_path:
-        shutil.copy(proxy_path, out / "proxy.pt")
-    store.write_file(out / "config.json", json.dumps(describe(options), indent=1).encode())
-    return str(out)
-
-
-def measure(weights, config, options, proxy, device, report, keep):
-    """Add to `report`, {name: number}, what eval.py measures of the trained model by default. keep:
-    for later calls of eval.py, too, which measure the checkpoint."""
+def measure(weights, config, options, proxy, device, is_saved):
+    """What eval.py measures of the trained model by default, {name: number}. It is kept for later
+    calls of eval.py if the checkpoint on disk `is_saved` with these weights."""
     model = GPT(config).to(device).eval()  # not compiled, not sharded: shapes vary
     model.load_state_dict(weights)
     reads_symbols = (options.mix == 1 and proxy.symbol_lengths is not None
                      and options.mode != "vanilla")
-    settings = evaluation.EvalOptions(device=device, view="comp" if reads_symbols else "raw")
-    evaluation.evaluate(model, {"options": asdict(options)}, settings, run=options.out,
-                        results=report, keep=keep)
+    run = Run(model, asdict(options), options.out if is_saved else None)
+    run.proxy = proxy  # whose file is only looked for where a run was saved
+    return evaluate(run, EvalOptions(device=device, view="comp" if reads_symbols else "raw"))
 
 
 if __name__ == "__main__":

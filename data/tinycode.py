@@ -33,7 +33,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from lib.options import UserError, command_line, expect, flag
-from lib.store import new_file
+from lib.views import new_file
 
 # -----------------------------------------------------------------------------
 # the words and operations that functions are made of

@@ -1,18 +1,24 @@
 """
-The sample mask: attention is causal and stays inside a sample, of which a context holds several.
+What the model is told of its text besides the symbols: which sample each position is in, so that
+attention stays inside it, and the bytes that end there, for the n-gram features.
 
-A sample's positions are neighbors, so most of the T x T pairs are not allowed. On CUDA
-FlexAttention skips the blocks without any, on a CPU our strips do. model.py attends with the mask,
-train.py makes it.
+A sample's positions are neighbors, so most of the T x T pairs of a context are not allowed. On CUDA
+FlexAttention skips the blocks without any, on a CPU our strips do. train.py makes the mask, mix.py
+the suffixes; model.py attends with the one and looks the other up.
 """
 import functools
+
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from lib.options import UserError
 
 STRIP = 64                # queries that a CPU attends from at once
-BLOCK_DEVICES = {"cuda"}  # where FlexAttention has a backward pass; lib/cuda_on_cpu.py adds a CPU
+BLOCK_DEVICES = {"cuda"}  # where FlexAttention has a backward pass; runs/cuda_on_cpu.py adds a CPU
+# else torch takes its kernel for decoding where contexts are below 128; it spills 38 kB there
+KERNEL_OPTIONS = {"BACKEND": "TRITON"}
+FLOAT32_MEMORY = 148_480  # bytes of shared memory that a block of heads of 128 takes in float32
 
 
 def sample_mask(sample):
@@ -32,10 +38,17 @@ def attend(q, k, v, mask):
     mask: from `sample_mask`; or bool (B, 1, T, keys), true where it is allowed; None: causal.
     """
     if isinstance(mask, BlockMask):
-        return flex_attention(q, k, v, block_mask=mask)
+        return flex_attention(q, k, v, block_mask=mask, kernel_options=KERNEL_OPTIONS)
     if isinstance(mask, StripMask):
         return mask.attend(q, k, v)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+
+
+def sample_starts(sample):
+    """The position (B, T) at which each position's sample begins: [[1, 1, 2, 2]]: [[0, 0, 2, 2]]"""
+    position = torch.arange(sample.size(1), device=sample.device)
+    begins = F.pad(sample[:, 1:] != sample[:, :-1], (1, 0))
+    return (begins * position).cummax(dim=1).values
 
 
 class StripMask:
@@ -48,18 +61,18 @@ class StripMask:
         keys              k k k k k k k k        8 of the 12
     """
     def __init__(self, sample):
-        B, T = sample.shape
+        T = sample.size(1)
         position = torch.arange(T, device=sample.device)
+        starts = sample_starts(sample)  # (B, T)
         self.strips = []  # (queries, keys, allowed), two slices and a bool (B, 1, queries, keys)
         for start in range(0, T, STRIP):
             stop = min(start + STRIP, T)
-            in_first_sample = sample == sample[:, start:start + 1]           # (B, T)
-            first_key = int(in_first_sample.int().argmax(dim=1).min())
+            first_key = int(starts[:, start].min())
             queries, keys = slice(start, stop), slice(first_key, stop)
-            causal = position[queries, None] >= position[None, keys]         # (queries, keys)
-            same_sample = sample[:, queries, None] == sample[:, None, keys]  # (B, queries, keys)
-            allowed = (causal & same_sample)[:, None]
-            self.strips.append((queries, keys, allowed))
+            key = position[keys]
+            not_before = starts[:, queries, None] <= key                 # (B, queries, keys)
+            not_after = key <= position[queries, None]                   # (queries, keys)
+            self.strips.append((queries, keys, (not_before & not_after)[:, None]))
 
     def attend(self, q, k, v):
         strips = []
@@ -88,7 +101,24 @@ def compiled_create_block_mask():
     return torch.compile(create_block_mask)
 
 
+def expect_kernel_fits(head_dim, dtype, device):
+    """Raise UserError where heads are too large for the shared memory of a GPU: in float32, 128 of
+    them fit an A100, but no consumer card. dtype: "float32" or "bfloat16"."""
+    if not device.startswith("cuda") or dtype == "bfloat16" or head_dim < 128:
+        return
+    card = torch.cuda.get_device_properties(device)
+    if card.shared_memory_per_block_optin < FLOAT32_MEMORY:
+        raise UserError(f"--dtype=float32: attention with heads of {head_dim} does not fit in the "
+                        f"shared memory of the {card.name}; use --dtype=bfloat16, or a --size with "
+                        "smaller heads")
+
+
+# -----------------------------------------------------------------------------
+# suffixes
+
 SUFFIX_BYTES = 7  # of the 8 in an int64, so that a suffix is never negative
+# arbitrary: products with SPREAD and FINISH spread the bits; START makes each n begin elsewhere
+SPREAD, START, FINISH = 0x4F1BBCDCBFA53E0B, 0x632BE59BD9B4E019, 0x2545F4914F6CDD1D
 
 
 def pack_suffix(text):
@@ -112,3 +142,19 @@ def pack_suffix(text):
 def next_suffix(suffix, byte):
     """The suffix after one more `byte`, for generation: ints, or int64 tensors of one shape."""
     return ((suffix << 8) | byte) & (2 ** (8 * SUFFIX_BYTES) - 1)
+
+
+def ngram_hashes(suffix, longest, buckets):
+    """A row of a hashed table for each n-gram, 2 to `longest` bytes, that ends with a suffix.
+
+    suffix: (...); returns (..., longest - 1), from 0 to `buckets`, a power of two. Multiplicative
+    hashing (Knuth, vol. 3, section 6.4). int64 products wrap around in torch, on purpose here: the
+    bits that run over the top are not needed.
+    """
+    rows = []
+    for n in range(2, longest + 1):
+        last_n_bytes = suffix & (256 ** n - 1)
+        h = last_n_bytes * SPREAD + n * START // 8  # n * START // 8 is below 2**63
+        h = (h ^ (h >> 29)) * FINISH
+        rows.append((h >> 33) & (buckets - 1))
+    return torch.stack(rows, dim=-1)

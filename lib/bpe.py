@@ -35,13 +35,12 @@ def train_bpe(texts, n_symbols):
     """Byte-pair encoding (Sennrich et al. 2016, arXiv 1508.07909): {bytes: rank}.
 
     The 256 bytes come first, then the merges: each time the pair of symbols that occurs most often,
-    until there are n_symbols or no pair occurs twice. A word that occurs often is merged once. Each
-    pair knows the words that it occurs in, so a merge looks at those only, and a heap finds the
-    next pair: the whole standard library takes seconds.
+    until there are n_symbols or no pair occurs twice.
     """
     occurrences = Counter()
     for text in texts:
         occurrences.update(re.findall(PATTERN, text.decode("utf-8", "ignore")))
+    # a word that occurs often is merged once
     words = [list(word.encode()) for word in occurrences]
     times = list(occurrences.values())
 
@@ -51,6 +50,7 @@ def train_bpe(texts, n_symbols):
         for pair in neighbours(word):
             pair_count[pair] += times[i]
             words_with[pair].add(i)
+    # finds the most frequent pair without a look at all of them
     heap = [(-count, pair) for pair, count in pair_count.items()]
     heapq.heapify(heap)
 
@@ -64,8 +64,8 @@ def train_bpe(texts, n_symbols):
             break
         new = len(symbols)
         symbols.append(symbols[pair[0]] + symbols[pair[1]])
-        changed = set()
-        for i in words_with.pop(pair):
+        changed = set()                  # pairs, whose counts have to be pushed anew
+        for i in words_with.pop(pair):   # no other word changes
             merged = merge(words[i], pair, new)
             for old_pair in neighbours(words[i]):
                 pair_count[old_pair] -= times[i]

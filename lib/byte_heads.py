@@ -1,63 +1,93 @@
 """
-Multi-byte prediction: heads that guess the bytes after the next one, so that greedy generation
-can write several bytes a step (Medusa, arXiv 2401.10774; EvaByte, the paper's backbone, has such
-heads).
+Multi-byte prediction: heads that guess the bytes after the next one, so that greedy generation can
+write several bytes a step (Medusa, arXiv 2401.10774; EvaByte, the paper's backbone, has such
+heads). A guess is kept only where the model itself would have written that byte, so the text is the
+same.
 
-model.py builds `ByteHeads` for --n_byte_heads; sample.py writes with them through `Guessing`.
+runs/byte_heads.py trains them after the model, on its frozen states, and writes byte_heads.pt into
+the run's folder; sample.py writes with them through `Guessing`.
 """
+from pathlib import Path
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from lib.options import UserError
+
+NO_TARGET = -100  # F.cross_entropy's ignore_index
+
 
 class ByteHeads(nn.Module):
-    """An MLP for each head; head h guesses the byte that comes h + 1 bytes after the next one."""
+    """An MLP for each head; head h guesses the byte that comes h + 1 bytes after the next one.
 
-    def __init__(self, config):
+    unembedding: the model's rows of all that can follow raw text, (ids, C), of which the last 256
+    are the bytes. The heads use them as they are.
+    """
+    def __init__(self, n_heads, mlp_hidden, unembedding):
         super().__init__()
-        self.n_heads = config.n_byte_heads
-        self.gate_up = nn.Linear(config.n_embd, self.n_heads * 2 * config.mlp_hidden, bias=False)
-        self.down = nn.Parameter(torch.empty(self.n_heads, config.mlp_hidden, config.n_embd))
+        self.n_heads = n_heads
+        n_embd = unembedding.size(1)
+        self.gate_up = nn.Linear(n_embd, n_heads * 2 * mlp_hidden, bias=False)
+        self.down = nn.Parameter(torch.empty(n_heads, mlp_hidden, n_embd))
+        # the model's, so it is in no file of the heads, and is not trained
+        self.register_buffer("unembedding", unembedding.detach(), persistent=False)
+        nn.init.normal_(self.gate_up.weight, std=0.02)
+        nn.init.normal_(self.down, std=0.01)
 
     def forward(self, x):
-        """The state that each head makes of the model's final states x (..., C): (..., heads,
-        C)."""
+        """What each head makes of the model's final states x (..., C): (..., heads, C)."""
         hidden = self.gate_up(x).unflatten(-1, (self.n_heads, -1))  # (..., heads, 2 * mlp_hidden)
         gate, up = hidden.chunk(2, dim=-1)
         x = x.unsqueeze(-2) + torch.einsum("...hm,hmc->...hc", F.silu(gate) * up, self.down)
         return F.rms_norm(x, (x.size(-1),))
 
-    def loss(self, x, targets, after_raw, unembedding, byte0, cross_entropy):
-        """Cross-entropy (B, T) in nats of the bytes after the next one, summed over the heads.
+    def loss(self, x, targets):
+        """The mean cross-entropy, in nats, of the heads' guesses.
 
-        x: the final states (B, T, C); targets: the next symbols (B, T). Only the positions
-        `after_raw` have a loss. byte0: the id of byte 0; ids below it are sentinels. cross_entropy:
-        as `chunked_cross_entropy` in model.py.
+        x: final states (B, T, C) of raw contexts; targets: the next ids (B, T), or NO_TARGET. Each
+        head looks one further on than the one before it, as long as the text does:
 
-        The states and the output layer are taken as they are (Medusa-1, section 2.2.1): the model
-        learns exactly what it learns without byte heads.
+            targets    b    c    >    .        after a, b, c and the closing sentinel >
+            head 0     c    >    .    .
+            head 1     >    .    .    .
         """
-        B, T, C = x.shape
-        states = self(x.detach().view(B * T, C)[after_raw])  # (N, heads, C)
-        goes_on = torch.ones_like(targets, dtype=torch.bool)  # has the text gone on as far as here?
+        first_byte = len(self.unembedding) - 256  # an id
+        logits = F.linear(self(x), self.unembedding)  # (B, T, heads, ids)
         ahead = targets
-        losses = 0.0
-        for head in range(self.n_heads):
-            goes_on = goes_on & (ahead >= byte0)
-            ahead = F.pad(ahead[:, 1:], (0, 1), value=-100)  # one symbol further on
-            guessed = ahead.masked_fill(~goes_on, -100).flatten()[after_raw]
-            losses = losses + cross_entropy(states[:, head], unembedding.detach(), guessed)
-        return torch.zeros(B * T, device=x.device).index_copy(0, after_raw, losses).view(B, T)
+        goes_on = torch.ones_like(targets, dtype=torch.bool)  # no sentinel has come yet
+        guessed = []  # for each head (B, T)
+        for _ in range(self.n_heads):
+            goes_on = goes_on & (ahead >= first_byte)
+            ahead = F.pad(ahead[:, 1:], (0, 1), value=NO_TARGET)  # one symbol further on
+            guessed.append(ahead.masked_fill(~goes_on, NO_TARGET))
+        return F.cross_entropy(logits.flatten(0, -2), torch.stack(guessed, dim=-1).flatten(),
+                               ignore_index=NO_TARGET)
 
-    def guess(self, x, unembedding):
-        """The most likely bytes (..., heads) after the next one, from final states x (..., C).
+    def guess(self, x):
+        """The most likely bytes (..., heads) after the next one, from final states x (..., C)."""
+        return F.linear(self(x), self.unembedding[-256:]).argmax(dim=-1)
 
-        unembedding: the 256 rows of the bytes, (256, C).
-        """
-        return F.linear(self(x), unembedding).argmax(dim=-1)
+    def save(self, path):
+        torch.save({"n_heads": self.n_heads, "mlp_hidden": self.down.size(1),
+                    "weights": self.state_dict()}, path)
 
-    def n_params(self):
-        return sum(p.numel() for p in self.parameters())
+
+def load_byte_heads(folder, model):
+    """The heads in a run's folder, for its model; None where there are none. Raises UserError for
+    another model's, and for a file that can't be read."""
+    path = Path(folder) / "byte_heads.pt"
+    if not path.exists():
+        return None
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        heads = ByteHeads(saved["n_heads"], saved["mlp_hidden"], model.byte_unembedding())
+        heads.load_state_dict(saved["weights"])
+    except Exception as error:  # a cut file can raise anything
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: no byte heads of this model ({reason}); delete it, or run "
+                        f"python runs/byte_heads.py {folder}") from None
+    return heads.to(heads.unembedding.device)
 
 
 class Guessing:
@@ -72,13 +102,10 @@ class Guessing:
         chosen     e  t  u  .     after each of them: "e" and "t" were right, "x" was not
         written    e  t  u        and "u" is read in the next step, with new guesses
     """
-    def __init__(self, *arguments):
+    def __init__(self, heads, *arguments):
         super().__init__(*arguments)
+        self.heads = heads
         self.guesses = self.suffix.new_empty(len(self.suffix), 0)  # (B, guesses): none at first
-
-    def take(self, rows):
-        super().take(rows)
-        self.guesses = self.guesses[rows]
 
     def choose(self, pick_one):
         """The bytes that come next in each row: as many as were guessed rightly, and one more."""
@@ -90,6 +117,6 @@ class Guessing:
 
     def read(self, last):
         """Read the last byte that was chosen in each row, (B,), and guesses of those after it."""
-        guesses = self.model.guess(self.states[:, -1])
+        guesses = self.heads.guess(self.states[:, -1])
         self.guesses = guesses[:, :self.room() - 1]
         self.read_bytes(torch.cat((last[:, None], self.guesses), dim=1))

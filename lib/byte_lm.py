@@ -1,7 +1,8 @@
 """
 The small byte LM that drives the neural proxy: the project's own GPT, over 256 bytes and a start
-symbol. proxies.py calls `cached_lm` and `predictor`, to list what a window can hold.
+symbol. proxies.py calls `train_lm` and `predictor`, to list what a window can hold.
 """
+import contextlib
 import copy
 import functools
 
@@ -10,21 +11,25 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from lib import store
-from lib.corpus import ROOT
-from lib.results import code_hash
 from lib.attention import pack_suffix
-from model import GPT, GPTConfig
 
 LM_BOS = 256    # the LM's start symbol; a byte's id is its value here
 LM_BYTES = 128  # the length of a stretch that it is trained on; a window is shorter
-# one layer is enough: hashed n-gram look-ups do most of the predicting
-LM_CONFIG = GPTConfig(vocab_size=257, n_layer=1, n_embd=64, n_head=2, mlp_hidden=128,
-                      block_size=LM_BYTES, ngram=6, ngram_buckets=2 ** 15)
-LM_CODE = ("lib/byte_lm.py", "lib/attention.py", "model.py")  # after an edit there it is trained anew
+# of a GPTConfig; one layer is enough, as hashed n-gram look-ups do most of the predicting
+LM_CONFIG = dict(vocab_size=257, n_layer=1, n_embd=64, n_head=2, mlp_hidden=128,
+                 block_size=LM_BYTES, ngram=6, ngram_buckets=2 ** 15)
 
-# -----------------------------------------------------------------------------
-# training
+
+@contextlib.contextmanager
+def one_thread():
+    """A block in which torch computes with one thread: so small a model takes 50 s to train with
+    one, and up to 300 s with several that wait for each other on busy cores."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def lm_inputs(text):
@@ -33,12 +38,13 @@ def lm_inputs(text):
     return F.pad(text, (1, 0), value=LM_BOS), F.pad(pack_suffix(text), (1, 0))
 
 
-def train_lm(texts, steps=400, seed=1337, batch_size=64, lr=4e-3):
+@one_thread()
+def train_lm(texts, GPT, GPTConfig, steps=400, seed=1337, batch_size=64, lr=4e-3):
     """An LM of `texts`, a list of bytes, trained on random stretches of them, each of which the LM
-    reads as it will read a window: from the start symbol on."""
-    with torch.random.fork_rng():  # leaves the caller's random state alone
+    reads as it will read a window: from the start symbol on. GPT, GPTConfig: those of model.py."""
+    with torch.random.fork_rng(devices=[]):  # leaves the caller's random state alone, and all cards
         torch.manual_seed(seed)
-        lm = GPT(LM_CONFIG)
+        lm = GPT(GPTConfig(**LM_CONFIG))
     data = torch.frombuffer(bytearray(b"".join(texts)), dtype=torch.uint8)
     if len(data) <= LM_BYTES:
         data = data.repeat(LM_BYTES // len(data) + 2)
@@ -54,7 +60,7 @@ def train_lm(texts, steps=400, seed=1337, batch_size=64, lr=4e-3):
         start = torch.randint(len(data) - LM_BYTES, (batch_size, 1), generator=generator)
         text = data[start + torch.arange(LM_BYTES)].long()  # (B, T)
         idx, suffix = lm_inputs(text[:, :-1])
-        logits = lm(idx, suffix=suffix)
+        logits = lm(idx, suffix=suffix)                     # (B, T, 257)
         loss = F.cross_entropy(logits.flatten(0, 1), text.flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -62,22 +68,6 @@ def train_lm(texts, steps=400, seed=1337, batch_size=64, lr=4e-3):
         if step % 20 == 0:
             progress.set_postfix_str(f"{loss.item() / np.log(2):.2f} bits a byte")
     return lm.eval()
-
-
-def cached_lm(folder, texts):
-    """The LM of `texts`: trained now, or read from `folder`, since it serves all --bits."""
-    if folder is None:
-        return train_lm(texts)
-    path = folder / f"byte-lm-{code_hash(*[ROOT / name for name in LM_CODE])}.pt"
-    if not path.exists():
-        store.write_torch(path, train_lm(texts).state_dict())
-    lm = GPT(LM_CONFIG).eval()
-    lm.load_state_dict(torch.load(path, weights_only=True))
-    return lm
-
-
-# -----------------------------------------------------------------------------
-# what it predicts
 
 
 @torch.inference_mode()

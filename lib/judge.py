@@ -1,38 +1,61 @@
 """
-The judge: a program that runs completions on their problems' tests and says which pass.
+The judge: which completions pass their problem's tests.
 
-lib/scoring.py starts it, without the user's settings, sends it jobs and reads its verdicts. It runs
-on the standard library alone (numpy only where outputs are compared with a tolerance).
-
-In, two lines of JSON for a job: {"problem", "codes", "timeout", "memory"}, and what is known of
-the problem's canonical solution, null at first (see `canonical_results`). Out: at first a line
-that says what could not be isolated; then for each job a line with what is known now, and one for
-each code: "passed", "passed base, then failed: ..." or "failed: ...".
+eval.py reads its files with `read_problems` and `read_samples`, calls `score`, and says with
+`explain_failures` what went wrong. `score` starts this file as a program, too, which then needs
+nothing but the standard library and lib/sandbox.py, where completions are kept from doing harm.
 """
-import builtins
+import ast
+import collections.abc
 import contextlib
-import functools
-import gc
+import copy
+import itertools
 import json
 import math
+import numbers
 import os
-import random
+import queue
 import re
-import resource
+import secrets
 import select
-import signal
 import socket
-import stat
-import struct
+import subprocess
 import sys
 import time
-# What completions import most: their processes are copies of this one, and find it loaded.
-import bisect, collections, copy, heapq, itertools, operator, string, typing
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # `python -P` leaves it out
-from sandbox import (PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, PR_SET_PDEATHSIG, SCRATCH, confine,
-                     drop_privileges, isolate, pack, set_process, unpack, where_possible)
-del sys.path[0]  # completions find Python's own modules only
+IS_PROGRAM = __name__ == "__main__"
+if IS_PROGRAM:
+    # What completions import most: their processes are copies of this one, and find it loaded.
+    import bisect, functools, heapq, operator, random, string, typing  # noqa: F401
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # `python -P` leaves it out
+    from sandbox import keep
+    del sys.path[0]  # completions find Python's own modules only
+else:
+    from tqdm import tqdm
+
+    from lib.data import read_jsonl
+    from lib.options import UserError, did_you_mean, warn_once
+
+# -----------------------------------------------------------------------------
+# the idea
+#
+# A pass must not be something that a completion can fake, so it never meets its tests. Each
+# completion has a process that knows only its text, is sent arguments, and sends back return
+# values, both as plain data. Another process holds the tests and the expected outputs, and says how
+# they went. All that it believes is data: whoever sends the right values for all arguments has
+# solved the problem.
+#
+#     score() --problem, code--> run_tests() --code, arguments--> run_completion()
+#             <----verdict------             <--return values---
+#
+# A keeper, one for each of score's threads, makes both processes and ends them (lib/sandbox.py).
+#
+# Some tests ask for more than plain data can show: that a list is changed in place, that a returned
+# function adds. Where a problem's own solution passes *beside* its tests, in one process with them,
+# and not apart from them, all its completions are tested beside them; how many problems these are
+# is said, since there a completion could cheat.
 
 KINDS = ("base_input", "plus_input")  # the inputs of HumanEval+ and MBPP+: the old tests, the new
 
@@ -42,176 +65,555 @@ SLOWER = 4
 SECOND = 1.0
 MOST_SECONDS = 60.0    # evalplus's for all inputs together; also a canonical solution's, for one
 MANY_SECONDS = 600.0   # a canonical solution's for all inputs
+A_WEEK = 604_800.0     # the longest limit: no clock has to count further
 PATIENCE = 10          # on the wall's clock a limit is so many times as long
-A_YEAR = 365 * 86400   # the longest alarm; alarm(2) cannot count much further
+
+# -----------------------------------------------------------------------------
+# problems and samples: the completions of a model, in HumanEval's word
+
+
+FIELDS = ("task_id", "prompt", "entry_point")  # strings
+FIELDS_WITH_CHECK = {*FIELDS, "test"}  # HumanEval
+FIELDS_WITH_INPUTS = {*FIELDS, "canonical_solution", "plus_input", "atol"}  # HumanEval+, MBPP+
+
+
+def read_problems(path):
+    """The problems of a .jsonl[.gz] file, a dict by task_id.
+
+    Formats: HumanEval's (Chen et al. 2021, arXiv 2107.03374), and that of HumanEval+ and MBPP+ (Liu
+    et al. 2023, arXiv 2305.01210). Raises UserError for a file in neither.
+    """
+    problems = {}
+    for number, row in read_jsonl(path):
+        expected = FIELDS_WITH_INPUTS if "base_input" in row else FIELDS_WITH_CHECK
+        missing = expected - row.keys()
+        if missing:
+            raise UserError(f"{path}, line {number}: expected a problem, but it has no "
+                            f"{', '.join(sorted(missing))}")
+        for field in FIELDS:
+            if not isinstance(row[field], str):
+                raise UserError(f"{path}, line {number}: `{field}` is {row[field]!r:.40}, expected "
+                                "a string")
+        with contextlib.suppress(UnicodeEncodeError):  # JSON can spell what no text has
+            json.dumps(row, ensure_ascii=False).encode()
+            problems[row["task_id"]] = row
+            continue
+        raise UserError(f"{path}, line {number}: half of a surrogate pair in it, expected text")
+    if not problems:
+        raise UserError(f"{path}: no problems in it")
+    if not any(map(is_in_python, problems.values())):
+        raise UserError(f"{path}: none of its {len(problems):,} problems has tests in Python, "
+                        "expected a file of Python problems")
+    return problems
+
+
+def is_in_python(problem):
+    """Whether what decides about a problem, its tests or its canonical solution, is Python."""
+    code = canonical_code(problem) if "base_input" in problem else problem["test"]
+    with contextlib.suppress(SyntaxError, ValueError, TypeError):
+        ast.parse(code)
+        return True
+    return False
+
+
+def code_field(sample):
+    """The field with the sample's code: a whole `solution`, or a `completion` of the prompt."""
+    return "solution" if "solution" in sample else "completion"
+
+
+def check_sample(sample, place, problems):
+    """Raise a UserError, which begins with `place`, if the row is no sample of a problem."""
+    for field in ("task_id", code_field(sample)):
+        if field not in sample:
+            raise UserError(f"{place}: no `{field}` in it, only {', '.join(sample) or 'nothing'}; "
+                            "expected a `task_id` and a `completion` (or `solution`)")
+        if not isinstance(sample[field], str):
+            raise UserError(f"{place}: `{field}` is {sample[field]!r:.40}, expected a string")
+    task_id = sample["task_id"]
+    if task_id not in problems:
+        raise UserError(f"{place}: `task_id` is {task_id!r}, expected one of the problems', such "
+                        f"as {min(problems)!r}{did_you_mean(task_id, problems)}")
+
+
+def read_samples(path, problems):
+    """The samples in a file of JSON lines, a list of rows. Raises UserError, which names a row."""
+    samples = []
+    for number, row in read_jsonl(path):
+        check_sample(row, f"{path}, line {number}", problems)
+        samples.append(row)
+    if not samples:
+        raise UserError(f"{path}: no samples in it")
+    return samples
+
+
+def code_of(sample, problems):
+    """The program that a sample stands for."""
+    if "solution" in sample:
+        return sample["solution"]
+    return problems[sample["task_id"]]["prompt"] + sample["completion"]
+
+
+def uneven_samples(problems, samples):
+    """What a reader of pass@k must know of the samples, {name: text}, which stderr says too.
+
+    {"problems with samples": "21 of 164", "completions a problem": "5 to 10"}, where it is so.
+    """
+    completions = Counter(sample["task_id"] for sample in samples)
+    fewest, most = min(completions.values()), max(completions.values())
+    found = {}
+    if len(completions) < len(problems):
+        some = found["problems with samples"] = f"{len(completions)} of {len(problems)}"
+        print(f"samples for {some} problems: pass@k is of these {len(completions)} alone",
+              file=sys.stderr)
+    if fewest < most:
+        uneven = found["completions a problem"] = f"{fewest} to {most}"
+        print(f"{uneven} completions a problem: pass@k is there for k up to {fewest}",
+              file=sys.stderr)
+    return found
+
+
+# -----------------------------------------------------------------------------
+# scoring
+
+PROGRAM = os.path.abspath(__file__)
+TOOK_DOWN = "took its tests down"
+CANONICAL = "canonical solution: "  # not "failed: ..", so that no completion can say so
+OF_THE_JUDGE = ("result", "passed", "base_passed", "beside")  # a row's fields that `score` writes
+
+
+class Keeper:
+    """The program that makes processes for tests and completions: see `keep` in lib/sandbox.py.
+
+    Attributes: confines: whether this machine can hold what completions do.
+    """
+
+    def __init__(self, memory):
+        """memory: bytes that a completion may have. Raises UserError where none starts."""
+        self.memory = memory
+        self.orders, theirs = socket.socketpair()
+        # Without the user's packages, settings and secrets, and with one seed of hashes: the order
+        # of a set must be the one that the canonical solution met.
+        needed = ("TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+        environment = {name: os.environ[name] for name in needed if name in os.environ}
+        environment |= {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-s", "-P", PROGRAM, f"judge of {os.getpid()}"],
+            env=environment, stdin=theirs, stdout=subprocess.DEVNULL,
+            start_new_session=True)  # Ctrl-C is for this process alone
+        theirs.close()
+        answer = self.orders.recv(100)
+        if not answer:
+            raise UserError("the process that runs the tests did not start; see the lines above")
+        self.confines = json.loads(answer)
+
+    def ask(self, job):
+        """What a process of tests, `run_tests`, finds out about one job: a dict."""
+        verdicts, theirs = socket.socketpair()
+        settings = json.dumps([self.memory, int(job["limit"]) + 10]).encode()
+        socket.send_fds(self.orders, [settings], [theirs.fileno()])
+        theirs.close()
+        # The tests keep the time. This is for data that keeps them busy, such as numbers that all
+        # hash alike.
+        verdicts.settimeout(PATIENCE * job["limit"] + 60)
+        answer = b""
+        with verdicts, contextlib.suppress(OSError):
+            verdicts.sendall(json.dumps(job).encode() + b"\n")
+            answer = verdicts.makefile("rb").readline()
+        self.orders.send(b".")
+        return json.loads(answer) if answer.endswith(b"\n") else {"failed": TOOK_DOWN}
+
+    def close(self):
+        """Have it end all its processes, then itself."""
+        with contextlib.suppress(OSError):
+            self.orders.shutdown(socket.SHUT_RDWR)
+        self.process.wait()
+
+
+class Judge:
+    """One problem's: what its canonical solution shows, then a verdict for each code.
+
+    Attributes: beside: whether its completions are tested beside their tests; error: how the
+    canonical solution fails where expected outputs come from it, or None.
+    """
+
+    def __init__(self, keeper, problem, timeout):
+        self.keeper = keeper
+        self.problem = problem
+        self.timeout = min(timeout, A_WEEK)
+        self.has_inputs = "base_input" in problem
+        self.kinds = KINDS if self.has_inputs else ("test",)
+        self.error = None
+        code = canonical_code(problem)
+        apart, failure = ({}, None) if code is None else self.found(code, False, MANY_SECONDS)
+        self.beside = failure is not None
+        self.known = apart  # of each kind: what the canonical solution shows
+        if self.beside:
+            self.known, failed_beside = self.found(code, True, MOST_SECONDS)
+            # HumanEval's tests need no solution: it only says how much time a completion may take
+            if failed_beside:
+                self.beside, self.known = False, {}
+                self.error = failure if self.has_inputs else None
+
+    def ask(self, kind, code, beside, limit, expected=None):
+        """What the tests of a kind show of a code. They learn no more than they need."""
+        names = ("task_id", "entry_point", "prompt", "canonical_solution", "atol", kind)
+        problem = {name: self.problem[name] for name in names if name in self.problem}
+        return self.keeper.ask({"kind": kind, "problem": problem, "code": code, "beside": beside,
+                                "limit": limit, "expected": expected})
+
+    def found(self, code, beside, limit):
+        """What the canonical solution shows, by kind, and how it fails, or None."""
+        found = {}
+        for kind in self.kinds:
+            found[kind] = self.ask(kind, code, beside, limit if self.has_inputs else MOST_SECONDS)
+            if "failed" in found[kind]:
+                return {}, found[kind]["failed"]
+        return found, None
+
+    def limit(self, kind):
+        """Seconds for the tests of a kind; evalplus's rules, but by the process's own clock."""
+        if not self.has_inputs:
+            canonical = self.known[kind]["seconds"] if self.known else 0.0
+            return max(self.timeout, SLOWER * canonical)
+        if self.beside:
+            return MOST_SECONDS
+        of_inputs = sum(seconds for _, seconds, _ in self.known[kind]["expected"])
+        return min(MOST_SECONDS, of_inputs) + 2  # the 2 for defining the function
+
+    def verdict(self, code):
+        """"passed" or how it failed, of one code."""
+        if self.error:
+            return CANONICAL + self.error
+        failure = "failed"  # what it is called if it fails now
+        for kind in self.kinds:
+            expected = self.known.get(kind, {}).get("expected")
+            found = self.ask(kind, code, self.beside, self.limit(kind), expected)
+            if "failed" in found:
+                return f"{failure}: {found['failed']}"
+            failure = "passed base, then failed"
+        return "passed"
+
+
+def can_score():
+    """Whether this system has the limits that judges put on completions. Windows doesn't."""
+    return sys.platform != "win32"
+
+
+def score(problems, samples, timeout=3.0, memory=4 << 30, unconfined=False):
+    """Run the samples, rows {task_id, completion} or {task_id, solution}, on their problems' tests.
+
+    timeout: seconds for HumanEval's `check`, if the canonical solution's time does not ask for
+    more; memory: bytes, by default as many as evalplus allows; unconfined: whether to run them on
+    a machine that can't hold them, too. Returns the rows with `result`, "passed" or how it failed,
+    with `passed`, where the problem has base inputs `base_passed`, and `beside` where the problem
+    is tested beside its tests; what else they hold is carried along. Says on stderr which canonical
+    solutions fail. Raises UserError for a sample of no problem, and where nothing may run.
+    """
+    if not can_score():
+        raise UserError("completions can't be scored on Windows, which has no POSIX limits: do it "
+                        "on Linux, macOS or WSL, or measure --task=bpb")
+    codes = defaultdict(list)  # by task_id
+    for number, sample in enumerate(samples, 1):
+        check_sample(sample, f"sample {number}", problems)
+        codes[sample["task_id"]].append(code_of(sample, problems))
+
+    free = queue.SimpleQueue()  # keepers
+    workers = min(os.cpu_count(), max(1, len(codes)))
+    pool = ThreadPoolExecutor(workers)
+    keepers = []
+    with tqdm(total=len(samples), desc="running tests", leave=False, disable=None) as progress:
+        def judged(task_id):
+            """A problem's judge, and an iterator of the verdicts."""
+            keeper = free.get()
+            try:
+                judge = Judge(keeper, problems[task_id], timeout)
+                verdicts = []
+                for code in codes[task_id]:
+                    verdicts.append(judge.verdict(code))
+                    progress.update()
+            finally:
+                free.put(keeper)
+            return judge, iter(verdicts)
+
+        try:
+            for _ in range(workers):
+                keepers.append(Keeper(memory))
+                free.put(keepers[-1])
+            say_unconfined(keepers[0], unconfined)
+            results = dict(zip(codes, pool.map(judged, codes)))
+        finally:  # after Ctrl-C the threads find their keepers gone
+            for keeper in keepers:
+                keeper.close()
+            pool.shutdown(cancel_futures=True)
+    rows = [with_result(sample, *results[sample["task_id"]]) for sample in samples]
+    say_what_to_know(problems, rows)
+    return rows
+
+
+def say_unconfined(keeper, unconfined):
+    """Say it where completions are not held. Raises UserError if they are not to run then."""
+    if keeper.confines:
+        return
+    if not unconfined:
+        raise UserError("this machine can't hold completions (it takes Landlock, of Linux 5.13 and "
+                        "later, on x86_64 or aarch64), and one could delete your files, say; add "
+                        "--unconfined to run them all the same")
+    warn_once("not isolated from completions on this machine: files, network, processes; Python "
+              "refuses them as far as it can")
+
+
+def with_result(sample, judge, verdicts):
+    """A sample's row with its result, in place of one that it may have come with."""
+    row = {name: value for name, value in sample.items() if name not in OF_THE_JUDGE}
+    row["result"] = next(verdicts)
+    row["passed"] = row["result"] == "passed"
+    if judge.has_inputs:
+        row["base_passed"] = row["result"].startswith("passed")
+    if judge.beside:
+        row["beside"] = True
+    return row
+
+
+def say_what_to_know(problems, rows):
+    """A line each on stderr: which problems no sample can pass, and where one could cheat."""
+    failures = {}  # in the order of the rows, each once
+    for row in rows:
+        if row["result"].startswith(CANONICAL):
+            cause = row["result"].removeprefix(CANONICAL)
+            failures[f"{row['task_id']} ({cause})"] = True
+    if failures:
+        some = ", ".join([*failures][:5])
+        warn_once(f"{len(failures):,} canonical solutions fail, so no sample of their problems "
+                  f"passes, such as: {some}")
+    for n_beside in count_of_beside(rows).values():
+        warn_once(f"{n_beside:,} of {len(problems):,} problems are tested beside their tests, "
+                  "where a completion could cheat: apart from them their own solutions do not pass")
+
+
+# -----------------------------------------------------------------------------
+# what went wrong
+
+
+def count_of_canonical_failures(rows):
+    """A result for eval.py's table, {} where all canonical solutions pass."""
+    n_failed = len({row["task_id"] for row in rows if row["result"].startswith(CANONICAL)})
+    return {"canonical solutions that fail": n_failed} if n_failed else {}
+
+
+def count_of_beside(rows):
+    """A result for eval.py's table, {} where all problems are tested apart from their tests."""
+    n_beside = len({row["task_id"] for row in rows if "beside" in row})
+    return {"problems tested beside their tests": n_beside} if n_beside else {}
+
+
+def likely_cause(row, problem):
+    """What may be wrong with a completion that failed, in words, or None."""
+    field, name = code_field(row), problem["entry_point"]
+    code = row[field].lstrip("\n")
+    if "```" in code:
+        return "have Markdown fences (```): strip them"
+    if field == "solution" and not re.search(rf"\b{re.escape(name)}\b", code):
+        return ("lack the function that the tests call; if these `solution`s go on from the "
+                "prompt, name them `completion`")
+    at_margin = code != "" and not code[0].isspace()
+    if field == "completion" and at_margin and "def " in problem["prompt"] and "def " not in code:
+        return "lost the indentation of their first line: do not strip what a model writes"
+    return None
+
+
+def explain_failures(problems, rows):
+    """Say on stderr how scored rows failed: a line a kind, then the likely cause if most agree."""
+    failed = [row for row in rows if not row["passed"]]
+    if not failed:
+        return
+    print(f"{len(failed):,} of {len(rows):,} completions failed:", file=sys.stderr)
+    kinds = Counter(row["result"].rpartition("failed: ")[2] for row in failed)
+    most_common = kinds.most_common(8)
+    for kind, count in most_common:
+        # a completion may name its exception as it likes, control characters included
+        print(f"  {kind if kind.isprintable() else repr(kind)} {count:,}", file=sys.stderr)
+    others = len(failed) - sum(count for _, count in most_common)
+    if others:
+        print(f"  others {others:,}", file=sys.stderr)
+
+    causes = Counter()
+    for row in failed:
+        causes[likely_cause(row, problems[row["task_id"]])] += 1
+    ((cause, count),) = causes.most_common(1)
+    if cause and count > len(failed) / 2:
+        print(f"likely cause: most completions {cause}", file=sys.stderr)
+
+
+# -----------------------------------------------------------------------------
+# values as plain data
+
+PLAIN = {type(None), bool, str, float}  # JSON carries the values of these types as they are
+BIG_INT = 2 ** 63                       # integers from here on are sent in hexadecimal
+MOST_ITEMS = 10 ** 6                    # of an iterator, which may be without end
+
+
+def pack(x):
+    """A value as JSON can carry it, with its type; `unpack` is the inverse.
+
+    What is not plain is an object with one key: (1, 2) becomes {"tuple": [1, 2]}.
+    """
+    kind = type(x)
+    if kind in PLAIN:
+        return x
+    if kind is int:
+        return x if abs(x) < BIG_INT else {"int": hex(x)}
+    if kind is list:
+        return [pack(y) for y in x]
+    if kind in (tuple, set, frozenset):
+        return {kind.__name__: [pack(y) for y in x]}
+    if kind is dict:
+        return {"dict": [[pack(key), pack(value)] for key, value in x.items()]}
+    if kind is complex:
+        return {"complex": [x.real, x.imag]}
+    return pack_like_plain(x)
+
+
+def pack_like_plain(x):
+    """Pack a value of any other type as the plain value that it would compare as.
+
+    A subclass of a built-in type comes back as an unnamed subclass with the base's value and
+    behaviour, so that an `__eq__` of the completion's own does not travel.
+    """
+    module = getattr(type(x), "__module__", None)
+    if module == "numpy" and getattr(x, "shape", None) == ():  # a number of numpy's
+        value = x.item()
+        return value if type(value) is bool else {"subclass": pack(value)}
+    for base in (int, float, complex, str, list, tuple, dict, set, frozenset):
+        if isinstance(x, base):
+            return {"subclass": pack(base(x))}
+    if isinstance(x, collections.abc.Set):  # a dict's keys
+        return {"subclass": pack(set(x))}
+    if isinstance(x, numbers.Number) and float(x) == x:  # a fraction, a decimal
+        return {"subclass": pack(float(x))}
+    if isinstance(x, collections.abc.Iterable):  # an array, a range, a generator: equal to no list
+        return {"iterator": [pack(y) for y in itertools.islice(x, MOST_ITEMS)]}
+    return {"object": None}  # equal to nothing
+
+
+MAKERS = {  # by the one key of a packed value: what makes the value again
+    "int": lambda text: int(text, 16),
+    "complex": lambda parts: complex(*parts),
+    "tuple": tuple,
+    "set": set,
+    "frozenset": frozenset,
+    "dict": dict,
+    "iterator": iter,
+    "subclass": lambda value: type("subclass", (type(value),), {})(value),
+    "object": lambda _: object(),
+}
+NO_PLAIN_DATA = re.compile(r'{"(iterator|object)": ')
+
+
+def unpack(x):
+    """The value that `pack` has made x of. Raises various errors if x comes from elsewhere."""
+    if isinstance(x, list):
+        has_packed = not {list, dict}.isdisjoint(map(type, x))
+        return [unpack(y) for y in x] if has_packed else x
+    if not isinstance(x, dict):
+        return x
+    ((kind, content),) = x.items()
+    return MAKERS[kind](unpack(content))
+
+
+# -----------------------------------------------------------------------------
+# the process of a completion
+
+def run_completion(channel):
+    """Define a completion's function, then call it on what its tests send by a socket.
+
+    In:  {"code", "entry_point", "token"}, then {"token", "calls": lists of packed [list of
+         arguments, dict of keyword arguments]}, each a line.
+    Out: a line for the definition and one for each call: the token and the `outcome`. Whoever
+         answers before being asked does not know the token.
+    """
+    requests, replies = channel.makefile("rb"), channel.makefile("wb")
+    job = json.loads(requests.readline())
+    scope = {}
+
+    def define():
+        exec(compile(job["code"], "completion", "exec"), scope)
+        scope[job["entry_point"]]  # a KeyError here is the verdict
+
+    def call(packed):
+        arguments, keywords = unpack(packed)
+        return pack(scope[job["entry_point"]](*arguments, **keywords))
+
+    def reply(token, line):
+        replies.write(token.encode() + b" " + line)
+        replies.flush()
+
+    reply(job["token"], outcome(define))
+    for line in requests:
+        request = json.loads(line)
+        for packed in request["calls"]:
+            reply(request["token"], outcome(call, packed))
+
+
+def outcome(function, *arguments):
+    """What a call gave, as a line for the tests: "returned [1, 2]" or "raised ValueError"."""
+    try:
+        line = "returned " + json.dumps(function(*arguments))
+    except BaseException as error:
+        line = f"raised {type(error).__name__}"
+    return line.encode("ascii", "replace") + b"\n"
+
+
+# -----------------------------------------------------------------------------
+# the process of the tests
+
 # Bytes that a completion may send before a line ends. A list of a million combinations, which MBPP+
 # asks for, takes a good 100 MB.
 MOST_REPLY = 1 << 28
-OWN_MEMORY = 1 << 32   # bytes that the judge itself may use
 
 
 class Failed(BaseException):
     """A completion is wrong; the text says how. No Exception, since tests catch these."""
 
 
-def watchdog(seconds):
-    """Have this process killed if it is still running in `seconds`, unless it asks again.
+class Completion:
+    """A completion's function, as its tests see it: `define`, `call`, `read`.
 
-    What a completion sends is only data, but data can be made to keep a judge busy, such as a set
-    of numbers that all hash alike. The verdict is then that the completion took the judge down.
-    `seconds` 0: not any more.
-    """
-    signal.alarm(int(min(seconds, A_YEAR)))
+    Times are the process's own: without that in which it waited for a core. A verdict must not
+    depend on how busy the machine is. Time that the process sleeps does count.
 
-
-# -----------------------------------------------------------------------------
-# getting ready
-
-
-class Host:
-    """What the judge has got ready before its first job.
-
-    Attributes: missing: what could not be isolated, a list of words; orders: a socket to the
-    process that makes processes for completions, see `confine`.
+    spent: the seconds that the tests have waited for it so far.
     """
 
-    def __init__(self):
-        # A descriptor of /proc as it was, for the clocks: the new root has no /proc.
-        self.proc = None
-        with contextlib.suppress(OSError):
-            self.proc = os.open("/proc", os.O_RDONLY)
-        os.environ.clear()  # so that a completion reads no secrets there
-        os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
-        self.missing = isolate()
-        if "file system" not in self.missing:
-            os.environ.update(HOME=SCRATCH, TMPDIR=SCRATCH)
-        self.python_for_all = python_for_all()
-
-        set_process(PR_SET_DUMPABLE, 0)  # its memory is closed to others
-        self.orders = start_confining(isolated="processes" not in self.missing)
-
-        # From here on this process has no rights: it runs tests, which come from a file.
-        drop_privileges(self.unused_uid(os.getpid()))
-        set_process(PR_SET_PDEATHSIG, signal.SIGKILL)  # not to outlive who started it
-        with contextlib.suppress(ValueError, OSError):  # macOS has no such limit
-            resource.setrlimit(resource.RLIMIT_AS, (OWN_MEMORY, OWN_MEMORY))
-
-    def unused_uid(self, number):
-        """A user id that nobody has, made of `number`, which is below 2**30.
-
-        It is root's where only root can read Python's files: others could import nothing.
-        """
-        return number | 1 << 30 if self.python_for_all else 0
-
-
-def python_for_all():
-    """Whether any user can get at Python's files, and at those of a virtual environment."""
-    return is_for_all(os.path.dirname(os.__file__)) and is_for_all(sys.prefix)
-
-
-def is_for_all(folder):
-    """Whether a folder and all above it let others through."""
-    while os.stat(folder).st_mode & stat.S_IXOTH:
-        if folder == "/":
-            return True
-        folder = os.path.dirname(folder)
-    return False
-
-
-def start_confining(isolated):
-    """Start the process that confines completions. Returns a socket to it."""
-    orders, theirs = socket.socketpair()
-    if os.fork() == 0:  # from here on the other process, which never returns
-        orders.close()
-        if not isolated:
-            set_process(PR_SET_CHILD_SUBREAPER, 1)  # orphans become its children
-        compile("0", "", "eval")  # its first call costs a millisecond, which every fork would pay
-        gc.freeze()  # so that no fork has to copy memory only because it was looked at
-        confine(theirs, isolated)
-    theirs.close()
-    return orders
-
-
-# -----------------------------------------------------------------------------
-# a completion's function, in its process
-
-
-class ProcessClock:
-    """Tells the time as a process has had it: without that in which it waited for a core.
-
-    A verdict must not depend on how busy the machine is. Time that the process sleeps does count.
-    """
-
-    def __init__(self, host, pid):
+    def __init__(self, channel, schedstat):
+        self.channel = channel
+        self.schedstat = schedstat  # a descriptor of /proc/PID/schedstat, or None
+        self.token = ""             # of the last request
         self.waited = 0.0
-        self.schedstat = None
-        with contextlib.suppress(OSError):  # where there is no such file, no waiting is seen
-            self.schedstat = os.open(f"{pid}/schedstat", os.O_RDONLY, dir_fd=host.proc)
+        self.buffer = bytearray()   # what it has sent and nobody has read
+        self.spent = 0.0
 
     def now(self):
-        """Seconds since some moment."""
+        """Seconds since some moment, by the process's clock."""
         if self.schedstat is not None:
-            with contextlib.suppress(OSError, IndexError):  # it has ended, and waits no more
+            with contextlib.suppress(OSError, ValueError):  # it has ended, and waits no more
                 _, nanoseconds_waited, _ = os.pread(self.schedstat, 100, 0).split()
                 self.waited = int(nanoseconds_waited) / 1e9
         return time.monotonic() - self.waited
 
-    def close(self):
-        if self.schedstat is not None:
-            os.close(self.schedstat)
+    def write(self, request):
+        """Send a line of JSON, as `run_completion` expects it."""
+        self.token = secrets.token_hex(8)
+        with contextlib.suppress(OSError):  # where it has ended, `read` says so
+            self.channel.sendall(json.dumps(request | {"token": self.token}).encode() + b"\n")
 
+    def call_on_each(self, inputs):
+        """Have the function called on rows of arguments. There is a `read` for each."""
+        self.write({"calls": [pack([row, {}]) for row in inputs]})
 
-class Box:
-    """A completion's function, in a process of its own, which lives as long as the `with` block.
-
-    spent: the seconds that the judge has waited for it so far, by its ProcessClock.
-    """
-
-    def __init__(self, host, memory, seconds):
-        """memory: bytes; seconds: of computing, after which the system ends the process."""
-        self.orders = host.orders
-        self.buffer = bytearray()  # what it has sent and the judge has not read
-        self.spent = 0.0
-        self.channel, theirs = socket.socketpair()
-        with where_possible():  # Linux then says which process has written, see `receive_pid`
-            self.channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        settings = [memory, int(seconds), host.unused_uid(random.getrandbits(29))]
-        socket.send_fds(self.orders, [json.dumps(settings).encode()], [theirs.fileno()])
-        theirs.close()
-        self.clock = ProcessClock(host, self.receive_pid())
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        """Have the process killed, and all that it started, before the next one is made."""
-        self.clock.close()
-        self.channel.close()
-        self.orders.send(b".")
-
-    def receive_pid(self):
-        """Wait for the process's first byte, with which Linux says whose it is. 0 if unknown."""
-        _, credentials, _, _ = self.channel.recvmsg(1, 64)
-        if not credentials:
-            return 0
-        _, _, data = credentials[0]
-        pid, _, _ = struct.unpack("iII", data[:12])  # with the ids of its user and group
-        return pid
-
-    def write(self, message):
-        """Send a line of JSON. Raises Failed."""
-        try:
-            self.channel.sendall(json.dumps(message).encode() + b"\n")
-        except OSError:
-            raise Failed("exited") from None
-
-    def define(self, problem, code):
-        """Have `code` define its function; the first `read` says how that went."""
-        self.write({"code": code, "entry_point": problem["entry_point"]})
-
-    def call(self, inputs):
-        """Have the function called on each of `inputs`, lists of arguments. A `read` for each."""
-        self.write([pack(arguments) for arguments in inputs])
+    def define(self, code, entry_point, limit):
+        """Have `code` define its function. Raises Failed."""
+        self.write({"code": code, "entry_point": entry_point})
+        self.read(limit)
 
     def read(self, limit):
         """What the next call returned, packed, as JSON text.
@@ -219,65 +621,177 @@ class Box:
         Raises Failed if it raised something, and after `limit` seconds by the process's own clock,
         or PATIENCE times that on the wall's.
         """
-        watchdog(PATIENCE * limit + 30)  # later than the limits below, which should do
-        # Often the answer is there: the process goes on while the judge compares the one before.
-        end = self.buffer.find(b"\n")
-        if end < 0:
-            started = self.clock.now()
+        # Often the answer is there: the process goes on while the one before is compared.
+        if b"\n" not in self.buffer:
+            started = self.now()
             self.receive_line(limit)
-            took = self.clock.now() - started
             # Linux counts a wait when it is over, so one from before may be counted now.
-            self.spent += max(0.0, took)
-            end = self.buffer.find(b"\n")
+            self.spent += max(0.0, self.now() - started)
+        end = self.buffer.find(b"\n")
         line = bytes(self.buffer[:end])
         del self.buffer[:end + 1]  # at the front of a bytearray this copies nothing
-        watchdog(20)  # the judge goes on to work with what it got
-        # "returned [1, 2]" or "raised ValueError", if the process is what it should be
-        outcome, _, text = line.decode("ascii", "replace").partition(" ")
+        # "TOKEN returned [1, 2]" or "TOKEN raised ValueError", if the process is what it should be
+        token, _, answer = line.decode("ascii", "replace").partition(" ")
+        outcome, _, text = answer.partition(" ")
+        if token != self.token:
+            raise Failed("wrong answer")
         if outcome != "returned":
             raise Failed(text[:100])
         return text
 
     def receive_line(self, limit):
         """Add to the buffer until there is the end of a line in it. Raises Failed."""
-        end_by_process = self.clock.now() + limit
+        end_by_process = self.now() + limit
         end_by_wall = time.monotonic() + PATIENCE * limit
         part = b""
         while b"\n" not in part:
             # a process that waited for a core has time left when the wall's clock says it's over
-            left = end_by_process - self.clock.now()
+            left = end_by_process - self.now()
             if left < 0 or time.monotonic() > end_by_wall:
                 raise Failed("timed out")
             readable, _, _ = select.select([self.channel], [], [], left + 0.001)
-            if readable:
-                part = self.receive()
+            if not readable:
+                continue
+            part = b""
+            with contextlib.suppress(OSError):  # it has ended, with something unread
+                part = self.channel.recv(1 << 20)
+            self.buffer += part
+            if not part:
+                raise Failed("exited")
+            if len(self.buffer) > MOST_REPLY:
+                raise Failed("too much output")
 
-    def receive(self):
-        """Add to the buffer what is there. Returns it. Raises Failed."""
-        part = b""
-        with contextlib.suppress(OSError):  # a process that is gone
-            part = self.channel.recv(1 << 20)
-        self.buffer += part
-        if not part:
-            raise Failed("exited")
-        if len(self.buffer) > MOST_REPLY:
-            raise Failed("too much output")
-        return part
+
+def run_tests(verdicts, channel, schedstat):
+    """Be the process of the tests: read a job, see `Judge.ask`, and write what it shows.
+
+    A line of JSON: {"seconds"}, with {"expected"} of a canonical solution, or {"failed"}: how.
+    """
+    job = json.loads(verdicts.makefile("rb").readline())
+    completion = Completion(channel, schedstat)
+    found = {}
+    try:
+        if job["beside"]:
+            test_beside(completion, job)
+        elif job["kind"] == "test":
+            run_check(completion, job)
+        elif job["expected"] is None:
+            found["expected"] = expected_outputs(completion, job)
+        else:
+            check_outputs(completion, job)
+    except Failed as failed:
+        found["failed"] = str(failed)
+    except Exception as error:  # inputs of another form than expected, or an output too large
+        found["failed"] = f"{type(error).__name__} in the judge"
+    found["seconds"] = completion.spent
+    verdicts.sendall(json.dumps(found).encode() + b"\n")
+
+
+# a problem's test, then what runs it in the process of the completion
+BESIDE = """
+{code}
+{test}
+def run_beside(*facts):
+    check({entry_point}, *facts)
+"""
+COMPARE_BESIDE = """
+def check(function, problem, kind):
+    import sys
+    sys.modules["__main__"].compare_beside(function, problem, kind)
+"""
+
+
+def test_beside(completion, job):
+    """Have the completion's process run the tests, too. It is asked how that went, as for any call.
+
+    Whoever exits or prints has not answered. But a completion that looks for its tests finds them.
+    """
+    problem, kind = job["problem"], job["kind"]
+    test, facts = problem[kind], []
+    if kind in KINDS:
+        test, facts = COMPARE_BESIDE, [problem, kind]
+    code = BESIDE.format(code=job["code"], test=test, entry_point=problem["entry_point"])
+    completion.define(code, "run_beside", job["limit"])
+    completion.call_on_each([facts])
+    try:
+        completion.read(job["limit"] - completion.spent)
+    except Failed as failed:
+        if str(failed) != "AssertionError":
+            raise
+        raise Failed("wrong answer") from None
 
 
 # -----------------------------------------------------------------------------
-# MBPP+'s inputs
-#
-# JSON has made lists of their tuples and sets, strings of their complex numbers. The rules by
-# problem are evalplus 0.3.1's (evalplus/data/mbpp.py).
+# HumanEval: a function `check` that calls the completion's
 
-# where a problem's arguments have tuples: (depths, arguments or all, numbers of the problems)
-#   "1" the argument itself, "01" what its list holds, "11" both
+
+def surroundings(problem):
+    """What the tests find beside the function, a dict: what the prompt defines, such as helpers.
+
+    It is made with the canonical solution, as a completion's code never runs here; without a usable
+    one with an empty function.
+    """
+    for body in (problem.get("canonical_solution") or "", "    pass\n"):
+        scope = {}
+        with contextlib.suppress(Exception):
+            exec(problem["prompt"] + body, scope)
+            return scope
+    return {}
+
+
+# What tests may expect to be raised. They see anything else as `Failed`, an AssertionError too,
+# lest it be taken for one of their own.
+EXPECTED = (
+    ArithmeticError, AttributeError, Exception, IndexError, KeyError, LookupError, NameError,
+    NotImplementedError, OSError, OverflowError, RecursionError, RuntimeError, StopIteration,
+    TypeError, ValueError, ZeroDivisionError)
+
+
+def run_check(completion, job):
+    """Run HumanEval's `check` here, on a stand-in that has the function called in its process."""
+    problem, limit = job["problem"], job["limit"]
+
+    # What the tests call in place of the function: it only sends arguments and returns answers.
+    def candidate(*arguments, **keywords):
+        call = [list(arguments), keywords]
+        packed = pack(call)
+        if repr(unpack(packed)) != repr(call):  # the order of a set counts, too
+            raise Failed("arguments that are no plain data")
+        completion.write({"calls": [packed]})
+        try:
+            return unpack(json.loads(completion.read(limit - completion.spent)))
+        except Failed as failed:
+            for kind in EXPECTED:
+                if kind.__name__ == str(failed):
+                    raise kind from None
+            raise
+
+    completion.define(job["code"], problem["entry_point"], limit)
+    try:
+        scope = surroundings(problem)
+        scope[problem["entry_point"]] = candidate
+        exec(problem["test"], scope)
+        scope["check"](candidate)
+    except Failed:
+        raise
+    except AssertionError:
+        raise Failed("wrong answer") from None
+    except BaseException as error:
+        raise Failed(type(error).__name__) from None
+
+
+# -----------------------------------------------------------------------------
+# evalplus's special cases, of its version 0.3.1 (evalplus/data/mbpp.py, evalplus/eval/__init__.py)
+#
+# JSON has made lists of MBPP+'s tuples and sets, strings of its complex numbers. Where a problem's
+# arguments have tuples: (depths, which arguments, numbers of the problems). Depths "1": the
+# argument itself, "01": what its list holds, "11": both.
+ALL = range(9)
 TUPLES = (
-    ("1", "all", (2, 116, 132, 143, 222, 261, 273, 394, 399, 421, 424, 429, 470, 560, 579, 596, 616,
-                  630, 726, 740, 744, 809)),
-    ("01", "all", (63, 64, 70, 94, 120, 237, 272, 299, 400, 409, 417, 438, 473, 614, 780)),
-    ("11", "all", (259, 401, 445)),
+    ("1", ALL, (2, 116, 132, 143, 222, 261, 273, 394, 399, 421, 424, 429, 470, 560, 579, 596, 616,
+                630, 726, 740, 744, 809)),
+    ("01", ALL, (63, 64, 70, 94, 120, 237, 272, 299, 400, 409, 417, 438, 473, 614, 780)),
+    ("11", ALL, (259, 401, 445)),
     ("01", [0], (75, 413, 444, 753)),
     ("1", [1], (106, 750)),
     ("1", [0], (250, 307, 405, 446, 617, 720, 763, 808)),
@@ -291,155 +805,72 @@ def to_tuples(x, depths):
     return tuple(x) if depths[0] == "1" else x
 
 
-def to_tuples_everywhere(x):
-    return tuple(map(to_tuples_everywhere, x)) if isinstance(x, list) else x
+def all_to_tuples(x, depth=99):
+    """x with tuples in place of all lists, down to a depth."""
+    if depth == 0 or not isinstance(x, list):
+        return x
+    return tuple(all_to_tuples(y, depth - 1) for y in x)
 
 
-def restore_all(row):
-    """The row of arguments with tuples everywhere: of 580, 615, 791."""
-    return [to_tuples_everywhere(x) for x in row]
+def restore(task_id, row):
+    """A row of arguments of a problem, as its solutions expect them."""
+    if not re.fullmatch(r"Mbpp/\d+", task_id):
+        return row
+    number = int(task_id.removeprefix("Mbpp/"))
+    if number == 115:  # sets, an empty one of which had been written as {}
+        return [[set(x) if isinstance(x, list) and x else {} for x in row[0]]]
+    if number == 124:
+        return [float(row[0]), complex(row[1])]
+    if number == 252:
+        return [complex(row[0])]
+    if number == 278:  # lists inside the inner tuples stay
+        return [tuple(all_to_tuples(x, 1) for x in row[0])]
+    if number in (580, 615, 791):
+        return [all_to_tuples(x) for x in row]
+    if number == 722:
+        return [{name: tuple(x) for name, x in row[0].items()}, *row[1:]]
+    for depths, places, problems in TUPLES:
+        if number in problems:
+            row = [to_tuples(x, depths) if place in places else x for place, x in enumerate(row)]
+    return row
 
 
-def restore_115(row):
-    """A list of sets, an empty one of which had been written as {}."""
-    sets = [set(x) if isinstance(x, list) and x else {} for x in row[0]]
-    return [sets]
+def inputs_of(problem, kind):
+    return [restore(problem["task_id"], row) for row in problem[kind]]
 
 
-def restore_124(row):
-    return [float(row[0]), complex(row[1])]
+# any order, and repeats, will do
+SETS = ("similar_elements", "find_char_long", "common_in_nested_lists", "extract_singly",
+        "larg_nnum", "intersection_array", "find_dissimilar", "Diff")
+# only whether there is an answer is asked for
+ANSWERS = ("check_str", "text_match_three", "text_starta_endb")
 
 
-def restore_252(row):
-    return [complex(row[0])]
-
-
-def restore_278(row):
-    """A tuple with tuples in it, in which lists stay lists."""
-    items = [tuple(x) if isinstance(x, list) else x for x in row[0]]
-    return [tuple(items)]
-
-
-def restore_722(row):
-    """A dict of tuples and more arguments."""
-    students = {name: tuple(x) for name, x in row[0].items()}
-    return [students, *row[1:]]
-
-
-RESTORERS = {
-    115: restore_115,
-    124: restore_124,
-    252: restore_252,
-    278: restore_278,
-    580: restore_all,
-    615: restore_all,
-    722: restore_722,
-    791: restore_all,
-}
-
-
-def restore_tuples(row, depths, places):
-    """The row of arguments, with tuples in the arguments at `places`."""
-    restored = []
-    for place, x in enumerate(row):
-        chosen = places == "all" or place in places
-        restored.append(to_tuples(x, depths) if chosen else x)
-    return restored
-
-
-def restore(task_id, inputs):
-    """A problem's inputs, rows of arguments, as its solutions expect them.
-
-    Inputs of other problems than MBPP's pass through unchanged.
-    """
-    match = re.fullmatch(r"Mbpp/(\d+)", task_id)
-    if not match:
-        return inputs
-    number = int(match[1])
-    if number in RESTORERS:
-        return [RESTORERS[number](row) for row in inputs]
-    for depths, places, numbers in TUPLES:
-        if number in numbers:
-            return [restore_tuples(row, depths, places) for row in inputs]
-    return inputs
-
-
-# -----------------------------------------------------------------------------
-# whether an output is right: evalplus 0.3.1 (evalplus/eval/__init__.py)
-#
-# Each of these says whether `out` is right where the canonical solution gave `want`.
-
-
-def equal(arguments, out, want, atol):
+def is_right(problem, arguments, out, want, atol):
+    """Whether `out` is right where the canonical solution gave `want`, but for tolerance."""
+    name = problem["entry_point"]
+    if not problem["task_id"].startswith("Mbpp/"):
+        if name != "find_zero":
+            return out == want
+        (coefficients,) = arguments  # of a polynomial, any zero of which will do
+        return abs(sum(c * math.pow(out, i) for i, c in enumerate(coefficients))) <= atol
+    if name == "are_equivalent":  # any answer
+        return True
+    if name in SETS:
+        return set(out) == set(want)
+    if name in ANSWERS:
+        return out == want if isinstance(out, bool) else (out is not None) == want
+    if name == "sum_div":
+        return out in (want, 0)
+    if name == "surface_Area":  # the height of a square pyramid may also be meant along its axis
+        base, height = arguments
+        by_axis = round(base ** 2 + 2 * base * math.sqrt((base / 2) ** 2 + height ** 2))
+        return out == want or abs(out - by_axis) <= atol
+    if name == "digit_distance_nums":  # the shorter number may also be filled up with zeros
+        a, b = map(str, arguments)
+        digits = zip(a.zfill(len(b)), b.zfill(len(a)))
+        return out in (want, sum(abs(int(x) - int(y)) for x, y in digits))
     return out == want
-
-
-def any_answer(arguments, out, want, atol):
-    return True
-
-
-def equal_or_0(arguments, out, want, atol):
-    return out == want or out == 0
-
-
-def pyramid_surface(arguments, out, want, atol):
-    """The height of a square pyramid may also be meant along its axis."""
-    base, height = arguments
-    slant_height = math.sqrt((base / 2) ** 2 + height ** 2)
-    by_axis = round(base ** 2 + 2 * base * slant_height)
-    return out == want or abs(out - by_axis) <= atol
-
-
-def digit_distance(arguments, out, want, atol):
-    """The shorter of two numbers may also be filled up with zeros on the left."""
-    a, b = map(str, arguments)
-    digits = zip(a.zfill(len(b)), b.zfill(len(a)))
-    return out == want or out == sum(abs(int(x) - int(y)) for x, y in digits)
-
-
-def same_set(arguments, out, want, atol):
-    """Order and repeats don't matter."""
-    return set(out) == set(want)
-
-
-def answers_or_not(arguments, out, want, atol):
-    """Only whether there is an answer is asked for; `want` is that, see `expected_outputs`."""
-    if isinstance(out, bool):
-        return out == want
-    return (out is not None) == want
-
-
-def is_root(arguments, out, want, atol):
-    """HumanEval/32 asks for a zero of a polynomial; any will do."""
-    (coefficients,) = arguments
-    return abs(sum(c * math.pow(out, i) for i, c in enumerate(coefficients))) <= atol
-
-
-MBPP_ORACLES = {
-    "are_equivalent": any_answer,
-    "sum_div": equal_or_0,
-    "surface_Area": pyramid_surface,
-    "digit_distance_nums": digit_distance,
-    "similar_elements": same_set,
-    "find_char_long": same_set,
-    "common_in_nested_lists": same_set,
-    "extract_singly": same_set,
-    "larg_nnum": same_set,
-    "intersection_array": same_set,
-    "find_dissimilar": same_set,
-    "Diff": same_set,
-    "check_str": answers_or_not,
-    "text_match_three": answers_or_not,
-    "text_starta_endb": answers_or_not,
-}
-
-
-def oracle_of(problem):
-    """The function that says whether an output is right, and most often `equal`."""
-    is_mbpp = problem["task_id"].startswith("Mbpp/")
-    if is_mbpp:
-        return MBPP_ORACLES.get(problem["entry_point"], equal)
-    return is_root if problem["entry_point"] == "find_zero" else equal
 
 
 def accepts(problem, arguments, out, want, atol):
@@ -447,21 +878,26 @@ def accepts(problem, arguments, out, want, atol):
 
     atol: absolute tolerance. Raises what comparing the two may raise.
     """
-    oracle = oracle_of(problem)
-    right = oracle(arguments, out, want, atol)
-    if right or atol == 0 or oracle is is_root:
-        return right
+    if is_right(problem, arguments, out, want, atol):
+        return True
+    if atol == 0 or problem["entry_point"] == "find_zero" or type(out) is not type(want):
+        return False
     return is_close(out, want, atol)
 
 
 def is_close(out, want, atol):
-    """Whether two numbers, or lists of numbers, of the same type and length are nearly equal."""
-    if type(out) is not type(want):
-        return False
-    if isinstance(want, (list, tuple)) and len(out) != len(want):
-        return False
-    import numpy  # takes a tenth of a second, and few problems need it
-    return bool(numpy.allclose(out, want, rtol=1e-7, atol=atol))
+    """Whether two numbers, or lists of numbers of the same lengths, are nearly equal."""
+    if isinstance(want, (list, tuple)):
+        return len(out) == len(want) and all(is_close(x, y, atol) for x, y in zip(out, want))
+    return abs(out - want) <= atol + 1e-7 * abs(want)
+
+
+def known_answer(problem, out):
+    """What is kept of a canonical solution's output."""
+    is_mbpp = problem["task_id"].startswith("Mbpp/")
+    if is_mbpp and problem["entry_point"] in ANSWERS:
+        return out is not None
+    return out
 
 
 # -----------------------------------------------------------------------------
@@ -469,211 +905,78 @@ def is_close(out, want, atol):
 
 
 def canonical_code(problem):
-    return problem["prompt"] + problem["canonical_solution"] + "\n"
+    """The canonical solution as a program; None where there is none."""
+    solution = problem.get("canonical_solution")
+    return f"{problem['prompt']}{solution}\n" if isinstance(solution, str) else None
 
 
-def is_floats(out):
-    """Whether `out` is a float, or a list or tuple of floats."""
-    if isinstance(out, (list, tuple)):
-        return bool(out) and all(isinstance(x, float) for x in out)
-    return isinstance(out, float)
+def tolerance(out, atol):
+    """The tolerance from an expected output on; as in evalplus, no float is compared exactly."""
+    items = [out]
+    if isinstance(out, (list, tuple)) and out:
+        items = out
+    if atol == 0 and all(isinstance(x, float) for x in items):
+        return 1e-6
+    return atol
 
 
-def expected_outputs(host, problem, kind, memory):
+def expected_outputs(completion, job):
     """What the canonical solution gives on the inputs of one of KINDS.
 
-    Returns for each input [output as JSON text, seconds, tolerance]. Raises Failed.
+    Returns for each input [output as JSON text, seconds that others may take, tolerance]. Raises
+    Failed.
     """
-    inputs = restore(problem["task_id"], problem[kind])
+    problem = job["problem"]
+    inputs = inputs_of(problem, job["kind"])
     atol = problem["atol"]
     expected = []
-    with Box(host, memory, MANY_SECONDS + 10) as box:
-        box.define(problem, canonical_code(problem))
-        box.read(MANY_SECONDS)
-        box.call(inputs)
-        for _ in inputs:
-            before = box.spent
-            text = box.read(min(MOST_SECONDS, MANY_SECONDS - before))
-            out = unpack(json.loads(text))
-            if oracle_of(problem) is answers_or_not:
-                text = json.dumps(out is not None)
-            if atol == 0 and is_floats(out):
-                atol = 1e-6  # as in evalplus, for this input and all later ones
-            expected.append([text, box.spent - before, atol])
+    completion.define(job["code"], problem["entry_point"], job["limit"])
+    completion.call_on_each(inputs)
+    for _ in inputs:
+        before = completion.spent
+        text = completion.read(min(MOST_SECONDS, job["limit"] - before))
+        if NO_PLAIN_DATA.search(text):
+            raise Failed("an output that is no plain data")
+        out = unpack(json.loads(text))
+        if known_answer(problem, out) is not out:
+            text = json.dumps(known_answer(problem, out))
+        atol = tolerance(out, atol)
+        expected.append([text, max(SECOND, SLOWER * (completion.spent - before)), atol])
     return expected
 
 
-def check_outputs(host, problem, code, kind, memory, expected):
-    """Run `code` on the inputs of one of KINDS. Raises Failed if an output is not as expected."""
-    inputs = restore(problem["task_id"], problem[kind])
-    # evalplus's rules, but with the process's own clock
-    limits = [max(SECOND, SLOWER * seconds) for _, seconds, _ in expected]
-    total = min(MOST_SECONDS, sum(limits)) + 2  # the 2 for defining the function
-    with Box(host, memory, total + 10) as box:
-        box.define(problem, code)
-        box.read(total)
-        box.call(inputs)
-        # One at a time is read, so that each input has its own limit.
-        for arguments, limit, (want, _, atol) in zip(inputs, limits, expected):
-            text = box.read(min(limit, total - box.spent))
-            # The same text is the same value; only another one has to be looked at.
-            if text != want and not accepts_text(problem, arguments, text, want, atol):
-                raise Failed("wrong answer")
-
-
-def accepts_text(problem, arguments, text, want, atol):
-    """`accepts`, of JSON texts; what can't be compared is wrong."""
-    try:
-        out = unpack(json.loads(text))
-        return accepts(problem, arguments, out, unpack(json.loads(want)), atol)
-    except Exception:
-        return False
-
-
-# -----------------------------------------------------------------------------
-# HumanEval: a function `check` that calls the completion's
-
-
-@functools.lru_cache(2)
-def compiled(source):
-    """Made once for all of a problem's completions: the tests, and what stands beside them."""
-    return compile(source, "test", "exec")
-
-
-def surroundings(problem):
-    """What the tests find beside the function, a dict: what the prompt defines, such as helpers.
-
-    It is made with the canonical solution, as a completion's code never runs here; and anew for
-    each completion, since tests may change it.
-    """
-    scope = {}
-    solution = problem.get("canonical_solution") or ""
-    with contextlib.suppress(Exception):
-        exec(compiled(problem["prompt"] + solution), scope)
-    return scope
-
-
-def like_the_original(failed):
-    """What tests should see raised where a function `failed`: the built-in exception that it
-    raised, which they may expect; else (it timed out, say) `failed`, which no `except Exception`
-    catches.
-
-    An AssertionError is `failed`, too, lest it be taken for one of the tests' own.
-    """
-    kind = getattr(builtins, str(failed), None)
-    is_exception = isinstance(kind, type) and issubclass(kind, Exception)
-    if not is_exception or kind in (AssertionError, ExceptionGroup):  # a group needs arguments
-        return failed
-    return kind.__new__(kind)  # without __init__, which may need arguments
-
-
-def run_check(host, problem, code, memory, limit):
-    """Run HumanEval's `check` here, on a stand-in that has the function called in its process.
-
-    limit: seconds for all calls together. Returns the seconds it took. Raises Failed.
-    """
-    with Box(host, memory, limit + 10) as box:
-        box.define(problem, code)
-
-        # What the tests call in place of the function: it only sends arguments and returns answers.
-        def candidate(*arguments):
-            box.call([list(arguments)])
-            try:
-                return unpack(json.loads(box.read(limit - box.spent)))
-            except Failed as failed:
-                raise like_the_original(failed) from None
-
-        watchdog(PATIENCE * limit + 30)
-        try:
-            scope = surroundings(problem)
-            scope[problem["entry_point"]] = candidate
-            box.read(limit)  # meanwhile the function was defined there
-            exec(compiled(problem["test"]), scope)
-            scope["check"](candidate)
-        except Failed:
-            raise
-        except AssertionError:
-            raise Failed("wrong answer") from None
-        except BaseException as error:
-            raise Failed(type(error).__name__) from None
-    return box.spent
-
-
-# -----------------------------------------------------------------------------
-# verdicts
-
-
-def canonical_results(host, problem, memory):
-    """What a judge has to know of a problem's canonical solution before it can judge others.
-
-    With inputs: {"base_input": ..., "plus_input": ...}, see `expected_outputs`. With a `check`:
-    {"seconds": ...}, 0 if there is no canonical solution. Where it fails: {"error": ...}.
-    """
-    try:
-        if "base_input" in problem:
-            return {kind: expected_outputs(host, problem, kind, memory) for kind in KINDS}
-        if problem.get("canonical_solution") is None:
-            return {"seconds": 0.0}
-        code = canonical_code(problem)
-        return {"seconds": run_check(host, problem, code, memory, MOST_SECONDS)}
-    except Failed as error:
-        return {"error": str(error)}
-    except Exception as error:  # inputs of another form than expected, or an output too large
-        return {"error": f"{type(error).__name__} in the judge"}
-
-
-def verdict(host, job, code, known):
-    """"passed" or how it failed, of one code."""
-    problem, memory = job["problem"], job["memory"]
-    failure = "failed"  # what it is called if it fails now
-    try:
-        if "base_input" in problem:
-            check_outputs(host, problem, code, "base_input", memory, known["base_input"])
-            failure = "passed base, then failed"
-            check_outputs(host, problem, code, "plus_input", memory, known["plus_input"])
-        else:
-            limit = max(job["timeout"], SLOWER * known["seconds"])
-            run_check(host, problem, code, memory, limit)
-    except Failed as error:
-        return f"{failure}: {error}"
-    return "passed"
-
-
-def own_streams():
-    """(in, out): where jobs come from and verdicts go to.
-
-    What tests and prompts read and print is something else from here on: the null device.
-    """
-    jobs, verdicts = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1):
-        os.dup2(null, standard)
-    return jobs, verdicts
-
-
-def main():
-    jobs, verdicts = own_streams()
-
-    def tell(message):
-        """Write a line of JSON for lib/scoring.py."""
-        watchdog(0)  # no completion's data is worked on until the next `read`
-        print(json.dumps(message), file=verdicts, flush=True)
-
-    host = Host()
-    tell(host.missing)
-    for line in jobs:
-        job = json.loads(line)
-        known = json.loads(jobs.readline())
-        # It comes back unchanged if it was known: whoever asks need not tell the two cases apart.
-        known = known or canonical_results(host, job["problem"], job["memory"])
-        tell(known)
-        if "error" in known:
+def check_outputs(completion, job):
+    """Run a code on the inputs of one of KINDS. Raises Failed if an output is not as expected."""
+    problem, limit = job["problem"], job["limit"]
+    inputs = inputs_of(problem, job["kind"])
+    completion.define(job["code"], problem["entry_point"], limit)
+    completion.call_on_each(inputs)
+    # One at a time is read, so that each input has its own limit.
+    for arguments, (want, seconds, atol) in zip(inputs, job["expected"]):
+        text = completion.read(min(seconds, limit - completion.spent))
+        if text == want:  # the same text is the same value
             continue
-        for code in job["codes"]:
-            tell(verdict(host, job, code, known))
-    host.orders.close()  # by which the other process knows that it is over
-    os.wait()
+        try:
+            out, want = unpack(json.loads(text)), unpack(json.loads(want))
+            right = accepts(problem, arguments, out, want, atol)
+        except Exception:  # what can't be compared is wrong
+            right = False
+        if not right:
+            raise Failed("wrong answer")
 
 
-if __name__ == "__main__":
-    main()
+def compare_beside(function, problem, kind):
+    """The same, in the process of the completion: outputs that are no plain data, or too large."""
+    scope = {}
+    exec(canonical_code(problem), scope)
+    canonical = scope[problem["entry_point"]]
+    atol = problem["atol"]
+    for arguments in inputs_of(problem, kind):
+        want = canonical(*copy.deepcopy(arguments))
+        atol = tolerance(want, atol)
+        out = function(*copy.deepcopy(arguments))
+        assert accepts(problem, arguments, out, known_answer(problem, want), atol)
+
+
+if IS_PROGRAM:
+    keep(socket.socket(fileno=0), run_tests, run_completion)

@@ -7,6 +7,7 @@ this one.
 import argparse
 import dataclasses
 import difflib
+import functools
 import math
 import os
 import sys
@@ -22,6 +23,18 @@ def did_you_mean(word, words):
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def is_first_process():
+    """Whether this is the process that speaks: under torchrun all of them meet the same line."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@functools.cache  # so each text is printed once
+def warn_once(text):
+    """Print a line on stderr, the first time that it is to be said."""
+    if is_first_process():
+        print(text, file=sys.stderr)
+
+
 def flag(default, help, **settings):
     """A dataclass field that is a flag. settings: argparse's, such as `choices`, `nargs` or `type`.
 
@@ -33,6 +46,7 @@ def flag(default, help, **settings):
 # -----------------------------------------------------------------------------
 # checks
 
+# what a number has to be, in the words of the message: NaN is none of them
 RULES = {
     "above 0": lambda x: 0 < x < math.inf,
     "of 0 or more": lambda x: 0 <= x < math.inf,
@@ -124,7 +138,7 @@ def command_line(main, options, **parser_settings):
     try:
         main(parse(options, **parser_settings))
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":  # under torchrun all processes meet the same error
+        if is_first_process():
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

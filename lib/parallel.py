@@ -1,20 +1,89 @@
 """
-Training on several devices: what torchrun needs. train.py calls it.
+Where a training runs: its device, and torchrun's other processes. train.py calls it.
 
 One process trains alone, or torchrun starts one for each device: then the model is replicated (DDP)
 or sharded (FSDP2), gradients are averaged, and each process computes its rows of the same global
 batch.
 """
 import contextlib
+import importlib.util
 import os
+import shutil
 import signal
-import sys
+
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from lib.options import UserError
+
+from lib.options import UserError, warn_once
+
+# -----------------------------------------------------------------------------
+# the device
+
+
+def resolve_device(device):
+    """The device that a --device flag means: `auto` is CUDA, else MPS, else the CPU. Raises
+    UserError for one that is not there."""
+    is_there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
+                "cpu": True}
+    if device == "auto":
+        return next(kind for kind in is_there if is_there[kind])
+    kind, colon, number = device.partition(":")
+    if kind not in is_there or (colon and not (kind == "cuda" and number.isdecimal())):
+        raise UserError(f"--device={device}: expected auto, cpu, cuda, cuda:1 or mps")
+    if not is_there[kind]:
+        raise UserError(f"--device={device}: this torch sees no {kind.upper()} device; use "
+                        "--device=cpu")
+    if number and int(number) >= torch.cuda.device_count():
+        raise UserError(f"--device={device}: expected a number below {torch.cuda.device_count()}, "
+                        "the CUDA devices of this machine")
+    return device
+
+
+def kind_of(device):
+    """`cuda` of `cuda:1`: what torch calls a device's type."""
+    return device.partition(":")[0]
+
+
+def fast_dtype(device):
+    """bfloat16 where the device has matrix units for it, else float32."""
+    has_units = False
+    if kind_of(device) == "cuda":
+        has_units = torch.cuda.is_bf16_supported(including_emulation=False)
+        if not has_units:
+            warn_once(f"float32: the {torch.cuda.get_device_name(device)} has no bfloat16 units")
+    elif device == "cpu":
+        has_units = torch.cpu.get_capabilities().get("amx_bf16", False)
+    return "bfloat16" if has_units else "float32"
+
+
+def should_compile(device):
+    """What --compile=auto means: does torch.compile pay off on this device, and can it work?"""
+    if kind_of(device) != "cuda":
+        return False  # on a CPU it takes a minute and gains 10 percent
+    # Triton writes the kernels, and compiles a few lines of C that start them. On Windows it is not
+    # there, and in a slim container no compiler
+    compilers = [os.environ.get("CC", "gcc"), "gcc", "clang"]
+    can_link = any(shutil.which(compiler) for compiler in compilers)
+    if importlib.util.find_spec("triton") and can_link:
+        return True
+    warn_once("not compiled: torch.compile needs Triton and a C compiler (gcc or clang) here; "
+              "training works without them, and takes longer")
+    return False
+
+
+def to_device(tensor, device):
+    """A copy of a CPU's tensor on `device`, which a GPU makes while the CPU goes on."""
+    if kind_of(device) == "cuda":
+        tensor = tensor.pin_memory()  # from any other memory the CPU waits for the copy
+    return tensor.to(device, non_blocking=True)
+
+
+# -----------------------------------------------------------------------------
+# the processes
 
 
 class Processes:
@@ -23,24 +92,23 @@ class Processes:
     def __init__(self, device):
         """device: as `resolve_device` returns it. Raises UserError where they can't share it."""
         self.rank = int(os.environ.get("RANK", 0))
-        self.world_size = int(os.environ.get("WORLD_SIZE", 1))
+        self.world_size = int(os.environ.get("WORLD_SIZE", 1))  # on all machines together
         self.device = device
         self.is_first = self.rank == 0
-        if device.startswith("cuda") and self.world_size > 1:
+        if kind_of(device) == "cuda" and self.world_size > 1:
             self.device = own_cuda_device(device)
             torch.cuda.set_device(self.device)
 
     def connect(self):
-        """Meet the other processes. What is on the CPU travels by gloo: small things need no
-        GPU."""
+        """Meet the other processes."""
         if self.world_size > 1:
-            self.store, rank, world_size = next(dist.rendezvous("env://"))
-            backend = "cpu:gloo,cuda:nccl" if self.device.startswith("cuda") else "gloo"
-            dist.init_process_group(backend, store=self.store, rank=rank, world_size=world_size)
+            # what is on the CPU travels by gloo, so that small things need no GPU
+            is_cuda = kind_of(self.device) == "cuda"
+            dist.init_process_group("cpu:gloo,cuda:nccl" if is_cuda else "gloo")
 
     def disconnect(self):
         if self.world_size > 1:
-            dist.barrier()
+            dist.barrier()  # who leaves first would look lost to the others
             dist.destroy_process_group()
 
     def print0(self, *values):
@@ -79,6 +147,18 @@ class Processes:
             raise error
         return value
 
+    def expect_same(self, value):
+        """Check that all have prepared the same `value`: were two machines' proxies different, one
+        symbol would mean two things in one training. Raises UserError, in each process."""
+        if self.world_size == 1:
+            return
+        values = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        for rank, other in enumerate(values):
+            if other != values[0]:
+                raise UserError(f"process {rank} has prepared {other}, process 0 {values[0]}: give "
+                                "all machines one cache (NANOPROXY_CACHE), or a copy of it")
+
     def expect_even_shares(self, options, *names):
         """Check that the processes can share what these options count. Raises UserError."""
         for name in names:
@@ -86,27 +166,11 @@ class Processes:
                 raise UserError(f"--{name}={getattr(options, name)}: expected a multiple of the "
                                 f"{self.world_size} processes")
 
-    @contextlib.contextmanager
-    def one_line_if_one_is_lost(self, advice):
-        """A block in which the end of another process ends this one too, with one line in all.
-
-        advice(): the end of that line.
-        """
-        try:
-            yield
-        except RuntimeError as error:
-            says_lost = isinstance(error, dist.DistError) or "gloo" in str(error)
-            if self.world_size == 1 or not says_lost:
-                raise
-            is_first_to_say = self.store.add("lost", 1) == 1
-            if is_first_to_say:
-                print(f"error: a process of this job ended {advice()}", file=sys.stderr)
-            sys.exit(2)
-
 
 def own_cuda_device(device):
     """The CUDA device of this process of several, each of which has another. Raises UserError."""
-    here, n_devices = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+    here = int(os.environ["LOCAL_WORLD_SIZE"])  # processes on this machine, of WORLD_SIZE in all
+    n_devices = torch.cuda.device_count()
     if device != "cuda":
         raise UserError(f"--device={device}: all processes of torchrun would train on that one; "
                         "use --device=cuda")
@@ -116,16 +180,25 @@ def own_cuda_device(device):
     return f"cuda:{os.environ['LOCAL_RANK']}"
 
 
-def shard(model, dtype):
-    """FSDP2: shard the model over all processes, block by block. Call it before the weights are
-    there."""
-    settings = {}
-    if dtype == "bfloat16":
-        settings["mp_policy"] = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+# -----------------------------------------------------------------------------
+# one model on all of them
+
+
+def shard(model, dtype, processes):
+    """FSDP2: shard the model over all processes, block by block, before its weights are there.
+
+    It computes what DDP does, under the same autocast: a block's matrices are sent in the bfloat16
+    that autocast would make of them. Embeddings, residual stream and rotary angles stay float32,
+    and gradients are added up in it.
+    """
+    # without a mesh it takes the machine's accelerator, whatever --device says
+    mesh = init_device_mesh(kind_of(processes.device), (processes.world_size,))
+    policy = MixedPrecisionPolicy(
+        param_dtype=getattr(torch, dtype), reduce_dtype=torch.float32,
+        cast_forward_inputs=False)  # those are the residual stream and the angles
     for block in model.blocks:
-        fully_shard(block, **settings)
-    fully_shard(model, **settings)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh)  # the rest of it
 
 
 def replicate(model, processes):
@@ -135,7 +208,8 @@ def replicate(model, processes):
     # torch.compile would cut its graphs where a message of DDP begins. That is for models that are
     # compiled whole: messages can leave between our blocks as it is
     torch._dynamo.config.optimize_ddp = False
-    return DistributedDataParallel(model)
+    # gradients lie in the messages' buckets: a copy would take 4 bytes a parameter more
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
 def gradient_sync(ddp_model, last):
@@ -149,33 +223,15 @@ def gradient_sync(ddp_model, last):
     return contextlib.nullcontext()
 
 
-def autocast(model, device, dtype):
-    """Mixed precision; not for a sharded model, which has a policy of its own."""
-    enabled = dtype == "bfloat16" and not isinstance(model, FSDPModule)
-    return torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=enabled)
+def autocast(device, dtype):
+    """Mixed precision: matrix products in bfloat16, all else in float32."""
+    return torch.autocast(kind_of(device), dtype=torch.bfloat16, enabled=dtype == "bfloat16")
 
 
 def clip_gradients(parameters, clip):
     """Scale the gradients down to the norm `clip`; returns their norm before, a tensor ()."""
     norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-
-
-def skip_bad_step(norm, parameters, optimizer):
-    """Make the next `optimizer.step` harmless if the gradient's norm is not finite.
-
-    Returns 1.0 for such a step, else 0.0, a tensor (): looking at it would make the host wait for a
-    GPU.
-    """
-    bad = (~norm.isfinite()).float()
-    if getattr(optimizer, "_step_supports_amp_scaling", False):  # as GradScaler asks
-        optimizer.found_inf = bad  # a fused optimizer does nothing at all where this is 1
-    if not bad.is_cpu or bad > 0:
-        # any other one must at least not take a NaN into its momentum
-        for p in parameters:
-            gradient = p.grad.to_local() if hasattr(p.grad, "to_local") else p.grad
-            gradient.masked_fill_(bad > 0, 0.0)
-    return bad
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of all shards
 
 
 def whole_weights(model, sharded):
@@ -190,10 +246,7 @@ def whole_weights(model, sharded):
 
 class StopSignals:
     """A block in which Ctrl-C and SIGTERM only set `received`, so that a step can be finished
-    first.
-
-    A second Ctrl-C ends the process at once.
-    """
+    first. A second Ctrl-C ends the process at once."""
     def __enter__(self):
         self.received = False
         self.previous = {number: signal.signal(number, self.handle)
@@ -208,61 +261,3 @@ class StopSignals:
     def __exit__(self, *error):
         for number, handler in self.previous.items():
             signal.signal(number, handler)
-
-
-def resolve_device(device):
-    """The device that a --device flag means: `auto` is CUDA, else MPS, else the CPU.
-
-    Raises UserError for one that is not there.
-    """
-    has_mps = torch.backends.mps.is_available()
-    if device == "auto":
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if has_mps else "cpu"
-    kind, _, number = device.partition(":")
-    is_numbered = kind == "cuda" and number.isdecimal()
-    if kind not in ("cpu", "cuda", "mps") or (":" in device and not is_numbered):
-        raise UserError(f"--device={device}: expected auto, cpu, cuda, cuda:1 or mps")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device={device}: this torch sees no CUDA device; use --device=cpu")
-    if is_numbered and int(number) >= torch.cuda.device_count():
-        raise UserError(f"--device={device}: expected a number below {torch.cuda.device_count()}, "
-                        "the CUDA devices of this machine")
-    if kind == "mps" and not has_mps:
-        raise UserError(f"--device={device}: this torch sees no MPS device; use --device=cpu")
-    return device
-
-
-def is_here(device):
-    """Is the device that a --device flag means there?"""
-    try:
-        resolve_device(device)
-    except UserError:
-        return False
-    return True
-
-
-def fast_dtype(device):
-    """bfloat16 where the device has matrix units for it, else float32."""
-    if device.startswith("cuda"):
-        has_units = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif device == "cpu":
-        has_units = torch.cpu.get_capabilities().get("amx_bf16", False)
-    else:
-        has_units = False
-    return "bfloat16" if has_units else "float32"
-
-
-def precision_note(device, dtype):
-    """What to add where a GPU's precision is printed: why it is float32, if it had to be."""
-    if dtype != "float32" or not device.startswith("cuda") or fast_dtype(device) == "bfloat16":
-        return ""
-    return f" (the {torch.cuda.get_device_name(device)} has no bfloat16 units)"
-
-
-def to_device(tensor, device):
-    """A copy of a CPU's tensor on `device`, which a GPU makes while the CPU goes on."""
-    if device.startswith("cuda"):
-        tensor = tensor.pin_memory()  # from any other memory the CPU waits for the copy
-    return tensor.to(device, non_blocking=True)

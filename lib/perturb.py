@@ -1,19 +1,20 @@
 """
 ReCode's perturbations of a prompt (Wang et al. 2022, arXiv 2212.10264): changes that keep the
-meaning.
+meaning. And noise in a text's bytes.
 
-A model that has understood a prompt solves the perturbed one too: eval.py, which calls this file,
-measures it.
+A model that has understood a prompt solves the perturbed one too: lib/probes.py measures it. (Of
+ReCode's four kinds "syntax", new names for variables, is not here.)
 """
 import ast
 import builtins
-import itertools
 import keyword
 import math
 import random
 import re
 from dataclasses import dataclass
 from functools import partial
+
+import numpy as np
 
 
 @dataclass
@@ -142,127 +143,6 @@ def split_signature(program, rng):
 
 
 # -----------------------------------------------------------------------------
-# kind "syntax": the names of variables
-
-
-def other_names(source):
-    """The names that a syntax tree has besides those of variables and parameters, a set: of
-    functions, classes and modules, and those in `global`, `except` and `case`."""
-    names = set()
-    for node in ast.walk(source):
-        if isinstance(node, (ast.Name, ast.arg, ast.keyword, ast.Attribute, ast.Constant)):
-            continue
-        for _, value in ast.iter_fields(node):
-            values = value if isinstance(value, list) else [value]
-            names.update(value for value in values if isinstance(value, str))
-    return names
-
-
-def attribute_names(source):
-    """The names that classes give to their attributes in their bodies, a set."""
-    bodies = [node.body for node in ast.walk(source) if isinstance(node, ast.ClassDef)]
-    names = set()
-    for statement in itertools.chain.from_iterable(bodies):
-        if isinstance(statement, (ast.Assign, ast.AnnAssign)):
-            names.update(node.id for node in ast.walk(statement) if isinstance(node, ast.Name))
-    return names
-
-
-def others_keywords(source, functions):
-    """The keywords in calls of anything but `functions` and built-ins, a set: of methods, say, or
-    of `partial`, which may hand them on to one of `functions`."""
-    names = set()
-    for node in ast.walk(source):
-        if isinstance(node, ast.Call):
-            called = getattr(node.func, "id", None)
-            if called not in functions and called not in dir(builtins):
-                names.update(argument.arg for argument in node.keywords)
-    return names
-
-
-def renamable(prompt, source, functions):
-    """{name: its position} of parameters and variables in the prompt that are nothing else.
-
-    prompt, source: syntax trees of the prompt and of the whole program. functions: the prompt's.
-    """
-    taken = other_names(source) | attribute_names(source) | others_keywords(source, functions)
-    taken.update(dir(builtins))
-    names = []
-    for node in ast.walk(prompt):
-        if isinstance(node, ast.arg):
-            names.append(node.arg)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.append(node.id)
-    distinct = dict.fromkeys(names)
-    return {name: i for i, name in enumerate(distinct) if name not in taken}
-
-
-def draw_names(positions, rng):
-    """{old name: new name}: either all of six random letters or all numbered."""
-    if rng.random() < 0.5:
-        return {name: "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for name in positions}
-    return {name: f"var_{i}" for name, i in positions.items()}
-
-
-def mentions(source, functions):
-    """Yields (node, name) where the syntax tree `source` mentions a variable.
-
-    A keyword argument is one where the call is of `functions`, whose parameters get new names.
-    """
-    for node in ast.walk(source):
-        if isinstance(node, ast.Name):
-            yield node, node.id
-        elif isinstance(node, ast.arg):
-            yield node, node.arg
-        elif isinstance(node, ast.Call) and getattr(node.func, "id", None) in functions:
-            for argument in node.keywords:
-                yield argument, argument.arg
-
-
-def replace_names(text, places, new_names):
-    """`text` with the names at `places`, (line, column, name) in ast's counting, replaced."""
-    lines = [line.encode() for line in text.split("\n")]  # ast's columns count UTF-8 bytes
-    for number, column, name in sorted(places, reverse=True):  # from the right: columns stay valid
-        line = lines[number - 1]  # ast counts lines from 1
-        end = column + len(name.encode())
-        lines[number - 1] = line[:column] + new_names[name].encode() + line[end:]
-    return b"\n".join(lines).decode()
-
-
-def rename_variables(program, rng):
-    """Give new names to the parameters, and to the helpers' variables, that the prompt shows.
-
-    Docstrings keep the old names.
-    "def f(n):\\n", "    return n\\n"  ->  "def f(var_0):\\n", "    return var_0\\n"
-    """
-    if not program.prompt.endswith("\n"):
-        return None  # where the new prompt ends is found by counting its lines
-    old_text = program.prompt + program.solution
-    if "\r" in old_text:
-        return None  # ast counts lines by these too
-    source, prompt = ast.parse(old_text), ast.parse(program.prompt)
-
-    functions = {node.name for node in prompt.body if isinstance(node, ast.FunctionDef)}
-    new_names = draw_names(renamable(prompt, source, functions), rng)
-    places = set()
-    for node, name in mentions(source, functions):
-        if name in new_names:
-            places.add((node.lineno, node.col_offset, name))
-    new_text = replace_names(old_text, places, new_names)
-
-    # The proof that only names changed: with the old ones put back, the syntax tree is the old one.
-    restored = meaning(new_text)
-    for old, new in new_names.items():
-        restored = restored.replace(f"'{new}'", f"'{old}'")
-    if restored != meaning(old_text):
-        return None
-    lines = new_text.split("\n")
-    n_prompt = program.prompt.count("\n")
-    new_prompt = "\n".join(lines[:n_prompt]) + "\n"
-    return new_prompt, "\n".join(lines[n_prompt:]), program.entry_point
-
-
-# -----------------------------------------------------------------------------
 # kind "docstring": typing errors
 
 # Where the prose of a docstring ends: at an example, which has to stay right.
@@ -311,9 +191,6 @@ PERTURBATIONS = {
         "quotes": change_quotes,
         "split": split_signature,
     },
-    "syntax": {
-        "rename": rename_variables,
-    },
     "docstring": {
         "swap": partial(change_words, swap_letters),
         "typo": partial(change_words, hit_next_key),
@@ -326,7 +203,8 @@ PERTURBATIONS = {
 def perturb(problem, kind, seed):
     """(prompt, canonical solution, entry point) of a problem, perturbed in one way of a `kind`.
 
-    The ways are tried in random order until one applies; where none does, nothing changes.
+    The ways are tried in random order until one applies. Where none does nothing changes, as where
+    a prompt has no docstring: who counts results has to count these apart.
     problem: a row in HumanEval's format. The result is a function of (task_id, kind, seed).
     """
     rng = random.Random(f"{problem['task_id']} {kind} {seed}")
@@ -343,3 +221,16 @@ def perturb(problem, kind, seed):
         if changed and changed[0] != problem["prompt"]:
             return changed
     return unchanged
+
+
+# -----------------------------------------------------------------------------
+# byte noise
+
+
+def add_noise(text, share, rng):
+    """(text, which of its bytes were drawn anew), of a text uint8 (n,): this share of the bytes,
+    which are then any of the 256."""
+    replaced = rng.random(len(text)) < share
+    noisy = text.copy()
+    noisy[replaced] = rng.integers(256, size=replaced.sum())
+    return noisy, replaced

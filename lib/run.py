@@ -1,6 +1,6 @@
 """
-Run folders and checkpoints, whole or in the parts that sharded processes wrote. A run is never
-overwritten unless its user says so.
+A run: its folder, its checkpoints (whole, or in the parts that sharded processes wrote), its log
+and its closing report. A run is never overwritten unless its user says so.
 
     out/NAME/
         config.json     what the run was: command line, commit, versions, machine, options
@@ -8,11 +8,13 @@ overwritten unless its user says so.
         ckpt.pt         the newest checkpoint; of --fsdp it names the folder of its parts
         proxy.pt        the compressor that the model was trained with; inference does without
         report.json     the closing report
-        results.json    what eval.py has measured (lib/results.py)
+        results.json    what eval.py has measured
 
 train.py writes all but the last; sample.py and eval.py read checkpoints.
 """
+import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import pickle
@@ -21,104 +23,74 @@ import shlex
 import shutil
 import subprocess
 import sys
-import torch
-import torch.distributed as dist
+import time
 import warnings
 import zipfile
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from lib import store
-from lib.corpus import ROOT
-from lib.options import UserError
-from lib.rows import read_log
-from dataclasses import asdict
 
+import torch
+import torch.distributed as dist
+
+from lib.data import ROOT, read_log
+from lib.options import UserError, warn_once
+from lib.parallel import resolve_device
+from lib.views import write_file, write_json, write_torch
 
 # one process reads and writes the parts of a sharded run without torch.distributed, as it should
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
-VERSION = 1  # of checkpoints: one more when what they hold gets another meaning
+# of checkpoints: one more when what they hold gets another meaning. Older ones can be sampled from
+# and evaluated, but their training can't go on
+VERSION = 2
 
-RUN_FILES = ("ckpt.pt", "log.jsonl")  # a folder with one of these holds a run
-FIRST_FILES = ("config.json", "proxy.pt")  # written before the first validation
-ALL_FILES = (*RUN_FILES, *FIRST_FILES, "report.json", "results.json")
+FILES = ("config.json", "log.jsonl", "ckpt.pt", "proxy.pt", "report.json", "results.json",
+         "byte_heads.pt")
 
 
 # -----------------------------------------------------------------------------
 # folders
 
 
-def holds_run(folder):
-    return any((folder / name).exists() for name in RUN_FILES)
-
-
 def files_of_run(folder):
     """The files and folders of a run that there are in a folder, a list of paths."""
-    files = [folder / name for name in ALL_FILES]
-    folders = [*folder.glob("shards-*"), folder / "completions"]
-    return [path for path in files + folders if path.exists()]
-
-
-def was_begun(folder):
-    """Whether the config.json in a folder is one that train.py wrote."""
-    try:
-        return {"command", "versions"} <= json.loads((folder / "config.json").read_text()).keys()
-    except (OSError, ValueError, AttributeError):
-        return False
+    paths = [folder / name for name in FILES]
+    return [path for path in [*paths, *folder.glob("shards-*")] if path.exists()]
 
 
 def check_folder(out, overwrite):
-    """Refuse what is no folder, and one that holds a run, or files of such names. What a run has
-    left that ended before its first validation is no obstacle. Raises UserError."""
+    """Refuse what is no folder, and one with files of a run, or of such names. Raises UserError."""
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out={out}: is a file; expected a folder")
-    if overwrite:
-        return
-    if holds_run(folder):
-        resume = f"go on with --resume={out}, " if (folder / "ckpt.pt").exists() else ""
-        raise UserError(f"--out={out}: there is a run in it; {resume}give another name, or replace "
-                        "it with --overwrite")
     in_the_way = files_of_run(folder)
-    if was_begun(folder):
-        in_the_way = [path for path in in_the_way if path.name not in FIRST_FILES]
-    if in_the_way:
-        raise UserError(f"--out={out}: a run would replace {in_the_way[0].name} in it; give "
-                        "another name, or say --overwrite")
+    if in_the_way and not overwrite:
+        resume = f"go on with --resume={out}, " if (folder / "ckpt.pt").exists() else ""
+        raise UserError(f"--out={out}: there is a run in it ({in_the_way[0].name}); {resume}give "
+                        "another name, or replace it with --overwrite")
 
 
 def new_folder(out, default, overwrite=False):
-    """Make the folder of a new run, and return it: `out`, or if that is empty the first of
-    default, default-2, default-3 .. that does not exist. Raises UserError."""
+    """Make the folder of a new run, and return it: `out`, of which other files stay, or if that is
+    empty the first of default, default-2, default-3 .. that does not exist. Raises UserError."""
     try:
         if out:
             check_folder(out, overwrite)
             folder = Path(out)
             folder.mkdir(parents=True, exist_ok=True)
-            remove_run(folder)
+            for path in files_of_run(folder):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
             return folder
         Path(default).parent.mkdir(parents=True, exist_ok=True)
-        number = 1
-        while True:
+        for number in itertools.count(1):
             folder = Path(default if number == 1 else f"{default}-{number}")
-            try:
-                folder.mkdir()
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()  # of two trainings that begin at once only one gets it
                 return folder
-            except FileExistsError:
-                number += 1
     except OSError as error:
         raise UserError(f"--out={out or default}: {error.strerror}; expected a folder that can be "
                         "made") from None
-
-
-def remove_run(folder):
-    """Remove what an earlier run left in a folder; other files stay."""
-    for path in files_of_run(folder):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink()
 
 
 def describe(options):
@@ -132,9 +104,9 @@ def describe(options):
             return None  # no git, or no repository
 
     changes = git("status", "--porcelain", "--untracked-files=no")
-    versions = {"python": platform.python_version()}
-    for package in ("torch", "numpy", "tiktoken"):
-        versions[package] = version(package)
+    versions = {package: version(package) for package in ("numpy", "tiktoken")}
+    versions["torch"] = str(torch.__version__)  # with the build, which pip's number may lack
+    versions["python"] = platform.python_version()
     return {
         "command": sys.argv,
         "commit": git("rev-parse", "HEAD"),
@@ -154,7 +126,6 @@ def all_runs():
 
 
 def newest_run():
-    """The folder under out/ with the newest checkpoint. Raises UserError if there is none."""
     return all_runs()[-1]
 
 
@@ -162,155 +133,76 @@ def newest_run():
 # reading a checkpoint
 
 
-def check_archive(path):
-    """Raise a UserError where a file is not what `torch.save` writes, a whole zip archive."""
-    with open(path, "rb") as file:
-        begins_as_one = file.read(2) == b"PK"
-        is_whole = zipfile.is_zipfile(file)  # looks for the end, which lists what is inside
-    if begins_as_one and not is_whole:
-        raise UserError(f"{path} is corrupt or truncated: its end is missing; restore it or train "
-                        "again")
-    if not is_whole:
-        raise UserError(f"{path} is no checkpoint: another program wrote it")
+def first_line(error):
+    """An exception's own words, without the stack that torch adds; its name if it has none."""
+    failures = getattr(error, "failures", None)  # of a CheckpointException: {process: (error, ..)}
+    if failures:
+        error, _ = failures[min(failures)]
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def read_torch_file(path):
     """What `torch.save` wrote to a file. Raises UserError, in the system's or torch's words."""
     try:
-        check_archive(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:  # torch's own words advise to run what is in the file
-        raise UserError(f"{path}: expected tensors, numbers and text, found other objects; another "
-                        "program wrote it, or it is damaged") from None
+        if zipfile.is_zipfile(path):  # looks at its end, which lists what is inside
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        pass  # other objects; torch's own words advise to run what is in the file
     except (OSError, RuntimeError, MemoryError) as error:
         raise UserError(f"cannot read {path}: {first_line(error)}") from None
-
-
-def first_line(error):
-    """An exception's own words, without the stack that torch adds; its name if it has none."""
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
+    raise UserError(f"{path} is corrupt or truncated, or another program wrote it; restore it or "
+                    "train again")
 
 
 def load_checkpoint(run):
     """What train.py saved in the folder `run`, a dict. Raises UserError if there is nothing
-    whole, or if another program or version wrote it."""
+    whole, or if another program or a newer version wrote it."""
     path = Path(run) / "ckpt.pt"
     if not path.exists():
         raise UserError(f"{run}: no run here, expected a file ckpt.pt in it, as train.py writes")
     checkpoint = read_torch_file(path)
-    if not isinstance(checkpoint, dict):
-        raise UserError(f"{path}: expected a dict, found {type(checkpoint).__name__}; another "
-                        "program wrote it")
-    missing = {"config", "options", "step"} - checkpoint.keys()
-    if missing:
-        raise UserError(f"{path} has no {', '.join(sorted(missing))}: another program wrote it")
-    if checkpoint.get("version") != VERSION:
-        found = f"version {checkpoint['version']}" if "version" in checkpoint else "no version"
-        raise_other_version(path, f"it has {found}, expected version {VERSION}")
+    if not isinstance(checkpoint, dict) or not {"config", "options", "step"} <= checkpoint.keys():
+        raise UserError(f"{path}: expected a dict with config, options and step; another program "
+                        "wrote it")
+    found = checkpoint.get("version", 0)
+    if not 1 <= found <= VERSION:
+        raise_other_version(run, f"its version is {found}, expected 1 to {VERSION}")
     return checkpoint
 
 
-def raise_other_version(path, difference):
-    raise UserError(f"{path} was written by another version of nanoproxy ({difference}); "
+def raise_other_version(run, difference):
+    raise UserError(f"{run}/ckpt.pt was written by another version of nanoproxy ({difference}); "
                     "train again")
 
 
-def check_same(run, what, expected, found):
-    """Raise a UserError if the names of `what` in a run's checkpoint are not those expected."""
-    missing, unknown = expected - found, found - expected
-    if missing:
-        raise_other_version(Path(run) / "ckpt.pt", f"no {min(missing)} in its {what}")
-    if unknown:
-        raise_other_version(Path(run) / "ckpt.pt", f"{min(unknown)} in its {what}")
+# what earlier versions could do, and the value at which that changed nothing
+GONE = {"shard": "0/1", "schedule": "linear", "rehash": False, "blind": False, "zdict": False,
+        "decay": "cosine", "n_byte_heads": 0}
 
 
 def restore_options(run, what, dataclass, values):
     """An instance of `dataclass` with the values, a dict, from a run's checkpoint.
 
-    Its fields are all there, and no others: an option that one version lacks has no value that
-    would do for both. what: "options" or the like. Raises UserError.
+    So that old runs go on: a field that the checkpoint does not know gets its default, and so a new
+    option's default has to mean what was done before. What is gone is refused only if the run made
+    use of it. what: "options" or the like. Raises UserError.
     """
     names = {field.name for field in fields(dataclass)}
-    check_same(run, what, names, values.keys())
-    return dataclass(**values)
+    known = {name: value for name, value in values.items() if name in names}
+    for name in values.keys() - known.keys():
+        if name not in GONE or values[name] != GONE[name]:
+            raise_other_version(run, f"{name}={values[name]!r} in its {what}")
+    return dataclass(**known)
 
 
 def restore_weights(run, model, weights):
     """Put the weights from a run's checkpoint into a model. Raises UserError if they don't fit."""
-    expected = model.state_dict()
-    check_same(run, "weights", expected.keys(), weights.keys())
-    for name, weight in weights.items():
-        if weight.shape != expected[name].shape:
-            raise_other_version(Path(run) / "ckpt.pt", f"its {name} is {list(weight.shape)}, "
-                                f"expected {list(expected[name].shape)}")
-    model.load_state_dict(weights)
-
-
-# -----------------------------------------------------------------------------
-# writing a checkpoint, and going on from one
-
-
-def save_checkpoint(out, model, optimizer, about, sharded, processes):
-    """Write out/ckpt.pt, which appears in one piece or not at all. Raises UserError.
-
-    about: what it holds besides model and optimizer, {"step": .., ..}. Sharded, each process writes
-    its part into a folder that ckpt.pt names.
-    """
-    about = about | {"version": VERSION}
-    if sharded:
-        about = about | {"shards": f"shards-{about['step']:07}"}
-        save_shards(out / about["shards"], model, optimizer, processes)
-    else:
-        about = about | {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    if processes.is_first:
-        try:
-            store.write_torch(out / "ckpt.pt", about)
-        except UserError:
-            if sharded:  # nothing names these
-                shutil.rmtree(out / about["shards"], ignore_errors=True)
-            raise
-        for folder in out.glob("shards-*"):  # of earlier checkpoints
-            if folder.name != about.get("shards"):
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def restore_checkpoint(out, checkpoint, model, optimizer):
-    """Put a checkpoint into a model and its optimizer. Raises UserError."""
-    if "shards" not in checkpoint:
-        restore_weights(out, model, checkpoint["model"])
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        return
-    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-    model_state, optimizer_state = get_state_dict(model, optimizer)
-    load_shards(out, checkpoint, {"model": model_state, "optimizer": optimizer_state})
-    set_state_dict(model, optimizer, model_state_dict=model_state,
-                   optim_state_dict=optimizer_state)
-
-
-# torch.distributed.checkpoint takes a second to import, which sample.py can do without
-
-
-def save_shards(folder, model, optimizer, processes):
-    """Write this process's part of a sharded model and its optimizer. Raises UserError."""
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.state_dict import get_state_dict
-    model_state, optimizer_state = get_state_dict(model, optimizer)
     try:
-        dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=folder,
-                 no_dist=processes.world_size == 1)
-    except (OSError, dcp.api.CheckpointException) as error:
-        if processes.is_first:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise UserError(f"cannot write {folder}: {cause_of(error)}") from None
-
-
-def cause_of(error):
-    """The words of an OSError, or of the first one that a CheckpointException collected."""
-    failures = getattr(error, "failures", None)  # {process: (exception, stack)}
-    if failures:
-        error, _ = failures[min(failures)]
-    return first_line(error)
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        which = str(error).splitlines()[1].strip()  # the first that is missing, or the like
+        raise_other_version(run, which)
 
 
 def load_shards(run, checkpoint, state):
@@ -318,7 +210,7 @@ def load_shards(run, checkpoint, state):
 
     The number of processes then and now does not matter. Raises UserError.
     """
-    import torch.distributed.checkpoint as dcp
+    import torch.distributed.checkpoint as dcp  # takes a second, which sample.py can do without
     folder = Path(run) / checkpoint["shards"]
     if not (folder / ".metadata").exists():  # written last
         raise UserError(f"{folder} is corrupt or incomplete: no .metadata in it; restore it or "
@@ -326,12 +218,52 @@ def load_shards(run, checkpoint, state):
     try:
         dcp.load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
     except (OSError, dcp.api.CheckpointException) as error:
-        raise UserError(f"{folder} is corrupt or incomplete, or cannot be read: {cause_of(error)}; "
+        raise UserError(f"{folder} is corrupt, incomplete or cannot be read: {first_line(error)}; "
                         "restore it or train again") from None
 
 
 # -----------------------------------------------------------------------------
-# the log
+# resuming
+
+
+def resumed(options, config_class):
+    """(the options of the run that --resume names, its checkpoint); without --resume (options,
+    None). config_class: of the checkpoint's "config". Raises UserError."""
+    given = getattr(options, "given", ())  # on the command line
+    if not options.resume:
+        if "resume" in given:
+            raise UserError("--resume=: expected the folder of a run")
+        return options, None
+    others = [name for name in given if name != "resume"]
+    if others:
+        raise UserError(f"--resume goes on under the run's own options: leave out --{others[0]}")
+    run = options.resume
+    saved = load_checkpoint(run)
+    if saved["version"] < VERSION:
+        raise UserError(f"{run} was trained by an older version of nanoproxy: sample.py and "
+                        "eval.py read it, but its training can't go on; start a new one")
+    saved["config"] = restore_options(run, "config", config_class, saved["config"])
+    options = restore_options(run, "options", type(options), saved["options"])
+    options = replace(options, out=run, resume=run)
+    try:
+        resolve_device(options.device)
+    except UserError:  # the run comes from another machine
+        options.device = options.dtype = options.compile = "auto"
+    return options, saved
+
+
+def restore_checkpoint(out, saved, model, optimizers):
+    """Put a checkpoint into a model and its optimizers; frees its tensors. Raises UserError."""
+    if "shards" not in saved:
+        restore_weights(out, model, saved.pop("model"))
+        for optimizer, state in zip(optimizers, saved.pop("optimizers"), strict=True):
+            optimizer.load_state_dict(state)
+        return
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+    model_state, optimizer_state = get_state_dict(model, optimizers)
+    load_shards(out, saved, {"model": model_state, "optimizers": optimizer_state})
+    set_state_dict(model, optimizers, model_state_dict=model_state,
+                   optim_state_dict=optimizer_state)
 
 
 def drop_log_from(step, path):
@@ -340,7 +272,158 @@ def drop_log_from(step, path):
     kept = []
     if path.exists():
         kept = [line + "\n" for line, row in read_log(path) if row.get("step", step) < step]
-    store.write_file(path, "".join(kept).encode())
+    write_file(path, "".join(kept).encode())
+
+
+# -----------------------------------------------------------------------------
+# what a training writes
+
+
+def save_shards(folder, model, optimizers, is_alone):
+    """Write this process's part of a sharded model and its optimizers. Raises UserError."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_state_dict
+    model_state, optimizer_state = get_state_dict(model, optimizers)
+    try:
+        dcp.save({"model": model_state, "optimizers": optimizer_state}, checkpoint_id=folder,
+                 no_dist=is_alone)
+    except (OSError, dcp.api.CheckpointException) as error:
+        raise UserError(f"cannot write {folder}: {first_line(error)}") from None
+
+
+def save_checkpoint(out, model, optimizers, about, sharded, processes):
+    """Write out/ckpt.pt, which appears in one piece or not at all. Raises UserError.
+
+    about: what it holds besides model and optimizers, {"step": .., ..}. Sharded, each process
+    writes its part into a folder that ckpt.pt names.
+    """
+    about = about | {"version": VERSION}
+    if sharded:
+        about["shards"] = f"shards-{about['step']:07}"
+    else:
+        about["model"] = model.state_dict()
+        about["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
+    try:
+        if sharded:
+            save_shards(out / about["shards"], model, optimizers, processes.world_size == 1)
+        if processes.is_first:
+            write_torch(out / "ckpt.pt", about)
+    except UserError:
+        if sharded and processes.is_first:  # nothing names these parts
+            shutil.rmtree(out / about["shards"], ignore_errors=True)
+        raise
+    if processes.is_first:
+        for folder in out.glob("shards-*"):  # of earlier checkpoints
+            if folder.name != about.get("shards"):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def open_run(options, proxy_path):
+    """Make the folder of a new run; returns its name. Raises UserError."""
+    _, _, name = options.proxy.rpartition(":")  # of a proxy of one's own, FILE.py:CLASS, the class
+    folder = new_folder(options.out, f"out/{name}", options.overwrite)
+    if proxy_path:
+        shutil.copy(proxy_path, folder / "proxy.pt")
+    write_file(folder / "config.json", json.dumps(describe(options), indent=1).encode())
+    return str(folder)
+
+
+def expect_wandb(project):
+    """Check that wandb is there, if a project is named. Raises UserError."""
+    if project and importlib.util.find_spec("wandb") is None:
+        raise UserError(f"--wandb={project}: needs wandb; pip install wandb")
+
+
+class Record:
+    """What is written of a training: its folder, its log, its checkpoints, and what it says.
+
+    All processes call it, as numbers are summed over them; the first one writes. A log line or a
+    checkpoint that can't be written is said, and the training goes on.
+    """
+    def __init__(self, options, made_from, proxy_path, processes, saved):
+        """Open the folder of a new run, or that of `saved`, a checkpoint. Raises UserError.
+
+        made_from: the ids of corpus and proxy, with which alone a run goes on.
+        """
+        self.options = options
+        self.made_from = made_from
+        self.processes = processes
+        self.saved_step = None  # of the checkpoint on disk
+        if saved is None:
+            options.out = processes.from_first(lambda: open_run(options, proxy_path))
+        else:
+            self.saved_step = saved["step"]
+            if saved["made_from"] != made_from:
+                raise UserError(f"{options.out} was trained on {saved['made_from']}, but "
+                                f"--data={options.data} now gives {made_from}; restore that corpus "
+                                "and the code that prepared it, or start a new run")
+        self.out = Path(options.out)
+        if saved and processes.is_first:
+            drop_log_from(saved["step"], self.out / "log.jsonl")
+        self.wandb = None  # a run on Weights & Biases, of which one process tells
+        if options.wandb and processes.is_first:
+            import wandb  # an optional package
+            self.wandb = wandb.init(project=options.wandb, name=self.out.name,
+                                    config=asdict(options))
+
+    def log(self, training, validation, say):
+        """Add a line to log.jsonl. validation: {name: bits per byte}. say: prints a line."""
+        processes = self.processes
+        loss = training.loss
+        line = {
+            "step": training.step,
+            "symbols": training.step * training.symbols_per_step,
+            "text_bytes": round(processes.sum(training.text_bytes)),
+            "flops": training.step * training.flops_per_step,
+            "r": round(training.mixer.r(training.step), 4),
+            "pairs": training.mixer.draws_pairs(training.step),
+            "lr": training.learning_rate(),
+            "loss": None if loss is None else processes.sum(loss.item()),
+            **validation,
+            "skipped": int(training.skipped),
+            "seconds": round(time.time() - training.began),
+            "batch_seconds": round(training.batch_seconds),
+        }
+        if not processes.is_first:
+            return
+        try:
+            with open(self.out / "log.jsonl", "a") as f:
+                f.write(json.dumps(line) + "\n")
+        except OSError as error:  # a full disk, say, which should not end a training
+            say(f"not written to log.jsonl: step {line['step']} ({error.strerror})")
+        say(log_line(line))
+        if self.wandb is not None:
+            self.wandb.log(line)
+
+    def save(self, training):
+        """Write the checkpoint. If it can't be written the old one stays."""
+        if training.step in (0, self.saved_step):
+            return  # nothing that is new
+        processes = self.processes
+        about = {
+            "step": training.step,
+            "skipped": int(training.skipped),
+            "text_bytes": processes.sum(training.text_bytes),
+            "loss": processes.sum(training.loss.item()),
+            "seconds": time.time() - training.began,
+            "batch_seconds": training.batch_seconds,
+            "made_from": self.made_from,
+            "options": asdict(self.options),
+            "config": asdict(training.config),
+        }
+        try:
+            save_checkpoint(self.out, training.model, training.optimizers, about,
+                            self.options.fsdp, processes)
+            self.saved_step = training.step
+        except UserError as error:
+            processes.print0(f"checkpoint skipped: {error}")
+
+    def interrupted(self, training):
+        """Save after Ctrl-C, and say how to go on."""
+        self.save(training)
+        outcome = "saved" if self.saved_step == training.step else "not saved"
+        how = "" if self.saved_step is None else f" To go on: python train.py --resume={self.out}"
+        self.processes.print0(f"interrupted at step {training.step}, {outcome}.{how}")
 
 
 def log_line(line):
@@ -351,13 +434,116 @@ def log_line(line):
             shown.append(f"{name} {line[name]:.3f}")
     if line["skipped"]:
         shown.append(f"skipped {line['skipped']}")
+    if line["batch_seconds"] > 0.5 * line["seconds"]:  # then a faster device would not help
+        shown.append(f"waits for batches: {line['batch_seconds']} of {line['seconds']} s")
     return "  ".join(shown)
 
 
+def headline(training, options, views):
+    """What is trained, on what, and for how long: the lines that are printed first."""
+    model = training.model
+    verb = f"from step {training.step} on, " if training.step else ""
+    return (f"training {verb}{options.size} in {options.out}: {model.n_params():,} parameters, "
+            f"{model.n_params(embeddings=False):,} without embeddings, "
+            f"{training.flops_per_step / training.symbols_per_step:.2e} FLOPs a symbol\n"
+            f"on {training.processes.world_size} x {options.device}, {options.dtype}, "
+            f"compile {options.compile}: {training.steps:,} steps of "
+            f"{training.symbols_per_step:,} symbols, {len(views):,} samples, "
+            f"{views.text_bytes / 1e6:.1f} MB of text")
+
+
+# -----------------------------------------------------------------------------
+# what eval.py has measured
+
+MEASURING = ("eval.py", "sample.py", "model.py")
+
+
+def modified(path):
+    """When a file was last changed, in seconds; 0 if it is not there."""
+    path = Path(path)
+    return path.stat().st_mtime if path.is_file() else 0.0
+
+
+class Results:
+    """The results.json of a run's folder; of a model without a checkpoint nothing is kept.
+
+    A result counts for its task and all settings, until there is another checkpoint, or a file that
+    a setting names has changed.
+    """
+    def __init__(self, folder):
+        self.folder = Path(folder or "")
+        self.checkpoint = modified(self.folder / "ckpt.pt") if folder else 0.0
+
+    def read(self):
+        """The rows that are kept of this checkpoint: [{"task", "settings", "results", ..}]."""
+        path = self.folder / "results.json"
+        if not self.checkpoint or not path.exists():
+            return []
+        try:
+            rows = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path}: expected what eval.py wrote ({error}); delete it and "
+                            "measure again") from None
+        if not isinstance(rows, list):  # of an older version
+            return []
+        return [row for row in rows if row["checkpoint"] == self.checkpoint]
+
+    def kept(self, task, settings):
+        """The results {name: number} of a task, None if it is to be measured."""
+        files = [value for value in settings.values() if isinstance(value, str)]
+        for row in self.read():
+            same = row["task"] == task and row["settings"] == settings
+            if same and row["time"] >= max(map(modified, files), default=0.0):
+                changed = [name for name in MEASURING if modified(ROOT / name) > row["time"]]
+                if changed:
+                    warn_once(f"{self.folder}: {task} is kept, and {', '.join(changed)} has "
+                              "changed since; --again measures anew")
+                return row["results"]
+        return None
+
+    def keep(self, task, settings, results):
+        """Keep what was measured. Where it can't be written, stderr says so."""
+        if not self.checkpoint or not results:
+            return
+        others = []  # read again: another evaluation of the run may have added to them
+        for row in self.read():
+            if row["task"] != task or row["settings"] != settings:
+                others.append(row)
+        new = {"task": task, "settings": settings, "results": results,
+               "checkpoint": self.checkpoint, "time": time.time()}
+        try:
+            write_json(self.folder / "results.json", [*others, new])
+        except UserError as error:
+            warn_once(f"results not kept: {error}")
+
+
+# -----------------------------------------------------------------------------
+# the closing report
+
+
+def report_of(training):
+    """What was done, {name: number}. raw_bytes and flops are expected values, the same for every
+    seed; text_bytes was counted."""
+    symbols = training.steps * training.symbols_per_step
+    return {
+        "symbols": symbols,
+        "raw_bytes": round(symbols * training.raw_share),
+        "text_bytes": round(training.processes.sum(training.text_bytes)),
+        "flops": training.steps * training.flops_per_step,
+        "skipped": int(training.skipped),
+        "seconds": time.time() - training.began,
+    }
+
+
 def print_report(report, options, seconds):
-    """The closing report. seconds: since this program began. The training's, report["seconds"], are
-    a part of it, but of a resumed run they count from its beginning."""
-    read_as = "the proxy's symbols" if "bpb_comp" in report else "raw bytes"
+    """The closing report, and commands to go on with. seconds: since this program began.
+
+    The training's, report["seconds"], are a part of it, but of a resumed run they count from its
+    beginning.
+    """
+    view, read_as = "", "raw bytes"
+    if "bpb_comp" in report:
+        view, read_as = " --view=comp", "the proxy's symbols"
     rows = [("trained on", f"{report['symbols']:,} symbols, {report['text_bytes']:,} bytes of "
              f"text, {report['flops']:.2e} FLOPs, in {report['seconds']:.0f} s")]
     for key in ("bpb", "bpb_comp"):
@@ -366,65 +552,19 @@ def print_report(report, options, seconds):
     if "pass@1" in report:
         rows.append(("pass@1, pass@10", f"{report['pass@1']:.3f}, {report['pass@10']:.3f} of "
                      f"completions in {read_as}, on problems of held-out pairs of operations"))
-    shares = []
-    for view, which in (("any", "that may be seen raw"), ("comp", "only seen compressed")):
-        if f"facts_{view}" in report:
-            shares.append(f"{report[f'facts_{view}']:.3f} of those {which}")
-    if shares:
-        rows.append(("fact recall", f"{', '.join(shares)}; chance 0.000"))
+    for key, which in (("facts_any", "that may be seen raw"), ("facts_comp", "seen compressed")):
+        if key in report:
+            rows.append(("fact recall", f"{report[key]:.3f} of those {which}; chance 0.000"))
     rows.append(("this session" if options.resume else "whole run", f"{seconds:.0f} s"))
     print(f"\n{options.out}: proxy {options.proxy}, mix {options.mix}, {options.size}, "
           f"seed {options.seed}")
     for name, value in rows:
         print(f"  {name:16} {value}")
-    print_next(options, view="comp" if "bpb_comp" in report else "raw")
 
-
-# flags of a run that its baseline of raw bytes does not have
-NOT_OF_A_BASELINE = ("proxy", "tokenizer", "blind", "zdict", "bits", "fuzzy", "segment", "mix",
-                     "mix_start", "mix_warmup", "raw_phase", "schedule", "pairs", "mode", "out",
-                     "overwrite")
-
-
-def baseline_flags(options):
-    """The flags that were given and that a baseline should share, as a shell takes them."""
-    flags = ""
-    for name in options.given:
-        value = getattr(options, name)
-        if name in NOT_OF_A_BASELINE:
-            continue
-        if isinstance(value, bool):
-            flags += f" --{name}" if value else f" --no-{name}"
-        else:
-            text = f"{value:.12g}" if isinstance(value, float) else str(value)
-            flags += f" --{name}={shlex.quote(text)}"
-    return flags
-
-
-def print_next(options, view):
-    """Commands to go on with. view: which the report has measured."""
-    is_tinycode = options.data == "tinycode"
-    prompt = "def add_up(values):" if is_tinycode else "import "
-    print("next:")
     out = shlex.quote(options.out)
+    prompt = "def add_up(values):" if options.data == "tinycode" else "import "
+    print("next:")
     print(f"  python sample.py {out} --prompt='{prompt}'")
-    print(f"  python eval.py {out}{' --view=comp' if view == 'comp' else ''}")
-    if options.proxy != "none" and not options.resume:  # a resumed run's flags are unknown
-        print(f"  python train.py --proxy=none{baseline_flags(options)}"
-              "      # the baseline: raw bytes only")
-
-
-# -----------------------------------------------------------------------------
-# Weights & Biases, an optional package
-
-
-def expect_wandb(project):
-    """Check that wandb is there, if a project is named. Raises UserError."""
-    if project and importlib.util.find_spec("wandb") is None:
-        raise UserError(f"--wandb={project}: needs wandb; pip install wandb")
-
-
-def start_wandb(options):
-    """A run on Weights & Biases, named as its folder is; its `log` takes a dict of numbers."""
-    import wandb
-    return wandb.init(project=options.wandb, name=Path(options.out).name, config=asdict(options))
+    print(f"  python eval.py {out}{view}")
+    if options.proxy != "none" and not options.resume:
+        print("  python train.py --proxy=none      # the baseline: raw bytes only, and your flags")

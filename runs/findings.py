@@ -4,6 +4,7 @@ The experiments of runs/README.md: the paper's tables in miniature.
     python runs/findings.py main               prints the table of the study "main"
     python runs/findings.py main --train       makes the runs that it lacks first, which takes hours
     python runs/findings.py multiplier         how many times a proxy's compute raw bytes need
+    python runs/findings.py mistakes FILE..    what is wrong in completions that eval.py --save wrote
 
 Every run is a line of runs/results/runs.jsonl: its flags, seed, results and CPU seconds. Studies
 share runs, and an interrupted --train goes on where it was. All runs are made in float32 and on one
@@ -15,9 +16,11 @@ A star marks an interval that does not overlap the one in the first line of its 
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +29,6 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "runs" / "results" / "runs.jsonl"
-# runs up to commit 603f95d, whose benchmark held out whole chains of operations: an easier one
-OLD_RESULTS = ROOT / "runs" / "results" / "runs-whole-chains.jsonl"
 FIVE_SEEDS = (1, 2, 3, 4, 5)
 THREE_SEEDS = (1, 2, 3)
 
@@ -43,7 +44,9 @@ T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 TOKENIZER = "--proxy=tokenizer"
 NEURAL = "--proxy=neural"
 GZIP = "--proxy=gzip"
-SHUFFLED = "--proxy=shuffled"
+BLIND = "--proxy=runs/controls.py:Blind"
+SHUFFLED = "--proxy=runs/controls.py:Shuffled"
+PRESET_GZIP = "--proxy=runs/controls.py:PresetGzip"
 RAW_BYTES = "--proxy=none"
 
 THREE_METHODS = {
@@ -53,14 +56,6 @@ THREE_METHODS = {
 }
 RAW_AND_NEURAL = {"raw bytes": RAW_BYTES, "proxy: neural": NEURAL}
 FOUR_METHODS = THREE_METHODS | {"proxy: gzip": GZIP}
-# The neural proxy when its byte LM still decided where to cut a text: runs of commit 1780c70
-OLD_METHODS = {
-    "raw bytes": RAW_BYTES,
-    "proxy: tokenizer": TOKENIZER,
-    "neural, LM's cuts": f"{NEURAL}@1780c70",
-}
-# The neural proxy when the edges in a window were rounded down: runs before commit 4e75412
-ROUNDED_DOWN = f"{NEURAL}@rounded_down"
 TOKENIZER_MODEL = {"tokenizer model": f"{TOKENIZER} --mix=1.0"}
 NEURAL_MODEL = {"neural model": f"{NEURAL} --mix=1.0"}
 
@@ -68,9 +63,9 @@ NEURAL_MODEL = {"neural model": f"{NEURAL} --mix=1.0"}
 GZIP_CONTROLS = {
     "raw bytes": RAW_BYTES,
     "proxy: tokenizer": TOKENIZER,
-    "tokenizer, blind": f"{TOKENIZER} --blind",
+    "tokenizer, blind": BLIND,
     "tokenizer, shuffled": SHUFFLED,
-    "gzip with dictionary": f"{GZIP} --zdict",
+    "gzip with dictionary": PRESET_GZIP,
     "gzip": GZIP,
 }
 
@@ -128,10 +123,6 @@ def long_context_groups():
     }
 
 
-def old_methods(flops, more=""):
-    return at_equal_compute(OLD_METHODS, flops, more)
-
-
 def variations(base, changes, flops=1e13):
     """{name: flags} of the method `base` with each of some changes {name: flags}."""
     methods = {name: join(base, change) for name, change in changes.items()}
@@ -158,7 +149,6 @@ class Study:
     groups: dict      # heading of a group: its methods {name: flags of train.py}
     task: str = None  # flags of eval.py that measure what train.py's closing report lacks
     seeds: tuple = THREE_SEEDS
-    is_old: bool = False  # its runs are in OLD_RESULTS, and can't be made again
 
 
 TEXT = {"text_bytes": "text, MB", "bpb": "bits per byte"}
@@ -169,7 +159,6 @@ LENGTHS = {
     "pass@1, 3 operations": "3 operations",
 }
 PARTS = LENGTHS | {"facts_any": "facts", "facts_comp": "facts, comp"}
-OLD_REPORT = TEXT | PASS | {"pass@10": "pass@10"}
 TRANSLATION = PASS | {
     "comp to raw, exact": "comp to raw",
     "raw to comp, exact": "raw to comp",
@@ -221,14 +210,6 @@ MULTIPLIED["micro, 2e+13 FLOPs"] = {"raw bytes": f"{RAW_BYTES} --flops=2e+13"}
 # model?
 LONGER = sizes(model_raw_and_neural, ("nano", 2e13), ("nano", 5e13))
 
-# what do 10 % fewer symbols gain?
-ROUNDINGS = {"proxy: neural": NEURAL, "neural, rounded down": ROUNDED_DOWN}
-MODEL_ROUNDINGS = {"neural model": f"{NEURAL} --mix=1.0",
-                   "model, rounded down": f"{ROUNDED_DOWN} --mix=1.0"}
-
-# does a slower rise of the learning rate calm the seeds?
-SLOWER_RISE = {"rises over 5 %": "", "rises over 20 %": "--lr_warmup=0.2"}
-
 # more steps for the same symbols
 BATCHES = {
     "nano, 6e+12 FLOPs, 8 contexts": with_tokenizer_model(6e12, "--size=nano"),
@@ -246,43 +227,29 @@ STUDIES = {
     "gzip": Study(REPORT, {
         "nano, 6e+12 FLOPs": at_equal_compute(GZIP_CONTROLS, 6e12, "--size=nano"),
     }, seeds=FIVE_SEEDS),
-    "rounding": Study(REPORT, {
-        "nano, 6e+12 FLOPs": at_equal_compute(ROUNDINGS | MODEL_ROUNDINGS, 6e12, "--size=nano"),
-        "nano, 5e+13 FLOPs": at_equal_compute(ROUNDINGS, 5e13, "--size=nano"),
-        "micro, 1e+13 FLOPs": at_equal_compute(ROUNDINGS, 1e13),
-        "stdlib, nano, 3e+12 FLOPs": at_equal_compute(
-            ROUNDINGS, 3e12, "--size=nano --data=stdlib"),
-        "shakespeare, nano, 3e+12 FLOPs": at_equal_compute(
-            ROUNDINGS, 3e12, "--size=nano --data=shakespeare"),
-    }, seeds=FIVE_SEEDS),
     "batch": Study(REPORT, BATCHES, seeds=(1,)),
-    "warmup": Study(REPORT, {
-        "raw bytes, nano, 6e+12 FLOPs": variations(f"{RAW_BYTES} --size=nano", SLOWER_RISE, 6e12),
-        "neural, nano, 6e+12 FLOPs": variations(f"{NEURAL} --size=nano", SLOWER_RISE, 6e12),
-    }, seeds=FIVE_SEEDS),
-    "text": Study(TEXT, text_groups("stdlib") | long_context_groups()
-                  | text_groups("shakespeare")),
-    "sizes": Study(OLD_REPORT, sizes(
-        old_methods, ("micro", 1e13), ("micro", 2e13), ("mini", 2e13), ("mini", 4e13),
-        ("midi", 4e13)), is_old=True),
-    "mixing": Study(OLD_REPORT, {
+    "text": Study(TEXT, text_groups("stdlib") | text_groups("shakespeare")),
+    "long": Study(TEXT, long_context_groups()),
+    "sizes": Study(REPORT, sizes(
+        three_methods, ("micro", 1e13), ("micro", 2e13), ("mini", 2e13), ("mini", 4e13),
+        ("midi", 4e13))),
+    "mixing": Study(REPORT, {
         "mixing rate r": MIXING_RATES,
         "r falls to 0": RAW_PHASES,
         "sample mask": variations(TOKENIZER, {"on": "", "off": "--no-sample_mask"}),
         "additions to the paper": variations(TOKENIZER, ADDITIONS),
         "raw bytes": variations(RAW_BYTES, {"as above": "", "--paper: no n-grams": "--paper"}),
-    }, is_old=True),
+    }),
     "pairs": Study(TRANSLATION, {
         "pairs": variations(TOKENIZER, PAIRS),
         "always, no raw phase": {
             "1e+13 FLOPs": f"{ALWAYS} --flops=1e+13",
             "4e+13 FLOPs": f"{ALWAYS} --flops=4e+13",
         },
-    }, task="translate", is_old=True),
+    }, task="translate"),
     "robust": Study(ROBUSTNESS, {
-        "micro, 1e+13 FLOPs": old_methods(1e13) | at_equal_compute(
-            {"proxy: gzip": GZIP} | TOKENIZER_MODEL, 1e13),
-    }, task="robust", is_old=True),
+        "micro, 1e+13 FLOPs": at_equal_compute(FOUR_METHODS | TOKENIZER_MODEL, 1e13),
+    }, task="robust"),
 }
 
 # -----------------------------------------------------------------------------
@@ -306,7 +273,7 @@ def runs_of(flags, study):
 
     Those of a task are joined to those of train.py's report.
     """
-    found = results(OLD_RESULTS if study.is_old else RESULTS)
+    found = results(RESULTS)
     runs = []
     for seed in study.seeds:
         trained = found.get((flags, None, seed))
@@ -537,7 +504,7 @@ def commit():
 
 def add_run(flags, task, seed):
     """Make one run, then add its row to the results."""
-    name = f"{flags} --seed={seed}".replace("--", "")
+    name = re.sub("--|[/:]", "", f"{flags} --seed={seed}")
     folder = ROOT / "out" / "findings" / name
     seconds = 0.0
     if task is None or not (folder / "ckpt.pt").exists():
@@ -560,15 +527,12 @@ def lacking(study):
     """The runs (flags, task, seed) that a study lacks, as three lists.
 
     First trainings, then those that need a number of the first, then what needs trained models.
-    Methods of an older program, "..@..", cannot be run again.
     """
     trainings, dependent, tasks = [], [], []
     found = results(RESULTS)
     for methods in study.groups.values():
         for seed in study.seeds:
             for flags in methods.values():
-                if "@" in flags:
-                    continue
                 stage = dependent if reference_of(flags) else trainings
                 stage.append((flags, None, seed))
                 if study.task:
@@ -588,22 +552,62 @@ def complete(study):
             list(pool.map(lambda run: add_run(*run), stage))
 
 
+# -----------------------------------------------------------------------------
+# what a model gets wrong on tinycode: each completion beside the problem's own solution
+#
+# A right answer may be written in another way than the solution, but few are, so the text tells
+# what went wrong: only the numbers, only the letters, or the operation of the first or a later line.
+
+PROBLEMS = ROOT / "data" / "tinycode" / "problems.jsonl"
+KINDS = ["as the solution", "numbers", "letters", "first line", "later line"]
+
+
+def mistake(completion, solution):
+    """Which of KINDS a completion is. What follows the solution's lines does not count."""
+    wanted = solution.splitlines()
+    written = completion.splitlines()[:len(wanted)]
+    if written == wanted:
+        return "as the solution"
+    for kind, pattern in (("numbers", "[0-9]+"), ("letters", "'[a-z]'")):
+        if without(pattern, written) == without(pattern, wanted):
+            return kind
+    return "later line" if written[:1] == wanted[:1] else "first line"
+
+
+def without(pattern, lines):
+    return [re.sub(pattern, "#", line) for line in lines]
+
+
+def print_mistakes(paths):
+    """A line for each file of completions: the share of each kind."""
+    problems = [json.loads(line) for line in PROBLEMS.read_text().splitlines()]
+    solutions = {row["task_id"]: row["canonical_solution"] for row in problems}
+    width = max(map(len, paths))
+    print(" " * width + "".join(f"{kind:>17}" for kind in KINDS))
+    for path in paths:
+        counts = Counter()
+        for line in Path(path).read_text().splitlines():
+            row = json.loads(line)
+            counts[mistake(row["completion"], solutions[row["task_id"]])] += 1
+        shares = [counts[kind] / counts.total() for kind in KINDS]
+        print(f"{path:{width}}" + "".join(f"{share:17.3f}" for share in shares))
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=[*STUDIES, "multiplier"])
+    parser.add_argument("study", choices=[*STUDIES, "multiplier", "mistakes"])
+    parser.add_argument("files", nargs="*", help="of completions, for mistakes")
     parser.add_argument("--train", action="store_true", help="make the runs that it lacks first")
     options = parser.parse_args()
     if options.study == "multiplier":
         print_multipliers()
-        return
-    study = STUDIES[options.study]
-    if options.train and study.is_old:
-        raise SystemExit(f"error: {options.study} --train: its runs are of an older benchmark; "
-                         "check out commit 603f95d to make them")
-    if options.train:
-        complete(study)
-    print_table(options.study)
+    elif options.study == "mistakes":
+        print_mistakes(options.files)
+    else:
+        if options.train:
+            complete(STUDIES[options.study])
+        print_table(options.study)
 
 
 if __name__ == "__main__":

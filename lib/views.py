@@ -1,0 +1,545 @@
+"""
+From documents to what a model is trained on: both views of every sample, memory-mapped.
+
+    cache/NAME-KEY/                         a corpus, cut into samples
+        00000.raw  00000.raw.lengths        a shard of them: the bytes, and how many each sample has
+        flags.bin                           of each sample: the views that it may be shown in, ..
+        meta.json                           written last: all of the above is there
+        PROXY-KEY/proxy.pt                  a proxy that was fitted on some of these samples
+        PROXY-KEY/00000.comp  ...lengths    the shard in its symbols
+
+A KEY is a hash of all that decides what is in its folder: names, sizes and times of the files, the
+options, and the code but for its comments. So nothing is looked into to see whether it is right
+still. A file gets its name when it is whole: after a kill -9 the next run goes on with the first
+shard that is not there. Processes share the work without a word: each takes the next shard that is
+neither there nor locked. One a core is started here; the same command started again, on this
+machine or on others that share the cache, does the same.
+"""
+import contextlib
+import ctypes
+import hashlib
+import io
+import itertools
+import json
+import os
+import pickle
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from array import array
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from lib import data as data_file
+from lib.data import (BUILT_IN, OURS, ROOT, built_in_file, code_of, documents, find_files, hash01, hold_out, key,
+                      parse_data, pieces, printable, progress_bar)
+from lib.options import UserError
+
+# an empty variable is no variable, as the XDG rule has it
+CACHE = Path(os.environ.get("NANOPROXY_CACHE") or ROOT / "cache").expanduser()
+SHARD_BYTES = 2 ** 20   # the first shards; a later one is a 32nd of all text before it
+AT_ONCE = 2 ** 20       # bytes of text that are encoded together
+FIT_BYTES = 8_000_000   # a proxy is fitted on about this much text,
+FIT_STRETCH = 2 ** 15   # in stretches that are read in one go
+SLOW = 60               # seconds: what takes longer is said before it is begun
+
+# the flags of a sample: two bits say which views training may show
+ANY, RAW_ONLY, COMP_ONLY = 0, 1, 2
+HELD_OUT = 4
+BEGINS = 8  # its document begins with it
+VIEW_FLAGS = {None: ANY, "raw": RAW_ONLY, "comp": COMP_ONLY}
+
+
+# -----------------------------------------------------------------------------
+# files that are whole or not there
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """A block in which no other process is: they wait, then find what it wrote.
+
+    Makes `folder`, which holds the lock, as part of a cache. Raises UserError.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "CACHEDIR.TAG").exists():
+            write_file(folder / "CACHEDIR.TAG", OURS["CACHEDIR.TAG"])
+        lock = FileLock(folder / "lock")
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            print(f"waiting for another process that is at work in {printable(folder)}")
+            lock.acquire()
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error}; set NANOPROXY_CACHE to a folder "
+                        "that can be written") from None
+    with lock:
+        yield
+
+
+@contextlib.contextmanager
+def new_file(path):
+    """The file that becomes `path` at the end of the block, open for writing bytes.
+
+    Until then it has a temporary name, with the process's id in it: nobody ever reads half a file,
+    and two processes that write the same file do not meet. Raises UserError where it cannot be
+    written; what was at `path` before is then still there.
+    """
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; what was finished before "
+                        "is kept") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_file(path, data):
+    """Write `data` (bytes, or an array). Raises UserError, as `new_file` does."""
+    with new_file(path) as file:
+        file.write(data)
+
+
+def write_json(path, value):
+    write_file(path, json.dumps(value).encode())
+
+
+class Watched:
+    """A file that keeps what went wrong in it: torch says something else, not "the disk is full"."""
+    error = None
+
+    def __init__(self, file):
+        self.file = file
+        self.flush = file.flush
+
+    def write(self, data):
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def write_torch(path, state):
+    """Write what `torch.load` reads back. Raises UserError."""
+    import torch  # two seconds and 140 MB, which an encoding process is spared
+    with new_file(path) as file:
+        watched = Watched(file)
+        try:
+            torch.save(state, watched)
+        except RuntimeError as error:
+            raise watched.error or OSError(error) from None
+
+
+def file_id(path):
+    """12 hex digits that tell what is in a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
+def remove(folder, pattern):
+    """Remove what a killed run has left."""
+    for path in folder.glob(pattern):
+        with contextlib.suppress(OSError):  # on Windows, a file that someone still has open
+            path.unlink()
+
+
+# -----------------------------------------------------------------------------
+# reading the views
+
+
+class Sequences:
+    """The samples of a corpus in one view, memory-mapped: number i is self[i], an array.
+
+    lengths: of each, uint32 (n,).
+    """
+
+    def __init__(self, paths, dtype):
+        lengths = [np.fromfile(f"{path}.lengths", np.uint32) for path in paths]
+        self.lengths = np.concatenate(lengths)
+        self.shards = [np.memmap(path, dtype, "r").view(np.ndarray) for path in paths]
+        self.first = np.cumsum([0] + [len(some) for some in lengths])  # sample of each shard
+        ends = [np.cumsum(some, dtype=np.int64) for some in lengths]   # within its shard
+        self.ends = np.concatenate(ends)
+
+    def __getitem__(self, i):
+        shard = self.shards[np.searchsorted(self.first, i, side="right") - 1]
+        end = int(self.ends[i])
+        return shard[end - int(self.lengths[i]):end]
+
+
+class Views:
+    """Both views of every sample of a corpus, in the order of its documents.
+
+    id: what its text is and what of it is held out, wherever and however long its samples are.
+    allowed: uint8 (n,), which views may be shown: ANY, RAW_ONLY or COMP_ONLY. held_out: bool (n,).
+    sources: (first sample, weight) of each source; those without a weight of their own, which count
+        by their size, are one.
+    symbol_lengths: how many bytes of text each proxy symbol stands for, or None.
+    raw_lengths, comp_lengths: how many bytes and symbols each sample has, (n,).
+    """
+
+    def __init__(self, id, flags, sources, raw_view, folder=None):
+        self.id = id
+        self.flags = flags
+        self.allowed = flags & 3
+        self.held_out = (flags & HELD_OUT) > 0
+        self.sources = sources
+        self.folder = folder
+        self.raw_view = raw_view
+        self.raw_lengths = raw_view.lengths
+        self.text_bytes = int(raw_view.lengths.sum(dtype=np.int64))
+        self.set_comp(None)
+
+    def set_comp(self, comp_view, symbol_lengths=None):
+        self.comp_view = comp_view
+        self.comp_lengths = None if comp_view is None else comp_view.lengths
+        self.symbol_lengths = symbol_lengths
+
+    def __len__(self):
+        return len(self.flags)
+
+    def raw(self, i):
+        """The bytes of sample i, uint8 (n,)."""
+        return self.raw_view[i]
+
+    def comp(self, i):
+        """The proxy's symbols of sample i, (n,) of the proxy's dtype."""
+        return self.comp_view[i]
+
+    def texts(self, samples):
+        """The texts of some samples, numbers in order, a list of bytes; neighbours of one document
+        are one text."""
+        texts = []
+        before = -2
+        for i in samples.tolist():
+            if i == before + 1 and not self.flags[i] & BEGINS:
+                texts[-1] += self.raw(i).tobytes()
+            else:
+                texts.append(bytearray(self.raw(i)))
+            before = i
+        return [bytes(text) for text in texts]
+
+    def held_out_documents(self):
+        """The held-out documents that may be shown raw, whole: a list of bytes."""
+        return self.texts(np.flatnonzero(self.held_out & (self.allowed != COMP_ONLY)))
+
+
+# -----------------------------------------------------------------------------
+# the samples: one reading of the corpus
+
+
+class Source:
+    """One of the names in --data: its files, and once they are read what decides which of its
+    samples are held out, and which views they may be shown in."""
+
+    def __init__(self, name, weight):
+        self.name = name
+        self.weight = weight  # None: it counts by its size
+        if name in BUILT_IN:
+            with locked(CACHE / "built-in"):  # one process writes it
+                built_in_file(name)
+        self.files, self.left_out = find_files(name)
+        # of each document; arrays that grow, and hold a number in 8 bytes where a list takes 40
+        self.hashes = array("d")
+        self.said = array("b")
+        self.views = array("B")
+        self.n_samples = array("L")
+
+    def key(self):
+        """What the key says of its files: of a built-in corpus, which may be written again, its
+        script; of others their names, sizes and times."""
+        if self.name in BUILT_IN:
+            path = self.files["corpus.jsonl"]
+            return code_of(BUILT_IN[self.name]), os.path.getsize(path)
+        about = []
+        for name, path in self.files.items():
+            with contextlib.suppress(OSError):  # it is gone already
+                status = os.stat(path)
+                about.append((name, status.st_size, status.st_mtime_ns))
+        return about
+
+    def samples(self, text_column, longest, digest, progress):
+        """Yield each sample, bytes of at most `longest`."""
+        column = None if self.name in BUILT_IN else text_column
+        for document in documents(self.files, column, self.left_out):
+            if not document.text:
+                continue
+            if document.begins or not self.hashes:
+                self.hashes.append(hash01(document.name))
+                self.said.append(-1 if document.held_out is None else document.held_out)
+                self.views.append(VIEW_FLAGS[document.view])
+                self.n_samples.append(0)
+            digest.update(document.text)
+            progress.update(len(document.text))
+            for sample in pieces(io.BytesIO(document.text), longest):
+                self.n_samples[-1] += 1
+                yield sample
+
+    def flags(self, digest):
+        """The flags of all samples, uint8 (n,). Raises UserError."""
+        self.left_out.say()
+        views = np.array(self.views)
+        held_out = hold_out(np.array(self.hashes), np.array(self.said), views != COMP_ONLY,
+                            self.name)
+        of_documents = views + HELD_OUT * held_out.astype(np.uint8)
+        digest.update(of_documents)
+        n_samples = np.array(self.n_samples, np.int64)
+        flags = np.repeat(of_documents, n_samples)
+        flags[np.cumsum(n_samples) - n_samples] += BEGINS
+        return flags
+
+
+def write_shards(folder, samples):
+    """Write samples in shards. Returns how many shards."""
+    number = n_bytes = 0
+    sample = next(samples, None)
+    while sample is not None:
+        path = folder / f"{number:05}.raw"
+        shard_end = n_bytes + max(SHARD_BYTES, n_bytes // 32)
+        lengths = array("I")
+        with new_file(path) as file:
+            while sample is not None and n_bytes < shard_end:
+                file.write(sample)
+                lengths.append(len(sample))
+                n_bytes += len(sample)
+                sample = next(samples, None)
+        write_file(f"{path}.lengths", lengths)
+        number += 1
+    return number
+
+
+def write_samples(folder, sources, text_column, longest):
+    """Write the samples of some Sources in one reading. Raises UserError. A killed run begins
+    again: reading takes less time than any proxy."""
+    remove(folder, "*.tmp")
+    remove(folder, "*.raw*")
+    digest = hashlib.sha256()
+    with progress_bar("samples", None) as progress:
+        n_shards = write_shards(folder, itertools.chain.from_iterable(
+            source.samples(text_column, longest, digest, progress) for source in sources))
+
+    flags, weighted, n_samples = [], [], 0
+    for source in sources:
+        # of sources without weights the first stands for all
+        if source.weight or not weighted:
+            weighted.append((n_samples, source.weight or 1.0))
+        flags.append(source.flags(digest))
+        n_samples += len(flags[-1])
+    write_file(folder / "flags.bin", np.concatenate(flags))
+    meta = {"id": digest.hexdigest()[:12], "n_shards": n_shards, "sources": weighted}
+    write_json(folder / "meta.json", meta)
+
+
+def shard_paths(folder, ending, n_shards):
+    return [folder / f"{number:05}.{ending}" for number in range(n_shards)]
+
+
+def open_samples(data, text_column, longest):
+    """The Views of a corpus, raw views alone, from the cache or written now. Raises UserError.
+
+    longest: of a sample, in bytes.
+    """
+    names, weights = parse_data(data)
+    sources = list(map(Source, names, weights or [None] * len(names)))
+    about_files = [source.key() for source in sources]
+    # what reads, cuts, splits and writes: the rest of this file may be edited
+    code = [code_of(thing) for thing in (data_file.__file__, Source, write_shards, Sequences)]
+    folder_key = key(about_files, weights, text_column, longest, code)
+    called = ",".join(Path(name).resolve().name for name in names)  # to know it by
+    folder = CACHE / re.sub(r"\W+", "-", f"{called[:30]}-{folder_key}")
+    with locked(folder):
+        if (folder / "meta.json").exists():
+            print(f"data: {printable(data)}, cached in {printable(folder)}")
+        else:
+            write_samples(folder, sources, text_column, longest)
+    meta = json.loads((folder / "meta.json").read_text())
+    raw_view = Sequences(shard_paths(folder, "raw", meta["n_shards"]), np.uint8)
+    flags = np.fromfile(folder / "flags.bin", np.uint8)
+    return Views(meta["id"], flags, meta["sources"], raw_view, folder)
+
+
+# -----------------------------------------------------------------------------
+# the proxy, and its view
+
+
+def fitting_texts(views):
+    """About FIT_BYTES of training text, a list of bytes: stretches of FIT_STRETCH, spread evenly
+    over the corpus; of sources with weights as much as they weigh."""
+    first_samples = [first for first, _ in views.sources]
+    weights = [weight for _, weight in views.sources]
+    texts = []
+    for first, end, weight in zip(first_samples, [*first_samples[1:], len(views)], weights):
+        training = first + np.flatnonzero(~views.held_out[first:end])
+        n_bytes = int(views.raw_lengths[training].sum(dtype=np.int64))
+        n_stretches = max(1, n_bytes // FIT_STRETCH)
+        step = max(1.0, n_bytes / (FIT_BYTES * weight / sum(weights)))
+        stretches = np.array_split(training, n_stretches)
+        chosen = [stretches[int(number)] for number in np.arange(0, n_stretches, step)]
+        texts += views.texts(np.concatenate(chosen))
+    return texts
+
+
+def return_freed_memory():
+    """Give memory that is free again back to the system, hundreds of MB after a fit: the C library
+    of Linux keeps it for later."""
+    with contextlib.suppress(OSError, AttributeError):  # other systems have no such call
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def fitted_proxy(views, unfitted, load):
+    """(proxy, its file): fitted on training samples of `views`, or read from the cache.
+
+    load(path): reads a proxy back. Raises UserError.
+    """
+    folder = views.folder / f"{unfitted.name}-{unfitted.key()}"
+    path = folder / "proxy.pt"
+    with locked(folder):  # one process fits, others wait for it and read
+        if path.exists():
+            print(f"proxy: {unfitted.name}, cached in {printable(folder)}")
+        else:
+            print(f"proxy: fitting {unfitted.name}")
+            texts = fitting_texts(views)
+            return_freed_memory()
+            fitted = unfitted.fit(texts)
+            fitted.check(texts)
+            fitted.save(path)
+            del unfitted, fitted, texts  # and whatever was only needed to fit it
+            return_freed_memory()
+    return load(path), path
+
+
+def encode_shard(raw_path, comp_path, proxy):
+    """Write a shard in a proxy's symbols."""
+    lengths = np.fromfile(f"{raw_path}.lengths", np.uint32)
+    n_batches = os.path.getsize(raw_path) // AT_ONCE + 1
+    comp_lengths = array("I")
+    with open(raw_path, "rb") as text, new_file(comp_path) as symbols:
+        for some_lengths in np.array_split(lengths, n_batches):
+            texts = [text.read(length) for length in some_lengths.tolist()]
+            for encoded in proxy.encode_batch(texts):
+                comp_lengths.append(len(encoded))
+                symbols.write(np.asarray(encoded, proxy.dtype))
+        write_file(f"{comp_path}.lengths", comp_lengths)
+
+
+def encode_shards(paths, proxy, wait=False):
+    """Encode every shard that is not there and that no other process is at. Yields the path of each
+    when it is passed.
+
+    paths: (raw, comp) of each shard. wait: for who is at it; then it is there or, where that
+    process was killed, to be done here.
+    """
+    patience = -1 if wait else 0  # seconds; -1: as long as it takes
+    for raw_path, comp_path in paths:
+        if not comp_path.exists():
+            lock = FileLock(f"{comp_path}.lock", timeout=patience)
+            with contextlib.suppress(Timeout), lock:
+                if not comp_path.exists():
+                    remove(comp_path.parent, f"{comp_path.name}.*.tmp")
+                    encode_shard(raw_path, comp_path, proxy)
+                # who waits for this lock, or makes it anew, finds that the shard is there
+                remove(comp_path.parent, f"{comp_path.name}.lock")
+        yield raw_path
+
+
+# What a helping process runs. It is a program of its own, not a copy of this process by
+# `multiprocessing`, which would run the user's script again from its top.
+HELPER = """
+import pickle, sys
+sys.path[:] = pickle.load(sys.stdin.buffer)
+from lib.views import help_to_encode
+help_to_encode(*pickle.load(sys.stdin.buffer))
+"""
+
+
+def start_helper(paths, proxy, load, proxy_path):
+    """A process that calls `help_to_encode`."""
+    pickled_proxy = b""
+    with contextlib.suppress(pickle.PicklingError, AttributeError):
+        pickled_proxy = pickle.dumps(proxy)
+    arguments = paths, pickled_proxy, load, proxy_path, os.getpid()
+    search_path = [os.path.abspath(folder) for folder in sys.path]
+    # there is a process for each core
+    one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", HELPER], stdin=subprocess.PIPE,
+                               env=os.environ | one_thread)
+    with contextlib.suppress(OSError), process.stdin:
+        process.stdin.write(pickle.dumps(search_path) + pickle.dumps(arguments))
+    return process
+
+
+def help_to_encode(paths, pickled_proxy, load, proxy_path, parent):
+    """Encode shards until none is free, or the process `parent` has ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this one
+    with contextlib.suppress(UserError):  # it goes wrong in the parent too, and is said there
+        try:
+            proxy = pickle.loads(pickled_proxy)  # without torch, which takes 140 MB
+        except Exception:                        # its class is no module's, but a file's
+            proxy = load(proxy_path)
+        for _ in encode_shards(paths, proxy):
+            if os.getppid() != parent:
+                return
+
+
+def say_if_slow(views, proxy, n_bytes, n_processes):
+    """Say how long encoding will take, where that is long. n_bytes: how much text it is."""
+    n_samples, seconds = 4, 0.0
+    while seconds < 0.5:  # more and more samples, until they tell something
+        n_samples *= 4
+        some = np.linspace(0, len(views) - 1, n_samples).astype(int).tolist()
+        texts = [views.raw(i).tobytes() for i in some]
+        began = time.perf_counter()
+        proxy.encode_batch(texts)
+        seconds = time.perf_counter() - began
+        speed = sum(map(len, texts)) / seconds * n_processes
+        if n_bytes / speed < SLOW:
+            return
+    print(f"proxy: {proxy.name} encodes {speed:,.0f} bytes/s in {n_processes} processes, so "
+          f"{n_bytes / 1e6:,.1f} MB take about {n_bytes / speed / 60:,.0f} minutes; what is done "
+          "when it is interrupted is kept", flush=True)
+
+
+def encode(views, proxy, path, load):
+    """Have the Views hold a proxy's symbols, too: from the cache, or encoded now. Raises UserError.
+
+    path: the proxy's file, which `load` reads. One process a core encodes, and whoever else has
+    called this.
+    """
+    folder = path.parent
+    n_shards = len(views.raw_view.shards)
+    comp_paths = shard_paths(folder, "comp", n_shards)
+    both = zip(shard_paths(views.folder, "raw", n_shards), comp_paths)
+    paths = [(raw_path, comp_path) for raw_path, comp_path in both if not comp_path.exists()]
+    n_bytes = sum(raw_path.stat().st_size for raw_path, _ in paths)
+    # under torchrun several processes come here, and the first of a machine starts the helpers
+    n_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    n_helpers = max(0, min(len(paths), os.cpu_count() or 1) - n_here)
+    one_on_this_machine = FileLock(folder / f"{socket.gethostname()}.lock", timeout=0)
+    helpers = []
+    with contextlib.ExitStack() as stack, progress_bar("encoding", n_bytes) as progress:
+        with contextlib.suppress(Timeout):
+            stack.enter_context(one_on_this_machine)
+            if paths:
+                say_if_slow(views, proxy, n_bytes, n_helpers + n_here)
+            for _ in range(n_helpers):
+                helpers.append(start_helper(paths, proxy, load, path))
+                stack.callback(helpers[-1].wait)
+                stack.callback(helpers[-1].kill)  # first, also after Ctrl-C
+        for raw_path in encode_shards(paths, proxy):
+            progress.update(raw_path.stat().st_size)
+        for _ in encode_shards(paths, proxy, wait=True):
+            pass
+        for helper in helpers:
+            if helper.poll():  # not None, and not 0
+                print(f"proxy: a helping process ended with status {helper.returncode} (out of "
+                      "memory, or as said above); its part was done here", flush=True)
+    views.set_comp(Sequences(comp_paths, proxy.dtype), proxy.symbol_lengths)
