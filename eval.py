@@ -1,23 +1,16 @@
 """
 How good is a run, on raw bytes?
 
-- bpb:       bits per byte of held-out text. --context and --stride slide a window over whole
-             documents.
-- pass:      pass@k of raw-byte completions, by running them on a problem file's tests (Chen et al.
-             2021, arXiv 2107.03374). HumanEval's format, or that of HumanEval+ and MBPP+ (Liu et
-             al. 2023, arXiv 2305.01210). And bits per byte of the problems' own solutions, given
-             their prompts: the same skill, measured more smoothly.
-- noise:     bits per byte of held-out text some of whose bytes are replaced.
+- bpb:    bits per byte of held-out text. --context and --stride slide a window over whole
+          documents.
+- pass:   pass@k of raw-byte completions, by running them on a problem file's tests (Chen et al.
+          2021, arXiv 2107.03374). HumanEval's format, or that of HumanEval+ and MBPP+ (Liu et al.
+          2023, arXiv 2305.01210). And bits per byte of the problems' own solutions, given their
+          prompts: the same skill, measured more smoothly.
+- noise:  bits per byte of held-out text some of whose bytes are replaced.
 
-lib/probes.py has the paper's other measurements, all on raw bytes, too:
-
-- robust:    pass@1 when prompts are perturbed (ReCode: Wang et al. 2022, arXiv 2212.10264).
-- translate: the right solution is given in one view, and the model writes it in the other (the
-             paper's oracle translation).
-- facts:     how many of tinycode's facts come back from a raw prompt: of those that may be seen
-             raw, and of those that are only seen compressed.
-
-With --view=comp the proxy's symbols are read and written instead, by a tokenizer model.
+lib/probes.py has the paper's other measurements: robust, translate and facts. With --view=comp the
+proxy's symbols are read and written instead of raw bytes, by a tokenizer model.
 
 How completions are judged: each is run in a process of its own (lib/judge.py), which may use only
 so much time and memory, and in which it can reach neither files nor network (lib/sandbox.py). It is
@@ -35,21 +28,22 @@ import json
 import math
 import re
 import sys
+from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 
 import lib  # first: it says what is missing or too old
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from lib import probes
 from lib.data import TINYCODE, parse_data, tinycode_file, tinycode_folder
+from lib.judge import can_score, explain_failures, read_problems, read_samples, uneven_samples
 from lib.options import UserError, command_line, expect, expect_one_of, flag, warn_once
 from lib.parallel import resolve_device
 from lib.perturb import add_noise
 from lib.probes import choose_problems, complete_problems, score_rows, spread, with_interval
 from lib.run import all_runs, newest_run
-from lib.judge import (can_score, explain_failures, read_problems, read_samples,
-                         uneven_samples)
 from lib.tables import differing_options, plot, print_results, with_progress
 from lib.views import COMP_ONLY, RAW_ONLY, write_file
 from mix import prepare, suffixes
@@ -57,6 +51,7 @@ from model import BYTE0, NO_TARGET
 from sample import Run
 
 SAMPLES = 1000  # held-out samples that bits per byte are measured on by default
+BATCH = 64      # windows that the model reads at once
 NOISE = (0.01, 0.05, 0.10)
 
 # -----------------------------------------------------------------------------
@@ -72,44 +67,44 @@ class Window:
     text_bytes: int      # bytes of text that the scored targets stand for
 
 
-def raw_windows(text, sentinels, context, stride, scored=None):
-    """Yields a text, uint8, as Windows of `context` symbols, each `stride` after the one before.
+def raw_windows(text, scored, sentinels, context, stride):
+    """Yields a text, uint8 (n,), as Windows of `context` symbols, each `stride` after the one
+    before. scored: bool (n,), which bytes count. With a context of 8 and a stride of 4:
 
-    They overlap if `stride` is smaller than `context`: a target is scored once, in the first window
-    that has it, and so after at least context - stride symbols, except in the first window.
+        def f(x): return x
+        def f(x)                all are scored
+            f(x): re            the last four, each after at least four bytes
+                : return        ..
 
-    scored: which bytes are scored at all, bool (n,); None for all.
+    So a target is scored once, in the first window that has it.
     """
     opening, closing = sentinels
-    targets = np.append(text.astype(np.int64) + BYTE0, closing)
+    symbols = np.append(text.astype(np.int64) + BYTE0, closing)
     # the closing sentinel's bits count, but it is no byte of text
-    wanted = np.ones(len(targets), bool)
-    if scored is not None:
-        wanted[:-1] = scored
-    position = np.arange(len(targets))
-    start = scored_up_to = 0
-    while scored_up_to < len(targets):
-        here = slice(start, start + context)
-        before = targets[here][:-1]
-        is_new = wanted[here] & (position[here] >= scored_up_to)
-        is_byte = targets[here] >= BYTE0
+    targets = np.where(np.append(scored, True), symbols, NO_TARGET)
+    start = done = 0  # targets before `done` have been scored
+    while done < len(symbols):
+        end = min(start + context, len(symbols))
+        before = symbols[start:end - 1]  # what stands before each target but the first
+        new_targets = targets[start:end].copy()
+        new_targets[:done - start] = NO_TARGET
         yield Window(
             symbols=np.append(opening, before),             # each opens so, even in mid-text
             suffix=suffixes(np.append(0, before - BYTE0)),  # the sentinel has no text: 0
-            targets=np.where(is_new, targets[here], NO_TARGET),
-            text_bytes=int((is_new & is_byte).sum()))
-        scored_up_to = start + len(targets[here])
+            targets=new_targets,
+            text_bytes=int((new_targets >= BYTE0).sum()))
+        done = end
         start += stride
 
 
-def symbol_window(run, text, prompt=b""):
-    """A text, bytes, through the proxy as one Window. It is not cut, even if it is longer than a
-    context.
+def symbol_window(run, text, prompt):
+    """A text after a prompt, bytes, through the proxy as one Window. It is not cut, even if it is
+    longer than a context.
 
     The bits are an upper bound. A text can be spelled in symbols in many ways, its probability is
     the sum over all of them, and this is the one that the proxy writes. (In raw bytes there is one
-    way, and the bits are exact.) And of a text after a prompt: scoring starts at the first symbol
-    that could be another one with another text, so the prompt's end may be paid for, too.
+    way, and the bits are exact.) And after a prompt scoring starts at the first symbol that could
+    be another one with another text, so the prompt's end may be paid for, too.
     """
     view = run.view("comp", prompt + text)
     targets = view.symbols[1:].copy()
@@ -119,8 +114,29 @@ def symbol_window(run, text, prompt=b""):
     return Window(view.symbols[:-1], view.suffix[:-1], targets, len(text))
 
 
+def windows_of(run, view, text, prompt=b"", context=0, stride=0):
+    """A text, bytes, as Windows of a view, in which it stands after a prompt that is not scored.
+
+    Raw bytes are shown in windows of `context` symbols [the model's], each `stride` after the one
+    before [half of context].
+    """
+    if view == "comp":
+        return [symbol_window(run, text, prompt)]
+    context = context or run.model.config.block_size
+    stride = stride or max(1, context // 2)
+    both = np.frombuffer(prompt + text, np.uint8)
+    scored = np.arange(len(both)) >= len(prompt)
+    return raw_windows(both, scored, run.sentinels("raw"), context, stride)
+
+
+def side_by_side(windows, field, padding, device):
+    """A field of some Windows as one tensor (B, T), padded at the end."""
+    rows = [torch.from_numpy(getattr(window, field)).long() for window in windows]
+    return pad_sequence(rows, batch_first=True, padding_value=padding).to(device)
+
+
 @torch.inference_mode()
-def bits_per_byte(run, windows, batch_size):
+def bits_per_byte(run, windows):
     """Bits per byte of text, over all that the windows score.
 
     Each target pays for the whole of the model's distribution: after a raw byte also for ids that
@@ -128,19 +144,13 @@ def bits_per_byte(run, windows, batch_size):
     """
     windows = sorted(windows, key=lambda window: len(window.symbols))  # for little padding
     nats = 0.0
-    for start in with_progress(range(0, len(windows), batch_size), "bits per byte"):
-        batch = windows[start:start + batch_size]
-        longest = len(batch[-1].symbols)
-        symbols = torch.zeros(len(batch), longest, dtype=torch.long)  # (B, T)
-        suffix = torch.zeros_like(symbols)
-        targets = torch.full_like(symbols, NO_TARGET)
-        for row, window in enumerate(batch):
-            n = len(window.symbols)
-            symbols[row, :n] = torch.from_numpy(window.symbols)
-            suffix[row, :n] = torch.from_numpy(window.suffix)
-            targets[row, :n] = torch.from_numpy(window.targets)
+    for start in with_progress(range(0, len(windows), BATCH), "bits per byte"):
+        batch = windows[start:start + BATCH]
+        symbols = side_by_side(batch, "symbols", 0, run.device)
+        suffix = side_by_side(batch, "suffix", 0, run.device)
+        targets = side_by_side(batch, "targets", NO_TARGET, run.device)
         # a row has one text, and padding comes after it: plainly causal attention will do
-        losses = run.model(symbols.to(run.device), targets.to(run.device), suffix.to(run.device))
+        losses = run.model(symbols, targets, suffix)  # (B, T) in nats, 0 where nothing is scored
         nats += losses.cpu().double().sum().item()  # MPS has no float64
     text_bytes = sum(window.text_bytes for window in windows)
     if text_bytes == 0:
@@ -148,23 +158,22 @@ def bits_per_byte(run, windows, batch_size):
     return nats / math.log(2) / text_bytes
 
 
-def held_out_texts(run, data, options):
-    """At most --limit held-out texts of a corpus that may be shown in --view, a list of bytes:
-    samples as training cuts them, or with --context whole documents."""
+def held_out_texts(run, data, view, limit=0, whole=False):
+    """At most `limit` [SAMPLES] held-out texts of a corpus that may be shown in a view, a list of
+    bytes: samples as training cuts them, or whole documents."""
     # without a proxy, `prepare` fits none: it wants text for this view alone
-    mix = 0.0 if options.view == "raw" else 1.0
+    mix = 0.0 if view == "raw" else 1.0
     only_text = replace(run.options, data=data, proxy="none", mix=mix)
     with contextlib.redirect_stdout(sys.stderr):  # results alone go to stdout
         views, _, _ = prepare(only_text, run.model.config.block_size)
     if data == run.options.data and views.id != run.made_from.get("corpus", views.id):
         warn_once(f"{run.folder}: --data={data}, or the code that reads it, has changed since its "
                   "training, so what is held out now may have been trained on")
-    limit = options.limit or SAMPLES
-    if options.context:
-        return spread(views.held_out_documents(), limit)
-    not_shown = COMP_ONLY if options.view == "raw" else RAW_ONLY
+    if whole:
+        return spread(views.held_out_documents(), limit or SAMPLES)
+    not_shown = COMP_ONLY if view == "raw" else RAW_ONLY
     usable = np.flatnonzero(views.held_out & (views.allowed != not_shown))
-    return [views.raw(i).tobytes() for i in spread(usable, limit)]
+    return [views.raw(i).tobytes() for i in spread(usable, limit or SAMPLES)]
 
 
 def measure_bpb(run, options):
@@ -172,12 +181,11 @@ def measure_bpb(run, options):
 
     With --context of whole documents; with --data a number for each of those corpora.
     """
+    context, stride = options.context, options.stride
     block_size = run.model.config.block_size
-    if options.context > block_size:
-        raise UserError(f"--context={options.context}: expected at most {block_size}, as the model "
-                        "was trained with")
-    context = options.context or block_size
-    stride = options.stride or max(1, context // 2)
+    if not stride <= context <= block_size:
+        raise UserError(f"--context={context} --stride={stride}: expected a stride of at most the "
+                        f"context, and a context of at most {block_size}, the model's")
     name = "bpb" if options.view == "raw" else "bpb_comp"
     corpora = {name: run.options.data}
     if options.data:
@@ -186,13 +194,9 @@ def measure_bpb(run, options):
     results = {}
     for name, data in corpora.items():
         windows = []
-        for text in held_out_texts(run, data, options):
-            if options.view == "raw":
-                text = np.frombuffer(text, np.uint8)
-                windows += raw_windows(text, run.sentinels("raw"), context, stride)
-            else:
-                windows.append(symbol_window(run, text))
-        results[name] = bits_per_byte(run, windows, options.batch_size)
+        for text in held_out_texts(run, data, options.view, options.limit, whole=context > 0):
+            windows += windows_of(run, options.view, text, context=context, stride=stride)
+        results[name] = bits_per_byte(run, windows)
     return results
 
 
@@ -202,14 +206,15 @@ def measure_noise(run, options):
     What a replaced byte costs says nothing and is left out; what it does to the others counts.
     """
     context = run.model.config.block_size
+    texts = held_out_texts(run, run.options.data, "raw", options.limit)
     results = {}
     for share in NOISE:
         rng = np.random.default_rng(0)
         windows = []
-        for text in held_out_texts(run, run.options.data, replace(options, view="raw", context=0)):
+        for text in texts:
             noisy, replaced = add_noise(np.frombuffer(text, np.uint8), share, rng)
-            windows += raw_windows(noisy, run.sentinels("raw"), context, context, ~replaced)
-        results[f"bpb, {share:.0%} noise"] = bits_per_byte(run, windows, options.batch_size)
+            windows += raw_windows(noisy, ~replaced, run.sentinels("raw"), context, context)
+        results[f"bpb, {share:.0%} noise"] = bits_per_byte(run, windows)
     return results
 
 
@@ -218,23 +223,16 @@ def measure_solutions(run, problems, options):
 
     Through the proxy it is "bpb_solutions_comp". {} if no problem has a solution.
     """
-    context = run.model.config.block_size
     windows = []
     for problem in problems.values():
-        prompt = problem["prompt"].encode()
-        solution = (problem.get("canonical_solution") or "").encode()
-        if not solution:
-            continue
-        if options.view == "raw":
-            text = np.frombuffer(prompt + solution, np.uint8)
-            of_solution = np.arange(len(text)) >= len(prompt)
-            windows += raw_windows(text, run.sentinels("raw"), context, context // 2, of_solution)
-        else:
-            windows.append(symbol_window(run, solution, prompt))
+        solution = problem.get("canonical_solution")
+        if solution:
+            prompt = problem["prompt"].encode()
+            windows += windows_of(run, options.view, solution.encode(), prompt)
     if not windows:
         return {}
     name = "bpb_solutions" if options.view == "raw" else "bpb_solutions_comp"
-    return {name: bits_per_byte(run, windows, options.batch_size)}
+    return {name: bits_per_byte(run, windows)}
 
 
 # -----------------------------------------------------------------------------
@@ -253,20 +251,29 @@ def pass_at_k(n, c, k):
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
-def pass_rates(scored, ks):
-    """pass@k of scored rows for each k in `ks` that has enough completions; "base_pass@k" by the
-    tests of HumanEval and MBPP alone, where the file is of HumanEval+ or MBPP+."""
+def pass_rates(problems, scored, ks):
+    """pass@k of scored rows for each k in `ks` that has enough completions.
+
+    Where the file is of HumanEval+ or MBPP+, "base_pass@k" is by the tests of HumanEval and MBPP
+    alone. Where problems name the families of their operations, as tinycode's do, there is
+    "pass@k, 2 operations" and so on.
+    """
+    verdicts = defaultdict(lambda: defaultdict(list))  # {name: {task_id: [has it passed?, ..]}}
+    for row in scored:
+        task_id = row["task_id"]
+        verdicts["pass@k"][task_id].append(row["passed"])
+        if "base_passed" in row:
+            verdicts["base_pass@k"][task_id].append(row["base_passed"])
+        families = problems[task_id].get("families")
+        if families:
+            verdicts[f"pass@k, {len(families)} operations"][task_id].append(row["passed"])
     results = {}
-    for prefix, key in (("", "passed"), ("base_", "base_passed")):
-        verdicts = {}
-        for row in scored:
-            if key in row:
-                verdicts.setdefault(row["task_id"], []).append(row[key])
-        fewest = min(map(len, verdicts.values()), default=0)
+    for name, by_problem in verdicts.items():
+        fewest = min(map(len, by_problem.values()))
         for k in ks:
-            if fewest >= k:
-                rates = [pass_at_k(len(passed), sum(passed), k) for passed in verdicts.values()]
-                results |= with_interval(f"{prefix}pass@{k}", rates)
+            if k <= fewest:
+                rates = [pass_at_k(len(passed), sum(passed), k) for passed in by_problem.values()]
+                results |= with_interval(name.replace("@k", f"@{k}"), rates)
     return results
 
 
@@ -276,36 +283,19 @@ def score_samples(problems, samples, options):
     if options.save:
         lines = [json.dumps(row) + "\n" for row in scored]
         write_file(options.save, "".join(lines).encode())
-    return known | pass_rates(scored, options.ks()), scored
-
-
-def pass_by_operations(problems, scored):
-    """pass@1 of the problems with two operations, with three .., where they name the families of
-    theirs, as tinycode's do: {"pass@1, 2 operations": ..}."""
-    by_count = {}
-    for row in scored:
-        families = problems[row["task_id"]].get("families")
-        if families:
-            by_count.setdefault(len(families), []).append(row)
-    results = {}
-    for count, rows in sorted(by_count.items()):
-        for name, value in pass_rates(rows, [1]).items():
-            results[name.replace("pass@1", f"pass@1, {count} operations")] = value
-    return results
+    return known | pass_rates(problems, scored, options.ks()), scored
 
 
 def measure_pass(run, options):
-    """pass@k of the problems, pass@1 by the number of their operations, and bits per byte of their
-    solutions."""
+    """pass@k of the problems, and bits per byte of their solutions."""
     problems, results = choose_problems(run, options)
     prompts = {task_id: problem["prompt"] for task_id, problem in problems.items()}
     completions = complete_problems(run, prompts, options.n, options, options.temperature)
     samples = []
     for task_id, texts in completions.items():
         samples += [{"task_id": task_id, "completion": text} for text in texts]
-    rates, scored = score_samples(problems, samples, options)
-    results |= rates | pass_by_operations(problems, scored)
-    return results | measure_solutions(run, problems, options)
+    rates, _ = score_samples(problems, samples, options)
+    return results | rates | measure_solutions(run, problems, options)
 
 
 def measure_samples_file(options):
@@ -324,8 +314,8 @@ def measure_samples_file(options):
 # what can be measured: functions (run, options) -> {name: number}; name_95 is an interval of name
 TASKS = {"bpb": measure_bpb, "pass": measure_pass, "noise": measure_noise} | probes.TASKS
 # options that say what is done with the numbers, and decide none
-NOT_SETTINGS = ("runs", "task", "again", "all", "batch_size", "samples", "unconfined", "save",
-                "plot", "json", "device")
+NOT_SETTINGS = ("runs", "task", "again", "all", "samples", "unconfined", "save", "plot", "json",
+                "device")
 
 
 @dataclass
@@ -334,10 +324,9 @@ class EvalOptions:
     task: str = flag("", f"what to measure, with commas: {', '.join(TASKS)}, or all [bpb, and "
                      "pass and facts for tinycode]")
     again: bool = flag(False, "results measured again that are in a run's results.json")
-    view: str = flag("raw", "what is read and written: raw bytes, or the proxy's symbols, as by a "
-                     "tokenizer model", choices=("raw", "comp"))
-    all: bool = flag(False, "all runs under out/, the newest last, with the options in which they "
-                     "differ")
+    view: str = flag("raw", "what is read and written: raw bytes or, as by a tokenizer model, the "
+                     "proxy's symbols", choices=("raw", "comp"))
+    all: bool = flag(False, "all runs under out/, the newest last")
     # bits per byte
     limit: int = flag(0, "most held-out samples for bpb and noise, most problems for the others, "
                       f"spread evenly; 0: {SAMPLES:,} samples, all problems")
@@ -345,10 +334,8 @@ class EvalOptions:
                        "a context at once. 0: training's samples")
     stride: int = flag(0, "bpb: symbols from one window to the next [half of --context]")
     data: str = flag("", "bpb: corpora, with commas [the run's own]")
-    batch_size: int = flag(64, "bpb: samples at once; the result does not depend on it")
     # completions and their tests
-    problems: str = flag("", "pass, robust, translate: file in the format of HumanEval, HumanEval+ "
-                         "or MBPP+ [tinycode's]")
+    problems: str = flag("", "problem file, like HumanEval's, HumanEval+'s or MBPP+'s [tinycode's]")
     n: int = flag(10, "pass: completions of each problem")
     k: str = flag("1,10", "pass: the k of pass@k, with commas")
     temperature: float = flag(None, "pass: temperature; 0 is greedy [0.2, and 0 where n is 1]",
@@ -360,8 +347,7 @@ class EvalOptions:
     seed: int = flag(0, "pass: seed of the sampling")
     perturbations: int = flag(3, "robust: seeds of each kind; a problem must be solved under all")
     # what goes in and out
-    samples: str = flag(None, "file of completions to score, JSON lines {task_id, completion}; "
-                        "needs no run")
+    samples: str = flag(None, "JSON lines {task_id, completion} to score; needs no run")
     unconfined: bool = flag(False, "samples: run them also where this machine can't hold them")
     save: str = flag(None, "pass: file for the completions and verdicts, in the same form")
     plot: str = flag(None, "PNG for bits per byte against compute, and pass@k (needs matplotlib)")
@@ -372,34 +358,24 @@ class EvalOptions:
         """Fill in what depends on other options. Raises UserError for what cannot be."""
         for task in self.tasks():
             expect_one_of("task", task, TASKS)
-        expect(self, "above 0", "n", "max_new", "timeout", "memory", "batch_size",
-               "perturbations")
+        expect(self, "above 0", "n", "max_new", "timeout", "memory", "perturbations")
         expect(self, "of 0 or more", "limit", "context", "stride")
         expect(self, "from 0 to 2**63 - 1", "seed")
-        if self.all and (self.runs or self.samples):
-            named = self.samples or self.runs[0]
-            raise UserError(f"--all: expected no other run or file, found {named}; leave one out")
-        if self.save and (self.all or len(self.runs) > 1):
-            raise UserError(f"--save={self.save}: expected one run, whose completions go there; "
-                            "name one")
-        if self.plot and not self.plot.endswith(".png"):
-            raise UserError(f"--plot={self.plot}: expected the name of a .png file")
-        if self.samples and self.runs:
-            raise UserError(f"--samples={self.samples}: is scored without a run; leave out "
-                            f"{self.runs[0]}")
         if self.temperature is None:
             self.temperature = 0.0 if self.n == 1 else 0.2
         expect(self, "of 0 or more", "temperature")
-        if self.stride > self.context:
-            raise UserError(f"--stride={self.stride}: expected at most --context={self.context}, "
-                            "the size of a window, or bytes are left out")
+        if bool(self.runs) + self.all + bool(self.samples) > 1:
+            raise UserError("--all, --samples and names of runs: expected one of these")
+        if self.save and (self.all or len(self.runs) > 1):
+            raise UserError(f"--save={self.save}: expected one run, whose completions go there; "
+                            "name one")
         if self.context and self.view == "comp":
             raise UserError(f"--context={self.context} --view=comp: windows are of raw bytes; "
                             "leave one out")
-        self.device = resolve_device(self.device)
         if min(self.ks()) > self.n and not self.samples:
             raise UserError(f"--k={self.k}: expected one that is not above --n={self.n}, the "
                             "number of completions")
+        self.device = resolve_device(self.device)
 
     def tasks(self):
         if self.task == "all":
@@ -427,19 +403,17 @@ def default_tasks(run):
     return ["bpb", "pass", "facts"] if is_tinycode and can_score() else ["bpb"]
 
 
-def evaluate(run, options, tasks=None, results=None):
-    """The results of the tasks for a Run: numbers, intervals, and of how many problems.
+def evaluate(run, options):
+    """The results of the tasks for a Run: {name: number}, and name_95 for an interval.
 
-    results: the dict to fill; if this is interrupted, it has what was done. What the run's folder
-    keeps is not measured again. Raises UserError.
+    What the run's folder keeps is not measured again. Raises UserError.
     """
     options.resolve()
-    results = {} if results is None else results
     settings = options.settings()
-    for task in tasks or options.tasks() or default_tasks(run):
-        found = None
-        if not options.again and not options.save:  # --save needs completions: none are kept
-            found = run.results.kept(task, settings)
+    anew = options.again or options.save  # --save needs completions, and none are kept
+    results = {}
+    for task in options.tasks() or default_tasks(run):
+        found = None if anew else run.results.kept(task, settings)
         if found is None:
             found = TASKS[task](run, options)
             run.results.keep(task, settings, found)
@@ -447,26 +421,25 @@ def evaluate(run, options, tasks=None, results=None):
     return results
 
 
-def measure_runs(options, table, trained_with):
-    """Fill two dicts by run: `table` with its results, `trained_with` with its options.
+def measure_runs(options):
+    """({run: its results}, {run: the options of its training}).
 
     With --all a run that can't be measured is left out, and a line on stderr says why.
     """
+    table, trained_with = {}, {}
     folders = all_runs() if options.all else options.runs or [newest_run()]
     for folder in map(str, folders):
         try:
             run = Run.load(folder, options.device)
+            table[folder] = evaluate(run, options)
             trained_with[folder] = run.trained_with
-            table[folder] = {}
-            evaluate(run, options, results=table[folder])
         except UserError as error:
             if not options.all:
                 raise
-            table.pop(folder, None)
-            trained_with.pop(folder, None)
             print(f"{folder} left out: {error}", file=sys.stderr)
     if not table:
         raise UserError("--all: none of the runs under out/ can be measured, as said above")
+    return table, trained_with
 
 
 # -----------------------------------------------------------------------------
@@ -475,30 +448,18 @@ def measure_runs(options, table, trained_with):
 
 def main(options):
     options.resolve()
-    table = {}         # {run: results}
-    trained_with = {}  # {run: its options}
-    stopped_by = None
-    try:
-        if options.samples:
-            table[options.samples] = measure_samples_file(options)
-        else:
-            measure_runs(options, table, trained_with)
-    except UserError as error:
-        if not any(table.values()):  # nothing is done yet
-            raise
-        stopped_by = error
-    except KeyboardInterrupt as error:
-        stopped_by = error
-        print("interrupted; what is done is below", file=sys.stderr)
+    if options.samples:
+        table = {options.samples: measure_samples_file(options)}
+        trained_with = {options.samples: {}}
+    else:
+        table, trained_with = measure_runs(options)
     differing = differing_options(trained_with)
-    print_results({run: differing.get(run, {}) | results for run, results in table.items()})
+    print_results({run: differing[run] | results for run, results in table.items()})
     if options.plot:
         plot(table, options.plot)
     if options.json:
-        alone = len(table) == 1 and not options.all  # --all is by run, however many there are
-        print(json.dumps(next(iter(table.values())) if alone else table))
-    if stopped_by:
-        raise stopped_by
+        several = len(table) > 1
+        print(json.dumps(table if several else next(iter(table.values()))))
 
 
 if __name__ == "__main__":

@@ -242,11 +242,11 @@ class Pool:
         self.samples = samples  # (n,) their numbers, sorted
         first_samples = [first for first, _ in views.sources]
         weights = np.array([weight for _, weight in views.sources])
-        edges = np.append(first_samples, len(views))
         n_bytes = np.add.reduceat(views.raw_lengths, first_samples, dtype=np.int64)
-        mean_length = n_bytes / np.diff(edges)
-        # of source number s: samples[edges[s]:edges[s + 1]]
-        self.edges = np.searchsorted(samples, edges)
+        source_edges = np.append(first_samples, len(views))
+        mean_length = n_bytes / np.diff(source_edges)
+        # those of source number s are samples[edges[s]:edges[s + 1]]; there may be none
+        self.edges = np.searchsorted(samples, source_edges)
         has_samples = np.diff(self.edges) > 0
         self.cumulative = np.cumsum(weights / mean_length * has_samples)  # chances, not normalized
 
@@ -283,15 +283,14 @@ class Mixer:
         self.block_size = block_size
         self.total_steps = total_steps
         self.with_suffix = with_suffix
-        expect_one_of("mode", options.mode, MODES)
         usable = views.held_out == held_out
         self.pools = {
             "raw": Pool(np.flatnonzero(usable & (views.allowed != COMP_ONLY)), views),
             "comp": Pool(np.flatnonzero(usable & (views.allowed != RAW_ONLY)), views),
             "pair": Pool(np.flatnonzero(usable & (views.allowed == ANY)), views),
         }
-        shown = view_probabilities(options.mix, pairs=False)  # at the plateau both, if ever
-        empty = [kind for kind, chance in shown.items() if chance and not len(self.pools[kind])]
+        shown = {"raw": options.mix < 1, "comp": options.mix > 0}
+        empty = [kind for kind in shown if shown[kind] and len(self.pools[kind]) == 0]
         if empty:
             what = "held-out" if held_out else "training"
             raise UserError(f"--data={options.data}: no {what} sample may be shown "
@@ -317,6 +316,7 @@ class Mixer:
         return options.mix
 
     def draws_pairs(self, step):
+        """Whether a sample may be shown as a pair at a step."""
         options = self.options
         if options.mode in NO_PAIRS or options.mix in (0.0, 1.0):
             return False
@@ -340,12 +340,18 @@ class Mixer:
         only: "raw" or "comp", a context of that view alone, for validation; else the schedule
         decides.
 
-        Samples are laid end to end until less than MIN_ROOM is left, and the last is cut. (Were it
-        left out when it does not fit, short views would be taken more often than long ones, and r
-        would not be what --mix says.)
+        Samples are drawn and laid end to end until less than MIN_ROOM is left; the last is cut.
+        (Were it left out when it does not fit, short views would be taken more often than long
+        ones, and r would not be what --mix says.) So a row fills up, here one of tinycode with the
+        tokenizer, at step 10 of 100: r is 0.65, and so 54 % are pairs, the others compressed. What
+        is written, symbol by symbol, is shown at Context.
 
-            <raw>def f(x):..</raw> | <comp>317 52 9 ..</comp><raw>def g(..</raw> | <comp>88 14 ..
-            a raw sample             a pair: one text, both views                cut by the end
+            room   drawn                        symbols written
+            449    a pair, compressed first     36 and 125
+            288    compressed                   32
+            256    a pair, raw bytes first      151 and 45
+             60    a pair, compressed first     14 of 32 and 45 of 104: 60/136 of each
+              1    none: it is padding
         """
         rng = np.random.default_rng((self.options.seed, step, row))
         probabilities = {only: 1.0} if only else self.probabilities(step)
@@ -412,43 +418,37 @@ class Mixer:
 
 
 def decode_context(symbols, proxy):
-    """The samples in a context: a list of (view, text), text as bytes; None if it can't be
+    """The samples in a context: (view, text) of each, text as bytes; None if it can't be
     decoded."""
-    bodies = []  # (opening sentinel, the symbols after it)
-    for symbol in np.asarray(symbols).tolist():
-        if symbol in (RAW, COMP, BOS):
-            bodies.append((symbol, []))
-        elif symbol >= BYTE0:
-            bodies[-1][1].append(symbol)
+    symbols = np.asarray(symbols)
+    (openings,) = np.nonzero(np.isin(symbols, (RAW, COMP, BOS)))
     samples = []
-    for opening, body in bodies:
-        all_bytes = all(symbol < PROXY0 for symbol in body)
-        if opening == RAW or (opening == BOS and all_bytes):
-            samples.append(("raw", bytes(symbol - BYTE0 for symbol in body)))
+    for sample in np.split(symbols, openings)[1:]:
+        body = sample[sample >= BYTE0]
+        if sample[0] != COMP and (body < PROXY0).all():
+            samples.append(("raw", bytes((body - BYTE0).tolist())))
             continue
         try:
-            samples.append(("comp", proxy.decode([symbol - PROXY0 for symbol in body])))
+            text = proxy.decode((body - PROXY0).tolist())
         except Exception:  # half a stream can raise anything
-            samples.append(("comp", None))
+            text = None
+        samples.append(("comp", text))
     return samples
 
 
 @dataclass
 class ShowOptions(MixOptions):
     block_size: int = flag(448, "symbols in a context")
-    steps: int = flag(100, "steps of the training that the schedule is for")
-    contexts: int = flag(4, "contexts to print, spread over the training")
 
 
 def show(options):
     options.resolve()
-    expect(options, "above 0", "steps", "contexts")
     views, proxy, _ = prepare(options, options.block_size)
-    mixer = Mixer(views, options, options.block_size, options.steps)
-    for step in np.linspace(0, options.steps - 1, options.contexts).astype(int).tolist():
+    mixer = Mixer(views, options, options.block_size, total_steps=100)
+    for step in (0, 33, 66, 99):
         context = mixer.row(step, 0)
         pairs = "on" if mixer.draws_pairs(step) else "off"
-        show_context(f"step {step} of {options.steps}: r = {mixer.r(step):.2f}, pairs {pairs}, "
+        show_context(f"step {step} of 100: r = {mixer.r(step):.2f}, pairs {pairs}, "
                      f"{context.text_bytes / options.block_size:.2f} bytes of text a symbol",
                      decode_context(context.symbols, proxy))
 

@@ -35,8 +35,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from lib.attention import SUFFIX_BYTES, attend, ngram_hashes
-from lib.options import UserError, command_line, did_you_mean
+from lib.attention import attend, ngram_hashes
+from lib.options import UserError, command_line, expect_one_of
 from lib.plan import PlanOptions, print_plan, print_sizes
 
 BYTE0, PROXY0 = 64, 320  # the ids of byte 0 and of the proxy's first symbol
@@ -76,9 +76,7 @@ class GPTConfig:
     @classmethod
     def named(cls, size, **changes):
         """The config of a named size. Raises UserError for an unknown name."""
-        if size not in SIZES:
-            raise UserError(f"unknown size {size!r}: expected one of {', '.join(SIZES)}"
-                            f"{did_you_mean(size, SIZES)}")
+        expect_one_of("size", size, SIZES)
         shape = dict(zip(SHAPE, SIZES[size]))
         return cls(**shape | changes)
 
@@ -156,8 +154,6 @@ class NgramEmbedding(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        if not 2 <= config.ngram <= SUFFIX_BYTES:
-            raise UserError(f"ngram={config.ngram}: expected 0 for none, or 2 to {SUFFIX_BYTES}")
         self.n = config.ngram
         self.table = nn.EmbeddingBag(config.ngram_buckets, config.n_embd, mode="sum")
 
@@ -167,6 +163,15 @@ class NgramEmbedding(nn.Module):
         features = self.table(rows.flatten(0, -2)).view(*suffix.shape, -1)
         has_text = (suffix != 0).unsqueeze(-1)
         return features * has_text
+
+
+def call(function, *inputs, recompute):
+    """function(*inputs). With `recompute` only the inputs are kept for the backward pass, which
+    computes the rest again (activation checkpointing): that takes less memory and more time."""
+    if recompute and torch.is_grad_enabled():
+        # nothing is drawn at random in there, so no generator's state has to be kept
+        return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return function(*inputs)
 
 
 # -----------------------------------------------------------------------------
@@ -199,19 +204,15 @@ def chunked_cross_entropy(states, unembedding, targets):
     recompute = len(states) * len(unembedding) > KEPT_LOGITS
     losses = []
     for some_states, some_targets in zip(states.split(at_once), targets.split(at_once)):
-        if recompute:
-            loss = checkpoint(cross_entropy, some_states, unembedding, some_targets,
-                              use_reentrant=False, preserve_rng_state=False)
-        else:
-            loss = cross_entropy(some_states, unembedding, some_targets)
-        losses.append(loss)
+        losses.append(call(cross_entropy, some_states, unembedding, some_targets,
+                           recompute=recompute))
     return torch.cat(losses)
 
 
 def loss_groups(idx):
-    """Indices into idx.flatten(): (those of raw bytes, all others)."""
-    is_raw = ((idx >= BYTE0) & (idx < PROXY0)).flatten()
-    return is_raw.nonzero().squeeze(1), (~is_raw).nonzero().squeeze(1)
+    """The positions of idx (B, T) with a raw byte, and all others, (2, N) each: rows, columns."""
+    is_raw = (idx >= BYTE0) & (idx < PROXY0)
+    return is_raw.nonzero().T, (~is_raw).nonzero().T
 
 
 # -----------------------------------------------------------------------------
@@ -221,9 +222,6 @@ def loss_groups(idx):
 class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
-        if config.n_embd % (2 * config.n_head):
-            raise UserError(f"width {config.n_embd}: expected a multiple of {2 * config.n_head}, "
-                            f"as each of {config.n_head} heads rotates pairs of channels")
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.n_embd)
         self.ngram = NgramEmbedding(config) if config.ngram else None
@@ -287,12 +285,7 @@ class GPT(nn.Module):
         rotary = rotary_angles(positions, self.config.n_embd // self.config.n_head)
         x = self.embed_symbols(idx, suffix)  # (B, T, C)
         for block in self.blocks:
-            if self.recompute and torch.is_grad_enabled():
-                # nothing is drawn at random in a block, so no generator's state has to be kept
-                x = checkpoint(block, x, rotary, mask, cache,
-                               use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = block(x, rotary, mask, cache)
+            x = call(block, x, rotary, mask, cache, recompute=self.recompute)
         return norm(x)
 
     def embed_symbols(self, idx, suffix):
@@ -329,21 +322,23 @@ class GPT(nn.Module):
     def loss(self, x, targets, after_raw, after_other):
         """Cross-entropy (B, T) in nats of `targets` (B, T) after the final states x (B, T, C).
 
-        after_raw, after_other: those of the positions 0 .. B*T-1 at which the model has just read a
-        raw byte, and all others.
+        after_raw, after_other: the positions at which the model has just read a raw byte, and all
+        others, from `loss_groups`.
 
         Not in the paper: after a raw byte there can follow another byte or a closing sentinel,
         never a proxy symbol. Which ids are possible is known there without looking at the text. So
         those positions compete among the first PROXY0 ids only, those of a model of raw bytes. It
-        is also cheaper: with 1,024 proxy symbols, 320 columns instead of 1,344.
+        is also cheaper. With 1,024 proxy symbols:
+
+            read            <raw>   d    e    </raw>  <comp>  517   </comp>
+            target            d     e  </raw>  none     517  </comp>  none
+            one of so many  1,344  320  320           1,344   1,344
         """
-        flat_x, flat_targets = x.flatten(0, 1), targets.flatten()  # (B*T, C), (B*T,)
         losses = torch.zeros(targets.shape, device=x.device)
-        flat_losses = losses.view(-1)  # the same memory; FSDP warns if a view is returned
-        flat_losses[after_raw] = chunked_cross_entropy(
-            flat_x[after_raw], self.byte_unembedding(), flat_targets[after_raw])
-        flat_losses[after_other] = chunked_cross_entropy(
-            flat_x[after_other], self.unembedding(), flat_targets[after_other])
+        groups = (after_raw, self.byte_unembedding()), (after_other, self.unembedding())
+        for (rows, columns), unembedding in groups:
+            losses[rows, columns] = chunked_cross_entropy(
+                x[rows, columns], unembedding, targets[rows, columns])
         return losses
 
     def n_params(self, embeddings=True):
@@ -426,13 +421,12 @@ def main(options):
     if options.vocab_size < PROXY0:
         raise UserError(f"--vocab_size={options.vocab_size}: expected at least {PROXY0}, the "
                         "special symbols and the bytes")
-    settings = dict(vocab_size=options.vocab_size, ngram=options.ngram)
     if options.plan:
-        config = GPTConfig.named(options.size, **settings)
-        print_plan(options, GPT, config, PROXY0, chunk_positions(options.vocab_size, "cuda"))
+        config = GPTConfig.named(options.size, vocab_size=options.vocab_size)
+        print_plan(options, GPT, config, chunk_positions(options.vocab_size, "cuda"))
     else:
-        sizes = {size: GPTConfig.named(size, **settings) for size in SIZES}
-        print_sizes(GPT, sizes, PROXY0)
+        sizes = {size: GPTConfig.named(size, vocab_size=options.vocab_size) for size in SIZES}
+        print_sizes(options, GPT, sizes)
 
 
 if __name__ == "__main__":

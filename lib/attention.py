@@ -21,15 +21,25 @@ KERNEL_OPTIONS = {"BACKEND": "TRITON"}
 FLOAT32_MEMORY = 148_480  # bytes of shared memory that a block of heads of 128 takes in float32
 
 
+@torch.no_grad()  # else validation would compile a graph of its own for the mask
 def sample_mask(sample):
     """A mask for `attend`; `sample` (B, T) has the number of the sample that each position is in.
 
-    Numbers rise from left to right. This is what either kind of mask allows:
-
-        (query >= key) & (sample[query] == sample[key])
+    Numbers rise from left to right. A query may see the keys of its sample up to its own position.
     """
-    in_blocks = sample.device.type in BLOCK_DEVICES
-    return block_mask(sample) if in_blocks else StripMask(sample)
+    if sample.device.type not in BLOCK_DEVICES:
+        return StripMask(sample)
+    B, T = sample.shape
+
+    def allowed(b, head, query, key):
+        return (query >= key) & (sample[b, query] == sample[b, key])
+
+    return compiled_create_block_mask()(allowed, B, None, T, T, device=sample.device)
+
+
+@functools.cache
+def compiled_create_block_mask():
+    return torch.compile(create_block_mask)  # else it would make the dense T x T mask first
 
 
 def attend(q, k, v, mask):
@@ -44,11 +54,16 @@ def attend(q, k, v, mask):
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
 
 
-def sample_starts(sample):
-    """The position (B, T) at which each position's sample begins: [[1, 1, 2, 2]]: [[0, 0, 2, 2]]"""
-    position = torch.arange(sample.size(1), device=sample.device)
-    begins = F.pad(sample[:, 1:] != sample[:, :-1], (1, 0))
-    return (begins * position).cummax(dim=1).values
+def expect_kernel_fits(head_dim, dtype, device):
+    """Raise UserError where heads are too large for a GPU's shared memory: in float32, those of 128
+    fit an A100, but no consumer card. dtype: "float32" or "bfloat16"."""
+    if not device.startswith("cuda") or dtype == "bfloat16" or head_dim < 128:
+        return
+    card = torch.cuda.get_device_properties(device)
+    if card.shared_memory_per_block_optin < FLOAT32_MEMORY:
+        raise UserError(f"--dtype=float32: attention with heads of {head_dim} does not fit in the "
+                        f"shared memory of the {card.name}; use --dtype=bfloat16, or a --size with "
+                        "smaller heads")
 
 
 class StripMask:
@@ -63,16 +78,16 @@ class StripMask:
     def __init__(self, sample):
         T = sample.size(1)
         position = torch.arange(T, device=sample.device)
-        starts = sample_starts(sample)  # (B, T)
         self.strips = []  # (queries, keys, allowed), two slices and a bool (B, 1, queries, keys)
         for start in range(0, T, STRIP):
             stop = min(start + STRIP, T)
-            first_key = int(starts[:, start].min())
+            # the first position that the strip's first query may see, in any of the rows
+            can_be_seen = sample >= sample[:, start, None]                # (B, T)
+            first_key = int(can_be_seen.int().argmax(dim=1).min())  # argmax: of equals the first
             queries, keys = slice(start, stop), slice(first_key, stop)
-            key = position[keys]
-            not_before = starts[:, queries, None] <= key                 # (B, queries, keys)
-            not_after = key <= position[queries, None]                   # (queries, keys)
-            self.strips.append((queries, keys, (not_before & not_after)[:, None]))
+            not_after = position[queries, None] >= position[keys]         # (queries, keys)
+            same_sample = sample[:, queries, None] == sample[:, None, keys]
+            self.strips.append((queries, keys, (not_after & same_sample)[:, None]))
 
     def attend(self, q, k, v):
         strips = []
@@ -80,37 +95,6 @@ class StripMask:
             strips.append(F.scaled_dot_product_attention(
                 q[:, :, queries], k[:, :, keys], v[:, :, keys], attn_mask=allowed))
         return torch.cat(strips, dim=2)
-
-
-@torch.no_grad()  # else there would be one graph for training and another for validation
-def block_mask(sample):
-    """The mask as FlexAttention takes it, on any device."""
-    B, T = sample.shape
-
-    def allowed(b, head, query, key):
-        return (query >= key) & (sample[b, query] == sample[b, key])
-
-    # if it is not compiled, create_block_mask makes the dense T x T mask first
-    in_blocks = sample.device.type in BLOCK_DEVICES
-    create = compiled_create_block_mask() if in_blocks else create_block_mask
-    return create(allowed, B, None, T, T, device=sample.device)
-
-
-@functools.cache
-def compiled_create_block_mask():
-    return torch.compile(create_block_mask)
-
-
-def expect_kernel_fits(head_dim, dtype, device):
-    """Raise UserError where heads are too large for the shared memory of a GPU: in float32, 128 of
-    them fit an A100, but no consumer card. dtype: "float32" or "bfloat16"."""
-    if not device.startswith("cuda") or dtype == "bfloat16" or head_dim < 128:
-        return
-    card = torch.cuda.get_device_properties(device)
-    if card.shared_memory_per_block_optin < FLOAT32_MEMORY:
-        raise UserError(f"--dtype=float32: attention with heads of {head_dim} does not fit in the "
-                        f"shared memory of the {card.name}; use --dtype=bfloat16, or a --size with "
-                        "smaller heads")
 
 
 # -----------------------------------------------------------------------------

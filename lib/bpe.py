@@ -12,23 +12,9 @@ from tqdm import tqdm
 PATTERN = r" ?[^\W\d_]+| ?\d{1,3}| ?(?:[^\w\s]|_)+|\s+(?!\S)|\s+"
 
 
-def merge(word, pair, new):
-    """`word`, a list of symbols, with `new` in place of each occurrence of `pair`."""
-    merged = []
-    i = 0
-    while i < len(word):
-        if tuple(word[i:i + 2]) == pair:
-            merged.append(new)
-            i += 2
-        else:
-            merged.append(word[i])
-            i += 1
-    return merged
-
-
 def neighbours(word):
-    """The pairs of symbols that stand side by side in a word."""
-    return zip(word, word[1:])
+    """The pairs of symbols that stand side by side in a word, as strings of two."""
+    return map("".join, zip(word, word[1:]))
 
 
 def train_bpe(texts, n_symbols):
@@ -40,8 +26,9 @@ def train_bpe(texts, n_symbols):
     occurrences = Counter()
     for text in texts:
         occurrences.update(re.findall(PATTERN, text.decode("utf-8", "ignore")))
-    # a word that occurs often is merged once
-    words = [list(word.encode()) for word in occurrences]
+    # A word is a string here, with character number i for symbol i; so str.replace merges. One that
+    # occurs often is merged once.
+    words = [word.encode().decode("latin-1") for word in occurrences]
     times = list(occurrences.values())
 
     pair_count = Counter()
@@ -62,11 +49,12 @@ def train_bpe(texts, n_symbols):
             continue  # the count has changed since, and was pushed anew
         if pair_count[pair] < 2:
             break
-        new = len(symbols)
-        symbols.append(symbols[pair[0]] + symbols[pair[1]])
+        new = chr(len(symbols))
+        first, second = map(ord, pair)
+        symbols.append(symbols[first] + symbols[second])
         changed = set()                  # pairs, whose counts have to be pushed anew
         for i in words_with.pop(pair):   # no other word changes
-            merged = merge(words[i], pair, new)
+            merged = words[i].replace(pair, new)
             for old_pair in neighbours(words[i]):
                 pair_count[old_pair] -= times[i]
                 changed.add(old_pair)

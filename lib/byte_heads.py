@@ -13,6 +13,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from lib.attention import next_suffix
 from lib.options import UserError
 
 NO_TARGET = -100  # F.cross_entropy's ignore_index
@@ -27,6 +28,7 @@ class ByteHeads(nn.Module):
     def __init__(self, n_heads, mlp_hidden, unembedding):
         super().__init__()
         self.n_heads = n_heads
+        self.first_byte = len(unembedding) - 256  # an id
         n_embd = unembedding.size(1)
         self.gate_up = nn.Linear(n_embd, n_heads * 2 * mlp_hidden, bias=False)
         self.down = nn.Parameter(torch.empty(n_heads, mlp_hidden, n_embd))
@@ -52,13 +54,12 @@ class ByteHeads(nn.Module):
             head 0     c    >    .    .
             head 1     >    .    .    .
         """
-        first_byte = len(self.unembedding) - 256  # an id
         logits = F.linear(self(x), self.unembedding)  # (B, T, heads, ids)
         ahead = targets
         goes_on = torch.ones_like(targets, dtype=torch.bool)  # no sentinel has come yet
         guessed = []  # for each head (B, T)
         for _ in range(self.n_heads):
-            goes_on = goes_on & (ahead >= first_byte)
+            goes_on = goes_on & (ahead >= self.first_byte)
             ahead = F.pad(ahead[:, 1:], (0, 1), value=NO_TARGET)  # one symbol further on
             guessed.append(ahead.masked_fill(~goes_on, NO_TARGET))
         return F.cross_entropy(logits.flatten(0, -2), torch.stack(guessed, dim=-1).flatten(),
@@ -105,18 +106,27 @@ class Guessing:
     def __init__(self, heads, *arguments):
         super().__init__(*arguments)
         self.heads = heads
-        self.guesses = self.suffix.new_empty(len(self.suffix), 0)  # (B, guesses): none at first
+        self.guesses = self.suffix[:, :0]  # (B, guesses): none at first
 
-    def choose(self, pick_one):
-        """The bytes that come next in each row: as many as were guessed rightly, and one more."""
-        chosen = self.choose_after_each(pick_one)  # (B, 1 + guesses)
-        right = chosen[:, :-1] == self.guesses
+    def write(self, chosen):
+        """Write what was chosen after each right guess, and forget what was read beyond."""
+        device = self.states.device
+        right = torch.tensor(chosen, device=device)[:, :-1] == self.guesses
         n_right = right.long().cumprod(dim=1).sum(dim=1)  # (B,) guesses before the first wrong one
-        self.forget(self.guesses.size(1) - n_right)
-        return [row[:1 + n] for row, n in zip(chosen.tolist(), n_right.tolist())]
+        row = torch.arange(len(n_right), device=device)
+        self.states = self.states[row, n_right][:, None]  # (B, 1, C)
+        self.suffix = self.suffix[row, n_right][:, None]  # (B, 1)
+        self.cache.filled = self.cache.filled - self.guesses.size(1) + n_right
+        return super().write([row[:1 + n] for row, n in zip(chosen, n_right.tolist())])
 
-    def read(self, last):
-        """Read the last byte that was chosen in each row, (B,), and guesses of those after it."""
-        guesses = self.heads.guess(self.states[:, -1])
-        self.guesses = guesses[:, :self.room() - 1]
-        self.read_bytes(torch.cat((last[:, None], self.guesses), dim=1))
+    def read(self):
+        """Read the byte that was written last in each text, and guesses of those after it."""
+        room = self.cache.length - int(self.cache.filled.max())
+        self.guesses = self.heads.guess(self.states[:, 0])[:, :room - 1]
+        new = torch.cat((self.last_bytes(), self.guesses), dim=1)  # (B, 1 + guesses)
+        suffixes = [self.suffix[:, 0]]
+        for byte in new.unbind(dim=1):
+            suffixes.append(next_suffix(suffixes[-1], byte))
+        self.suffix = torch.stack(suffixes[1:], dim=1)
+        self.states = self.model.states(new + self.heads.first_byte, self.suffix, cache=self.cache)
+        self.cache.filled = self.cache.filled + new.size(1)

@@ -46,7 +46,7 @@ def train_lm(texts, GPT, GPTConfig, steps=400, seed=1337, batch_size=64, lr=4e-3
         torch.manual_seed(seed)
         lm = GPT(GPTConfig(**LM_CONFIG))
     data = torch.frombuffer(bytearray(b"".join(texts)), dtype=torch.uint8)
-    if len(data) <= LM_BYTES:
+    if len(data) <= LM_BYTES:  # too short for one stretch
         data = data.repeat(LM_BYTES // len(data) + 2)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(lm.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)

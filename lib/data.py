@@ -9,7 +9,6 @@ import ast
 import codecs
 import gzip
 import hashlib
-import importlib
 import inspect
 import io
 import json
@@ -19,12 +18,10 @@ import subprocess
 import sys
 import textwrap
 import zlib
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from lib.options import UserError, did_you_mean
 
@@ -35,16 +32,10 @@ TINYCODE = ROOT / "data" / "tinycode"
 BUILT_IN = {script.stem: script for script in sorted((ROOT / "data").glob("*.py"))}
 
 TEXT_COLUMNS = ("text", "content")  # where a row has its text: the first of them that has one
-OTHER_COLUMNS = ("name", "view", "split")
-SPLITS = {None: None, "train": False} | dict.fromkeys(("val", "valid", "validation", "dev", "test"),
-                                                      True)
-HELD_OUT_SHARE = 0.05  # of the documents
-PIECE = 2 ** 16        # bytes of a text file that are read at a time
-BROKEN = (ValueError, OSError, EOFError, zlib.error, RuntimeError)  # what reading rows may raise
-# by such a file, and what is in it, one knows a cache (https://bford.info/cachedir) and a run, which
-# are never text of a corpus
-OURS = {"CACHEDIR.TAG": b"Signature: 8a477f597d28d172789f06886806bc55",
-        "config.json": b'"changed_since_commit"'}
+SPLITS = {None: None, "train": False, "val": True, "valid": True, "validation": True, "dev": True,
+          "test": True}    # what a row may say of its split, and whether it is then held out
+HELD_OUT_SHARE = 0.05      # of the documents whose rows say nothing
+PIECE = 2 ** 16            # bytes of a text file that are read at a time
 
 
 def key(*values):
@@ -69,16 +60,6 @@ def code_of(thing):
     return ast.dump(tree)
 
 
-def printable(text):
-    """A string or path as any terminal takes it: what is not UTF-8 in a name is spelled \\udcff."""
-    return str(text).encode("utf-8", "backslashreplace").decode()
-
-
-def progress_bar(what, n_bytes):
-    """A bar on the terminal over so many bytes; none where stderr is a file or a pipe."""
-    return tqdm(total=n_bytes, desc=what, unit="B", unit_scale=True, leave=False, disable=None)
-
-
 # -----------------------------------------------------------------------------
 # what --data names
 
@@ -98,13 +79,11 @@ def parse_data(data):
             names.append(name)
         except ValueError:  # no weight; a colon belongs to the name, as in C:\code
             names.append(source)
-    if not weights:
-        return names, None
     positive = all(0 < weight < math.inf for weight in weights)
-    if len(weights) < len(names) or not positive:
+    if weights and not (positive and len(weights) == len(names)):
         raise UserError(f"--data={data}: expected a weight above 0 for every source, "
                         "as in a:0.7,b:0.3, or for none")
-    return names, weights
+    return names, weights or None
 
 
 def built_in_file(name):
@@ -136,69 +115,81 @@ def tinycode_file(folder, name):
     return folder / name
 
 
+def find_files(source, left_out):
+    """{name: path} of the files of a source: a name in BUILT_IN, a file, or a folder.
+
+    In a folder, names that begin with a dot are passed over, and so are caches, runs, and links to
+    a folder, perhaps to one above. Names have "/" between folders on every system.
+    left_out: as for `documents`. Raises UserError.
+    """
+    root = str(built_in_file(source)) if source in BUILT_IN else source
+    if os.path.isfile(root):
+        return {os.path.basename(root): root}
+    if not os.path.isdir(root):
+        raise UserError(f"--data={source}: no such file or folder, nor one of "
+                        f"{', '.join(BUILT_IN)}{did_you_mean(source, BUILT_IN)}")
+
+    files = {}
+    for folder, subfolders, names in os.walk(root, onerror=left_out["folders not read"].append):
+        is_cache = "CACHEDIR.TAG" in names  # https://bford.info/cachedir
+        is_run = "config.json" in names and "log.jsonl" in names
+        if folder != root and (is_cache or is_run):
+            subfolders.clear()
+            continue
+        # sorted, as the order on disk differs between machines, and batches depend on it
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in sorted(names):
+            path = os.path.join(folder, name)
+            if not name.startswith(".") and os.path.isfile(path):
+                files[Path(os.path.relpath(path, root)).as_posix()] = path
+    return files
+
+
 # -----------------------------------------------------------------------------
 # rows: JSON lines and parquet
 
 
-def optional_module(name, path):
-    """A module that only some files need. Raises UserError with the command that installs it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise UserError(f"{path}: reading it needs a package, pip install pyarrow") from None
-
-
-def open_lines(path):
-    """The file at `path`, open for reading bytes; a .gz or .zst is decompressed."""
+def rows_and_blanks(path):
+    """Yield each row of a .jsonl[.gz|.zst] or .parquet file, a dict, and None for a blank line."""
     name = str(path).lower()
+    if name.endswith(".parquet"):
+        from pyarrow import parquet
+        with parquet.ParquetFile(path, buffer_size=2 ** 20) as file:
+            for batch in file.iter_batches(64):  # a row may be megabytes
+                yield from batch.to_pylist()
+        return
     if name.endswith(".gz"):
-        return gzip.open(path)
-    if name.endswith(".zst"):
-        # unlike zstandard's own reader, this one notices where a file is cut off
-        arrow = optional_module("pyarrow", path)
-        return io.BufferedReader(arrow.input_stream(str(path), compression="zstd"), 2 ** 20)
-    return open(path, "rb")
+        lines = gzip.open(path)
+    elif name.endswith(".zst"):
+        import pyarrow  # unlike zstandard's own reader, it notices where a file is cut off
+        lines = io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), 2 ** 20)
+    else:
+        lines = open(path, "rb")
+    with lines:
+        for line in lines:
+            row = json.loads(line) if line.strip() else None
+            if not isinstance(row, dict | None):
+                raise ValueError("not an object")
+            yield row
 
 
 def read_jsonl(path):
-    """Yield (line number, dict) for each line of a .jsonl[.gz|.zst] file that is not blank.
+    """Yield (line number, dict) for each row of a .jsonl[.gz|.zst] or .parquet file.
 
-    Raises UserError for a file that is not there, or is not made of JSON objects, one a line.
+    Raises UserError for a file that is not there, or has something else in it.
     """
-    number = 0
+    number = 1
     try:
-        with open_lines(path) as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError("not an object")
+        for row in rows_and_blanks(path):
+            if row is not None:
                 yield number, row
-    except UserError:
-        raise
+            number += 1
+    except ImportError:
+        raise UserError(f"{path}: reading it needs a package, pip install pyarrow") from None
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except BROKEN as error:
-        raise UserError(f"{path}, near line {max(1, number)}: expected JSON lines "
-                        f"({error})") from None
-
-
-def read_parquet(path, text_columns):
-    """Yield (row number, dict) for each row of a .parquet file: its text columns and OTHER_COLUMNS,
-    or all columns where it has no such text. Raises UserError."""
-    parquet = optional_module("pyarrow.parquet", path)
-    number = 0
-    try:
-        with parquet.ParquetFile(path, buffer_size=2 ** 20) as file:
-            names = file.schema_arrow.names
-            if not set(text_columns).isdisjoint(names):
-                names = [name for name in (*text_columns, *OTHER_COLUMNS) if name in names]
-            for batch in file.iter_batches(64, columns=names):  # a row may be megabytes
-                for number, row in enumerate(batch.to_pylist(), number + 1):
-                    yield number, row
-    except BROKEN as error:
-        raise UserError(f"{path}, after row {number}: expected a parquet file "
+    except (ValueError, OSError, EOFError, zlib.error, RuntimeError) as error:
+        raise UserError(f"{path}, near line {number}: expected JSON lines, or parquet "
                         f"({error})") from None
 
 
@@ -214,96 +205,22 @@ def read_log(path):
             yield line, row
 
 
-# -----------------------------------------------------------------------------
-# files
-
-
-class LeftOut:
-    """What of a source is not read, or not as it is: how many of each kind, and the first."""
-
-    def __init__(self):
-        self.count = Counter()
-        self.first = {}
-
-    def add(self, kind, first, n=1):
-        self.count[kind] += n
-        self.first.setdefault(kind, first)
-
-    def say(self):
-        for kind, n in self.count.items():
-            print(printable(f"data: {n:,} {kind}, the first: {self.first[kind]}"), flush=True)
-
-
-def is_ours(folder):
-    """Whether a folder is a cache or a run."""
-    for name, mark in OURS.items():
-        path = os.path.join(folder, name)
-        if os.path.isfile(path):
-            with open(path, "rb") as file:
-                if mark in file.read(2 ** 16):
-                    return True
-    return False
-
-
-def find_files(source):
-    """{name: path} of the files of a source, and what is left out: a LeftOut. Raises UserError.
-
-    source: a name in BUILT_IN, a file, or a folder. Of a folder are left out caches and runs below
-    it, names that begin with a dot, and what links to a folder, perhaps to one above. Names have
-    "/" between folders on every system.
-    """
-    left_out = LeftOut()
-    root = str(built_in_file(source)) if source in BUILT_IN else source
-    if os.path.isfile(root):
-        return {os.path.basename(root): root}, left_out
-    if not os.path.isdir(root):
-        raise UserError(f"--data={source}: no such file or folder, nor one of "
-                        f"{', '.join(BUILT_IN)}{did_you_mean(source, BUILT_IN)}")
-
-    def note(error):
-        left_out.add("folders not read", error)
-
-    files = {}
-    for folder, subfolders, names in os.walk(root, onerror=note):
-        if folder != root and is_ours(folder):
-            subfolders.clear()
-            continue
-        # sorted, as the order on disk differs between machines, and batches depend on it
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(names):
-            path = os.path.join(folder, name)
-            if not name.startswith(".") and os.path.isfile(path):
-                files[Path(os.path.relpath(path, root)).as_posix()] = path
-    return files, left_out
-
-
 def has_rows(path):
     """Whether a file has rows, by its name; a .json if its first line is a row with text."""
     stem, ending = os.path.splitext(path.lower())
-    if ending == ".json":
-        with open(path, "rb") as file:
-            try:
-                row = json.loads(file.readline(PIECE))
-            except (ValueError, RecursionError):
-                return False
-        return isinstance(row, dict) and not row.keys().isdisjoint(TEXT_COLUMNS)
     if ending in (".gz", ".zst"):
         return stem.endswith((".jsonl", ".ndjson", ".json"))
-    return ending in (".jsonl", ".ndjson", ".parquet")
+    if ending != ".json":
+        return ending in (".jsonl", ".ndjson", ".parquet")
+    try:
+        _, row = next(read_jsonl(path), (0, {}))
+    except UserError:
+        return False
+    return any(column in row for column in TEXT_COLUMNS)
 
 
 # -----------------------------------------------------------------------------
-# documents
-
-
-@dataclass
-class Document:
-    """One text of a corpus, or the next piece of a long one. It is trained on or held out whole."""
-    name: str                     # documents of one name are on the same side of the split
-    text: bytes
-    view: str | None = None       # "raw" or "comp" where this is the only view that training shows
-    held_out: bool | None = None  # as its row says; None: the hash of its name decides
-    begins: bool = True           # False: it goes on with the text of the one before
+# where a text is cut
 
 
 def end_of_piece(text, longest):
@@ -335,6 +252,20 @@ def pieces(file, longest):
         text += file.read(longest + 1 - len(text))
 
 
+# -----------------------------------------------------------------------------
+# documents
+
+
+@dataclass
+class Document:
+    """One text of a corpus, or the next piece of a long one. It is trained on or held out whole."""
+    name: str                     # documents of one name are on the same side of the split
+    text: bytes
+    view: str | None = None       # "raw" or "comp" where this is the only view that training shows
+    held_out: bool | None = None  # as its row says; None: the hash of its name decides
+    begins: bool = True           # False: it goes on with the text of the one before
+
+
 def documents_of_text(name, path, alone, left_out):
     """Yield a text file as Documents. alone: is it all of its source? Then it is twenty or more,
     for the last ones to be held out; else a single one, perhaps in pieces."""
@@ -346,10 +277,10 @@ def documents_of_text(name, path, alone, left_out):
         file.seek(0)
         is_utf32 = start.startswith(codecs.BOM_UTF32_LE)
         if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and not is_utf32:
-            left_out.add("UTF-16 files read as UTF-8", path)
+            left_out["UTF-16 files read as UTF-8"].append(path)
             file = io.BytesIO(file.read().decode("utf-16", "replace").encode())
         elif b"\0" in start:  # no text has a zero byte; git asks the same
-            left_out.add("files with NUL bytes left out", path)
+            left_out["files with NUL bytes left out"].append(path)
             return
         for number, text in enumerate(pieces(file, longest)):
             yield Document(name, text, begins=alone or number == 0)
@@ -367,50 +298,36 @@ def text_of_row(row, columns):
     return None
 
 
-def found_in(row, columns):
-    """What a row has in place of a text, for a message."""
-    for column in columns:
-        if column in row:
-            value = row[column]
-            return f"`{column}` with {type(value).__name__} {str(value)[:40]}"
-    return f"the fields {', '.join(list(row)[:8]) or 'none'}"
-
-
 def documents_of_rows(name, path, text_column, left_out):
-    """Yield the rows of a file as Documents. Of a hundred one may lack a text. Raises UserError."""
+    """Yield the rows of a file as Documents. Of n rows 10 + n / 100 may lack a text. Raises
+    UserError."""
     columns = [text_column] if text_column else TEXT_COLUMNS
-    if path.lower().endswith(".parquet"):
-        rows = read_parquet(path, columns)
-    else:
-        rows = read_jsonl(path)
-    n_rows = n_without = 0
-    for number, row in rows:
-        place = f"{path}, line {number}"
-        n_rows += 1
+    without_text = 0
+    for n_rows, (number, row) in enumerate(read_jsonl(path), 1):
         text = text_of_row(row, columns)
         if text is None:
-            n_without += 1
-            if n_without == 1:
-                wanted = " or ".join(f"`{column}`" for column in columns)
-                first = f"{place}: expected a string {wanted}, found {found_in(row, columns)}"
-            if n_without == n_rows == 1000:  # none of the others is waited for
-                break
+            without_text += 1
+            fault = (f"{path}, line {number}: expected a string `{'` or `'.join(columns)}`, found "
+                     f"{str(row)[:60]}")
+            if without_text > 10 + n_rows / 100:
+                raise UserError(f"{fault}; {without_text:,} of {n_rows:,} rows are like that; "
+                                "--text_column=NAME names another field")
+            left_out["rows without text skipped"].append(fault)
             continue
         view, split = row.get("view"), row.get("split")
-        if view not in (None, "raw", "comp") or split not in SPLITS:
-            raise UserError(f"{place}: found `view` {view}, `split` {split}; expected raw or comp, "
-                            f"and one of {', '.join(filter(None, SPLITS))}")
+        if view not in (None, "raw", "comp") or split not in list(SPLITS):
+            raise UserError(f"{path}, line {number}: found `view` {view}, `split` {split}; "
+                            f"expected raw or comp, and one of {', '.join(filter(None, SPLITS))}")
         yield Document(str(row.get("name") or f"{name}:{number}"), text, view, SPLITS[split])
-    if n_without > max(1, n_rows / 100) or n_without == n_rows > 0:
-        raise UserError(f"{first}; {n_without:,} of {n_rows:,} rows are like that, 1 in 100 may "
-                        "be; --text_column=NAME names another field")
-    if n_without:
-        left_out.add("rows without text skipped", first, n_without)
 
 
 def documents(files, text_column, left_out):
-    """Yield the Documents of files {name: path}. What can't be read is left out and counted, but
-    for a file that is all there is. Raises UserError."""
+    """Yield the Documents of files {name: path}. What can't be read is left out, but for a file
+    that is all there is. Raises UserError.
+
+    left_out: a defaultdict {what: [where, ..]}, to which is added what is not read, or not as it
+    is.
+    """
     alone = len(files) == 1
     for name, path in files.items():
         try:
@@ -421,7 +338,7 @@ def documents(files, text_column, left_out):
         except (UserError, OSError) as error:  # it may also be gone since it was listed
             if alone:
                 raise UserError(str(error)) from None
-            left_out.add("files not read, or not to their end", error)
+            left_out["files not read, or not to their end"].append(error)
 
 
 # -----------------------------------------------------------------------------
@@ -445,13 +362,13 @@ def hold_out(hashes, said, raw, source):
     """
     if len(hashes) < 2:
         raise UserError(f"--data={source}: {len(hashes)} documents with text; expected two or "
-                        "more, to hold one out")
+                        "more, to hold one out; --text_column=NAME names the field of the text")
     if (said == 1).all():
         raise UserError(f'--data={source}: all documents are marked "split": "val"; expected one '
                         "or more to train on")
     if (said == 0).all():
-        print(f'data: all documents of {printable(source)} are marked "split": "train"; some are '
-              "held out all the same")
+        print(f'data: all documents of {source} are marked "split": "train"; some are held out '
+              "all the same")
         said = said - 1
     free = said < 0
     held_out = np.where(free, hashes < HELD_OUT_SHARE, said == 1)
@@ -461,10 +378,9 @@ def hold_out(hashes, said, raw, source):
         held_out[-max(1, len(held_out) // 10):] = True
         return held_out
     # of a few names it happens that none is held out, or all are: then the nearest one is moved
-    if not (held_out & raw).any() and (free & raw).any():
-        lowest = hashes[free & raw].min()
-        held_out |= free & raw & (hashes == lowest)
+    may_move = free & raw
+    if may_move.any() and not (held_out & raw).any():
+        held_out |= may_move & (hashes == hashes[may_move].min())
     if held_out.all():
-        highest = hashes[free].max()
-        held_out &= ~free | (hashes != highest)
+        held_out &= ~free | (hashes != hashes[free].max())
     return held_out

@@ -14,7 +14,6 @@ import json
 import math
 import numbers
 import os
-import queue
 import re
 import secrets
 import select
@@ -71,10 +70,23 @@ PATIENCE = 10          # on the wall's clock a limit is so many times as long
 # -----------------------------------------------------------------------------
 # problems and samples: the completions of a model, in HumanEval's word
 
+# a row's fields, and what each has to be
+OF_A_PROBLEM = {"task_id": "a string", "prompt": "a string", "entry_point": "a string"}
+WITH_TEST = OF_A_PROBLEM | {"test": "a string"}  # HumanEval
+WITH_INPUTS = OF_A_PROBLEM | {                   # HumanEval+, MBPP+
+    "canonical_solution": "a string", "base_input": "a list", "plus_input": "a list",
+    "atol": "a number"}
+TYPES = {"a string": str, "a list": list, "a number": (int, float)}
 
-FIELDS = ("task_id", "prompt", "entry_point")  # strings
-FIELDS_WITH_CHECK = {*FIELDS, "test"}  # HumanEval
-FIELDS_WITH_INPUTS = {*FIELDS, "canonical_solution", "plus_input", "atol"}  # HumanEval+, MBPP+
+
+def check_fields(row, fields, place, what):
+    """Raise a UserError, which begins with `place`, if the row lacks one of `fields`."""
+    for field, expected in fields.items():
+        if field not in row:
+            raise UserError(f"{place}: no `{field}` in it, only {', '.join(row) or 'nothing'}; "
+                            f"expected {what} with {', '.join(fields)}")
+        if not isinstance(row[field], TYPES[expected]):
+            raise UserError(f"{place}: `{field}` is {row[field]!r:.40}, expected {expected}")
 
 
 def read_problems(path):
@@ -85,90 +97,59 @@ def read_problems(path):
     """
     problems = {}
     for number, row in read_jsonl(path):
-        expected = FIELDS_WITH_INPUTS if "base_input" in row else FIELDS_WITH_CHECK
-        missing = expected - row.keys()
-        if missing:
-            raise UserError(f"{path}, line {number}: expected a problem, but it has no "
-                            f"{', '.join(sorted(missing))}")
-        for field in FIELDS:
-            if not isinstance(row[field], str):
-                raise UserError(f"{path}, line {number}: `{field}` is {row[field]!r:.40}, expected "
-                                "a string")
-        with contextlib.suppress(UnicodeEncodeError):  # JSON can spell what no text has
+        place = f"{path}, line {number}"
+        check_fields(row, WITH_INPUTS if "base_input" in row else WITH_TEST, place, "a problem")
+        try:
             json.dumps(row, ensure_ascii=False).encode()
-            problems[row["task_id"]] = row
-            continue
-        raise UserError(f"{path}, line {number}: half of a surrogate pair in it, expected text")
+        except UnicodeEncodeError:  # JSON can spell what no text has
+            raise UserError(f"{place}: half of a surrogate pair in it, expected text") from None
+        problems[row["task_id"]] = row
     if not problems:
         raise UserError(f"{path}: no problems in it")
     if not any(map(is_in_python, problems.values())):
-        raise UserError(f"{path}: none of its {len(problems):,} problems has tests in Python, "
-                        "expected a file of Python problems")
+        raise UserError(f"{path}: none of its {len(problems):,} problems has tests in Python")
     return problems
 
 
 def is_in_python(problem):
     """Whether what decides about a problem, its tests or its canonical solution, is Python."""
     code = canonical_code(problem) if "base_input" in problem else problem["test"]
-    with contextlib.suppress(SyntaxError, ValueError, TypeError):
+    with contextlib.suppress(SyntaxError, ValueError):
         ast.parse(code)
         return True
     return False
-
-
-def code_field(sample):
-    """The field with the sample's code: a whole `solution`, or a `completion` of the prompt."""
-    return "solution" if "solution" in sample else "completion"
-
-
-def check_sample(sample, place, problems):
-    """Raise a UserError, which begins with `place`, if the row is no sample of a problem."""
-    for field in ("task_id", code_field(sample)):
-        if field not in sample:
-            raise UserError(f"{place}: no `{field}` in it, only {', '.join(sample) or 'nothing'}; "
-                            "expected a `task_id` and a `completion` (or `solution`)")
-        if not isinstance(sample[field], str):
-            raise UserError(f"{place}: `{field}` is {sample[field]!r:.40}, expected a string")
-    task_id = sample["task_id"]
-    if task_id not in problems:
-        raise UserError(f"{place}: `task_id` is {task_id!r}, expected one of the problems', such "
-                        f"as {min(problems)!r}{did_you_mean(task_id, problems)}")
 
 
 def read_samples(path, problems):
     """The samples in a file of JSON lines, a list of rows. Raises UserError, which names a row."""
     samples = []
     for number, row in read_jsonl(path):
-        check_sample(row, f"{path}, line {number}", problems)
+        place = f"{path}, line {number}"
+        code = "solution" if "solution" in row else "completion"
+        check_fields(row, {"task_id": "a string", code: "a string"}, place, "a sample")
+        task_id = row["task_id"]
+        if task_id not in problems:
+            raise UserError(f"{place}: `task_id` is {task_id!r}, expected one of the problems', "
+                            f"such as {min(problems)!r}{did_you_mean(task_id, problems)}")
         samples.append(row)
     if not samples:
         raise UserError(f"{path}: no samples in it")
     return samples
 
 
-def code_of(sample, problems):
-    """The program that a sample stands for."""
-    if "solution" in sample:
-        return sample["solution"]
-    return problems[sample["task_id"]]["prompt"] + sample["completion"]
-
-
 def uneven_samples(problems, samples):
-    """What a reader of pass@k must know of the samples, {name: text}, which stderr says too.
+    """What a reader of pass@k must know of the samples, {name: text}, where it is so.
 
-    {"problems with samples": "21 of 164", "completions a problem": "5 to 10"}, where it is so.
+    {"problems with samples": "21 of 164",     pass@k is of these 21 alone
+     "completions a problem": "5 to 10"}       and is there for k up to 5
     """
     completions = Counter(sample["task_id"] for sample in samples)
     fewest, most = min(completions.values()), max(completions.values())
     found = {}
     if len(completions) < len(problems):
-        some = found["problems with samples"] = f"{len(completions)} of {len(problems)}"
-        print(f"samples for {some} problems: pass@k is of these {len(completions)} alone",
-              file=sys.stderr)
+        found["problems with samples"] = f"{len(completions)} of {len(problems)}"
     if fewest < most:
-        uneven = found["completions a problem"] = f"{fewest} to {most}"
-        print(f"{uneven} completions a problem: pass@k is there for k up to {fewest}",
-              file=sys.stderr)
+        found["completions a problem"] = f"{fewest} to {most}"
     return found
 
 
@@ -176,9 +157,12 @@ def uneven_samples(problems, samples):
 # scoring
 
 PROGRAM = os.path.abspath(__file__)
-TOOK_DOWN = "took its tests down"
 CANONICAL = "canonical solution: "  # not "failed: ..", so that no completion can say so
 OF_THE_JUDGE = ("result", "passed", "base_passed", "beside")  # a row's fields that `score` writes
+
+
+class Failed(BaseException):
+    """A completion is wrong; the text says how. No Exception, since tests catch these."""
 
 
 class Keeper:
@@ -207,20 +191,24 @@ class Keeper:
         self.confines = json.loads(answer)
 
     def ask(self, job):
-        """What a process of tests, `run_tests`, finds out about one job: a dict."""
+        """What a process of tests, `run_tests`, finds out about a job, a dict. Raises Failed."""
         verdicts, theirs = socket.socketpair()
         settings = json.dumps([self.memory, int(job["limit"]) + 10]).encode()
         socket.send_fds(self.orders, [settings], [theirs.fileno()])
         theirs.close()
-        # The tests keep the time. This is for data that keeps them busy, such as numbers that all
-        # hash alike.
+        # the tests keep the time; this is for data that keeps them busy: numbers that hash alike
         verdicts.settimeout(PATIENCE * job["limit"] + 60)
         answer = b""
         with verdicts, contextlib.suppress(OSError):
             verdicts.sendall(json.dumps(job).encode() + b"\n")
             answer = verdicts.makefile("rb").readline()
         self.orders.send(b".")
-        return json.loads(answer) if answer.endswith(b"\n") else {"failed": TOOK_DOWN}
+        if not answer.endswith(b"\n"):
+            raise Failed("took its tests down")
+        found = json.loads(answer)
+        if "failed" in found:
+            raise Failed(found["failed"])
+        return found
 
     def close(self):
         """Have it end all its processes, then itself."""
@@ -230,11 +218,7 @@ class Keeper:
 
 
 class Judge:
-    """One problem's: what its canonical solution shows, then a verdict for each code.
-
-    Attributes: beside: whether its completions are tested beside their tests; error: how the
-    canonical solution fails where expected outputs come from it, or None.
-    """
+    """One problem's: learns what its canonical solution shows, then has a verdict on each code."""
 
     def __init__(self, keeper, problem, timeout):
         self.keeper = keeper
@@ -242,17 +226,24 @@ class Judge:
         self.timeout = min(timeout, A_WEEK)
         self.has_inputs = "base_input" in problem
         self.kinds = KINDS if self.has_inputs else ("test",)
-        self.error = None
-        code = canonical_code(problem)
-        apart, failure = ({}, None) if code is None else self.found(code, False, MANY_SECONDS)
-        self.beside = failure is not None
-        self.known = apart  # of each kind: what the canonical solution shows
-        if self.beside:
-            self.known, failed_beside = self.found(code, True, MOST_SECONDS)
-            # HumanEval's tests need no solution: it only says how much time a completion may take
-            if failed_beside:
-                self.beside, self.known = False, {}
-                self.error = failure if self.has_inputs else None
+        self.known = {}  # of each kind: what the canonical solution shows
+        self.beside = False
+        self.error = None  # how the canonical solution fails, where its outputs are needed
+        try:
+            self.known = self.canonical(beside=False)
+        except Failed as failed:
+            try:
+                self.known = self.canonical(beside=True)
+                self.beside = True
+            except Failed:
+                if self.has_inputs:  # HumanEval's tests do without one
+                    self.error = str(failed)
+
+    def canonical(self, beside):
+        """What the canonical solution shows, by kind of tests. Raises Failed."""
+        code = canonical_code(self.problem)
+        limit = MANY_SECONDS if self.has_inputs and not beside else MOST_SECONDS
+        return {kind: self.ask(kind, code, beside, limit) for kind in self.kinds}
 
     def ask(self, kind, code, beside, limit, expected=None):
         """What the tests of a kind show of a code. They learn no more than they need."""
@@ -260,15 +251,6 @@ class Judge:
         problem = {name: self.problem[name] for name in names if name in self.problem}
         return self.keeper.ask({"kind": kind, "problem": problem, "code": code, "beside": beside,
                                 "limit": limit, "expected": expected})
-
-    def found(self, code, beside, limit):
-        """What the canonical solution shows, by kind, and how it fails, or None."""
-        found = {}
-        for kind in self.kinds:
-            found[kind] = self.ask(kind, code, beside, limit if self.has_inputs else MOST_SECONDS)
-            if "failed" in found[kind]:
-                return {}, found[kind]["failed"]
-        return found, None
 
     def limit(self, kind):
         """Seconds for the tests of a kind; evalplus's rules, but by the process's own clock."""
@@ -280,18 +262,29 @@ class Judge:
         of_inputs = sum(seconds for _, seconds, _ in self.known[kind]["expected"])
         return min(MOST_SECONDS, of_inputs) + 2  # the 2 for defining the function
 
-    def verdict(self, code):
+    def result(self, code):
         """"passed" or how it failed, of one code."""
         if self.error:
             return CANONICAL + self.error
         failure = "failed"  # what it is called if it fails now
         for kind in self.kinds:
             expected = self.known.get(kind, {}).get("expected")
-            found = self.ask(kind, code, self.beside, self.limit(kind), expected)
-            if "failed" in found:
-                return f"{failure}: {found['failed']}"
+            try:
+                self.ask(kind, code, self.beside, self.limit(kind), expected)
+            except Failed as failed:
+                return f"{failure}: {failed}"
             failure = "passed base, then failed"
         return "passed"
+
+    def verdict(self, code):
+        """What `score` says of one code: those of OF_THE_JUDGE that its problem has, by name."""
+        result = self.result(code)
+        verdict = {"result": result, "passed": result == "passed"}
+        if self.has_inputs:
+            verdict["base_passed"] = result.startswith("passed")
+        if self.beside:
+            verdict["beside"] = True
+        return verdict
 
 
 def can_score():
@@ -307,24 +300,27 @@ def score(problems, samples, timeout=3.0, memory=4 << 30, unconfined=False):
     a machine that can't hold them, too. Returns the rows with `result`, "passed" or how it failed,
     with `passed`, where the problem has base inputs `base_passed`, and `beside` where the problem
     is tested beside its tests; what else they hold is carried along. Says on stderr which canonical
-    solutions fail. Raises UserError for a sample of no problem, and where nothing may run.
+    solutions fail. Raises UserError where nothing may run.
     """
     if not can_score():
         raise UserError("completions can't be scored on Windows, which has no POSIX limits: do it "
                         "on Linux, macOS or WSL, or measure --task=bpb")
     codes = defaultdict(list)  # by task_id
-    for number, sample in enumerate(samples, 1):
-        check_sample(sample, f"sample {number}", problems)
-        codes[sample["task_id"]].append(code_of(sample, problems))
+    for sample in samples:
+        task_id = sample["task_id"]
+        if "solution" in sample:
+            codes[task_id].append(sample["solution"])
+        else:
+            codes[task_id].append(problems[task_id]["prompt"] + sample["completion"])
 
-    free = queue.SimpleQueue()  # keepers
     workers = min(os.cpu_count(), max(1, len(codes)))
     pool = ThreadPoolExecutor(workers)
-    keepers = []
+    keepers = [Keeper(memory) for _ in range(workers)]
+    free = list(keepers)
     with tqdm(total=len(samples), desc="running tests", leave=False, disable=None) as progress:
         def judged(task_id):
-            """A problem's judge, and an iterator of the verdicts."""
-            keeper = free.get()
+            """The verdicts on a problem's codes, an iterator."""
+            keeper = free.pop()
             try:
                 judge = Judge(keeper, problems[task_id], timeout)
                 verdicts = []
@@ -332,21 +328,22 @@ def score(problems, samples, timeout=3.0, memory=4 << 30, unconfined=False):
                     verdicts.append(judge.verdict(code))
                     progress.update()
             finally:
-                free.put(keeper)
-            return judge, iter(verdicts)
+                free.append(keeper)
+            return iter(verdicts)
 
         try:
-            for _ in range(workers):
-                keepers.append(Keeper(memory))
-                free.put(keepers[-1])
             say_unconfined(keepers[0], unconfined)
-            results = dict(zip(codes, pool.map(judged, codes)))
+            verdicts_on = dict(zip(codes, pool.map(judged, codes)))
         finally:  # after Ctrl-C the threads find their keepers gone
             for keeper in keepers:
                 keeper.close()
             pool.shutdown(cancel_futures=True)
-    rows = [with_result(sample, *results[sample["task_id"]]) for sample in samples]
-    say_what_to_know(problems, rows)
+
+    rows = []
+    for sample in samples:
+        row = {name: value for name, value in sample.items() if name not in OF_THE_JUDGE}
+        rows.append(row | next(verdicts_on[sample["task_id"]]))
+    say_canonical_failures(rows)
     return rows
 
 
@@ -362,20 +359,8 @@ def say_unconfined(keeper, unconfined):
               "refuses them as far as it can")
 
 
-def with_result(sample, judge, verdicts):
-    """A sample's row with its result, in place of one that it may have come with."""
-    row = {name: value for name, value in sample.items() if name not in OF_THE_JUDGE}
-    row["result"] = next(verdicts)
-    row["passed"] = row["result"] == "passed"
-    if judge.has_inputs:
-        row["base_passed"] = row["result"].startswith("passed")
-    if judge.beside:
-        row["beside"] = True
-    return row
-
-
-def say_what_to_know(problems, rows):
-    """A line each on stderr: which problems no sample can pass, and where one could cheat."""
+def say_canonical_failures(rows):
+    """A line on stderr: which problems no sample can pass."""
     failures = {}  # in the order of the rows, each once
     for row in rows:
         if row["result"].startswith(CANONICAL):
@@ -385,38 +370,32 @@ def say_what_to_know(problems, rows):
         some = ", ".join([*failures][:5])
         warn_once(f"{len(failures):,} canonical solutions fail, so no sample of their problems "
                   f"passes, such as: {some}")
-    for n_beside in count_of_beside(rows).values():
-        warn_once(f"{n_beside:,} of {len(problems):,} problems are tested beside their tests, "
-                  "where a completion could cheat: apart from them their own solutions do not pass")
 
 
 # -----------------------------------------------------------------------------
 # what went wrong
 
 
-def count_of_canonical_failures(rows):
-    """A result for eval.py's table, {} where all canonical solutions pass."""
-    n_failed = len({row["task_id"] for row in rows if row["result"].startswith(CANONICAL)})
-    return {"canonical solutions that fail": n_failed} if n_failed else {}
+def counts_to_know(rows):
+    """What a table of results must say of scored rows, what there is of this:
 
-
-def count_of_beside(rows):
-    """A result for eval.py's table, {} where all problems are tested apart from their tests."""
-    n_beside = len({row["task_id"] for row in rows if "beside" in row})
-    return {"problems tested beside their tests": n_beside} if n_beside else {}
+    {"canonical solutions that fail": 3, "problems tested beside their tests": 1}
+    """
+    failing = {row["task_id"] for row in rows if row["result"].startswith(CANONICAL)}
+    beside = {row["task_id"] for row in rows if "beside" in row}
+    counts = {"canonical solutions that fail": len(failing),
+              "problems tested beside their tests": len(beside)}
+    return {name: count for name, count in counts.items() if count}
 
 
 def likely_cause(row, problem):
     """What may be wrong with a completion that failed, in words, or None."""
-    field, name = code_field(row), problem["entry_point"]
-    code = row[field].lstrip("\n")
-    if "```" in code:
+    if "```" in row.get("solution", row.get("completion")):
         return "have Markdown fences (```): strip them"
-    if field == "solution" and not re.search(rf"\b{re.escape(name)}\b", code):
+    if "solution" in row and f"def {problem['entry_point']}(" not in row["solution"]:
         return ("lack the function that the tests call; if these `solution`s go on from the "
                 "prompt, name them `completion`")
-    at_margin = code != "" and not code[0].isspace()
-    if field == "completion" and at_margin and "def " in problem["prompt"] and "def " not in code:
+    if row["result"].endswith("IndentationError"):
         return "lost the indentation of their first line: do not strip what a model writes"
     return None
 
@@ -428,17 +407,10 @@ def explain_failures(problems, rows):
         return
     print(f"{len(failed):,} of {len(rows):,} completions failed:", file=sys.stderr)
     kinds = Counter(row["result"].rpartition("failed: ")[2] for row in failed)
-    most_common = kinds.most_common(8)
-    for kind, count in most_common:
+    for kind, count in kinds.most_common(8):
         # a completion may name its exception as it likes, control characters included
         print(f"  {kind if kind.isprintable() else repr(kind)} {count:,}", file=sys.stderr)
-    others = len(failed) - sum(count for _, count in most_common)
-    if others:
-        print(f"  others {others:,}", file=sys.stderr)
-
-    causes = Counter()
-    for row in failed:
-        causes[likely_cause(row, problems[row["task_id"]])] += 1
+    causes = Counter(likely_cause(row, problems[row["task_id"]]) for row in failed)
     ((cause, count),) = causes.most_common(1)
     if cause and count > len(failed) / 2:
         print(f"likely cause: most completions {cause}", file=sys.stderr)
@@ -512,8 +484,7 @@ NO_PLAIN_DATA = re.compile(r'{"(iterator|object)": ')
 def unpack(x):
     """The value that `pack` has made x of. Raises various errors if x comes from elsewhere."""
     if isinstance(x, list):
-        has_packed = not {list, dict}.isdisjoint(map(type, x))
-        return [unpack(y) for y in x] if has_packed else x
+        return [unpack(y) for y in x]
     if not isinstance(x, dict):
         return x
     ((kind, content),) = x.items()
@@ -523,13 +494,15 @@ def unpack(x):
 # -----------------------------------------------------------------------------
 # the process of a completion
 
+
 def run_completion(channel):
     """Define a completion's function, then call it on what its tests send by a socket.
 
-    In:  {"code", "entry_point", "token"}, then {"token", "calls": lists of packed [list of
-         arguments, dict of keyword arguments]}, each a line.
-    Out: a line for the definition and one for each call: the token and the `outcome`. Whoever
-         answers before being asked does not know the token.
+    In:  {"code", "entry_point", "token"}; then {"token", "calls": lists of packed [list of
+         arguments, dict of keyword arguments]}, or {"token", "beside": [problem, kind]} for tests
+         to be run here; each a line.
+    Out: a line for the definition, one for each call, one for the tests: the token and the
+         `outcome`. Whoever answers before being asked does not know the token.
     """
     requests, replies = channel.makefile("rb"), channel.makefile("wb")
     job = json.loads(requests.readline())
@@ -550,8 +523,10 @@ def run_completion(channel):
     reply(job["token"], outcome(define))
     for line in requests:
         request = json.loads(line)
-        for packed in request["calls"]:
+        for packed in request.get("calls", []):
             reply(request["token"], outcome(call, packed))
+        if "beside" in request:
+            reply(request["token"], outcome(check_beside, scope, *request["beside"]))
 
 
 def outcome(function, *arguments):
@@ -566,17 +541,11 @@ def outcome(function, *arguments):
 # -----------------------------------------------------------------------------
 # the process of the tests
 
-# Bytes that a completion may send before a line ends. A list of a million combinations, which MBPP+
-# asks for, takes a good 100 MB.
-MOST_REPLY = 1 << 28
-
-
-class Failed(BaseException):
-    """A completion is wrong; the text says how. No Exception, since tests catch these."""
+MOST_REPLY = 1 << 28  # bytes of an answer; MBPP+'s list of a million combinations has 100 MB
 
 
 class Completion:
-    """A completion's function, as its tests see it: `define`, `call`, `read`.
+    """A completion's process, as its tests see it: they `write` what to do, `read` what came of it.
 
     Times are the process's own: without that in which it waited for a core. A verdict must not
     depend on how busy the machine is. Time that the process sleeps does count.
@@ -610,13 +579,8 @@ class Completion:
         """Have the function called on rows of arguments. There is a `read` for each."""
         self.write({"calls": [pack([row, {}]) for row in inputs]})
 
-    def define(self, code, entry_point, limit):
-        """Have `code` define its function. Raises Failed."""
-        self.write({"code": code, "entry_point": entry_point})
-        self.read(limit)
-
     def read(self, limit):
-        """What the next call returned, packed, as JSON text.
+        """What the next call, or the definition, returned: packed, as JSON text.
 
         Raises Failed if it raised something, and after `limit` seconds by the process's own clock,
         or PATIENCE times that on the wall's.
@@ -668,57 +632,27 @@ def run_tests(verdicts, channel, schedstat):
     A line of JSON: {"seconds"}, with {"expected"} of a canonical solution, or {"failed"}: how.
     """
     job = json.loads(verdicts.makefile("rb").readline())
+    problem, kind, limit = job["problem"], job["kind"], job["limit"]
     completion = Completion(channel, schedstat)
     found = {}
     try:
+        completion.write({"code": job["code"], "entry_point": problem["entry_point"]})
+        completion.read(limit)
         if job["beside"]:
-            test_beside(completion, job)
-        elif job["kind"] == "test":
-            run_check(completion, job)
+            # Who exits or prints has not answered. But who looks for the tests there finds them.
+            completion.write({"beside": [problem, kind]})
+            completion.read(limit - completion.spent)
+        elif kind == "test":
+            run_check(completion, problem, limit)
         elif job["expected"] is None:
-            found["expected"] = expected_outputs(completion, job)
+            found["expected"] = expected_outputs(completion, problem, kind, limit)
         else:
-            check_outputs(completion, job)
-    except Failed as failed:
-        found["failed"] = str(failed)
-    except Exception as error:  # inputs of another form than expected, or an output too large
-        found["failed"] = f"{type(error).__name__} in the judge"
+            check_outputs(completion, problem, kind, limit, job["expected"])
+    except BaseException as error:  # the completion's, the tests', or that of inputs without sense
+        failure = str(error) if isinstance(error, Failed) else type(error).__name__
+        found["failed"] = "wrong answer" if failure == "AssertionError" else failure
     found["seconds"] = completion.spent
     verdicts.sendall(json.dumps(found).encode() + b"\n")
-
-
-# a problem's test, then what runs it in the process of the completion
-BESIDE = """
-{code}
-{test}
-def run_beside(*facts):
-    check({entry_point}, *facts)
-"""
-COMPARE_BESIDE = """
-def check(function, problem, kind):
-    import sys
-    sys.modules["__main__"].compare_beside(function, problem, kind)
-"""
-
-
-def test_beside(completion, job):
-    """Have the completion's process run the tests, too. It is asked how that went, as for any call.
-
-    Whoever exits or prints has not answered. But a completion that looks for its tests finds them.
-    """
-    problem, kind = job["problem"], job["kind"]
-    test, facts = problem[kind], []
-    if kind in KINDS:
-        test, facts = COMPARE_BESIDE, [problem, kind]
-    code = BESIDE.format(code=job["code"], test=test, entry_point=problem["entry_point"])
-    completion.define(code, "run_beside", job["limit"])
-    completion.call_on_each([facts])
-    try:
-        completion.read(job["limit"] - completion.spent)
-    except Failed as failed:
-        if str(failed) != "AssertionError":
-            raise
-        raise Failed("wrong answer") from None
 
 
 # -----------------------------------------------------------------------------
@@ -731,26 +665,24 @@ def surroundings(problem):
     It is made with the canonical solution, as a completion's code never runs here; without a usable
     one with an empty function.
     """
-    for body in (problem.get("canonical_solution") or "", "    pass\n"):
+    for code in (canonical_code(problem), problem["prompt"] + "    pass\n"):
         scope = {}
         with contextlib.suppress(Exception):
-            exec(problem["prompt"] + body, scope)
+            exec(code, scope)
             return scope
     return {}
 
 
 # What tests may expect to be raised. They see anything else as `Failed`, an AssertionError too,
 # lest it be taken for one of their own.
-EXPECTED = (
+EXPECTED = {kind.__name__: kind for kind in (
     ArithmeticError, AttributeError, Exception, IndexError, KeyError, LookupError, NameError,
     NotImplementedError, OSError, OverflowError, RecursionError, RuntimeError, StopIteration,
-    TypeError, ValueError, ZeroDivisionError)
+    TypeError, ValueError, ZeroDivisionError)}
 
 
-def run_check(completion, job):
+def run_check(completion, problem, limit):
     """Run HumanEval's `check` here, on a stand-in that has the function called in its process."""
-    problem, limit = job["problem"], job["limit"]
-
     # What the tests call in place of the function: it only sends arguments and returns answers.
     def candidate(*arguments, **keywords):
         call = [list(arguments), keywords]
@@ -761,82 +693,66 @@ def run_check(completion, job):
         try:
             return unpack(json.loads(completion.read(limit - completion.spent)))
         except Failed as failed:
-            for kind in EXPECTED:
-                if kind.__name__ == str(failed):
-                    raise kind from None
-            raise
+            raise EXPECTED.get(str(failed), failed) from None
 
-    completion.define(job["code"], problem["entry_point"], limit)
-    try:
-        scope = surroundings(problem)
-        scope[problem["entry_point"]] = candidate
-        exec(problem["test"], scope)
-        scope["check"](candidate)
-    except Failed:
-        raise
-    except AssertionError:
-        raise Failed("wrong answer") from None
-    except BaseException as error:
-        raise Failed(type(error).__name__) from None
+    scope = surroundings(problem)
+    scope[problem["entry_point"]] = candidate
+    exec(problem["test"], scope)
+    scope["check"](candidate)
 
 
 # -----------------------------------------------------------------------------
 # evalplus's special cases, of its version 0.3.1 (evalplus/data/mbpp.py, evalplus/eval/__init__.py)
 #
-# JSON has made lists of MBPP+'s tuples and sets, strings of its complex numbers. Where a problem's
-# arguments have tuples: (depths, which arguments, numbers of the problems). Depths "1": the
-# argument itself, "01": what its list holds, "11": both.
-ALL = range(9)
-TUPLES = (
-    ("1", ALL, (2, 116, 132, 143, 222, 261, 273, 394, 399, 421, 424, 429, 470, 560, 579, 596, 616,
-                630, 726, 740, 744, 809)),
-    ("01", ALL, (63, 64, 70, 94, 120, 237, 272, 299, 400, 409, 417, 438, 473, 614, 780)),
-    ("11", ALL, (259, 401, 445)),
-    ("01", [0], (75, 413, 444, 753)),
-    ("1", [1], (106, 750)),
-    ("1", [0], (250, 307, 405, 446, 617, 720, 763, 808)),
-)
+# JSON has made lists of MBPP+'s tuples and sets, strings of its complex numbers.
 
 
-def to_tuples(x, depths):
-    """The list x with tuples at the depths where `depths` has a 1."""
-    if len(depths) > 1:
-        x = [to_tuples(y, depths[1:]) for y in x]
-    return tuple(x) if depths[0] == "1" else x
+def tuples(rows):
+    """The lists in a list as tuples."""
+    return [tuple(row) for row in rows]
 
 
-def all_to_tuples(x, depth=99):
-    """x with tuples in place of all lists, down to a depth."""
-    if depth == 0 or not isinstance(x, list):
-        return x
-    return tuple(all_to_tuples(y, depth - 1) for y in x)
+def all_tuples(x):
+    """x with tuples in place of all lists."""
+    return tuple(map(all_tuples, x)) if isinstance(x, list) else x
 
 
-def restore(task_id, row):
-    """A row of arguments of a problem, as its solutions expect them."""
-    if not re.fullmatch(r"Mbpp/\d+", task_id):
-        return row
-    number = int(task_id.removeprefix("Mbpp/"))
-    if number == 115:  # sets, an empty one of which had been written as {}
+def restore(number, row):
+    """A row of arguments of the problem Mbpp/`number`, as its solutions expect it."""
+    if number in (2, 116, 132, 143, 222, 261, 273, 394, 399, 421, 424, 429, 470, 560, 579, 596, 616,
+                  630, 726, 740, 744, 809):
+        return tuples(row)
+    if number in (63, 64, 70, 94, 120, 237, 272, 299, 400, 409, 417, 438, 473, 614, 780):
+        return [tuples(x) for x in row]
+    if number in (259, 401, 445):
+        return [tuple(tuples(x)) for x in row]
+    if number in (75, 413, 444, 753):
+        return [tuples(row[0]), *row[1:]]
+    if number in (106, 750):
+        return [row[0], *tuples(row[1:])]
+    if number in (250, 307, 405, 446, 617, 720, 763, 808):
+        return [tuple(row[0]), *row[1:]]
+    if number in (580, 615, 791):
+        return all_tuples(row)
+    if number == 278:
+        return [tuple(tuple(x) if isinstance(x, list) else x for x in row[0])]
+    if number == 722:
+        return [{name: tuple(x) for name, x in row[0].items()}, *row[1:]]
+    if number == 115:  # an empty set had been written as {}
         return [[set(x) if isinstance(x, list) and x else {} for x in row[0]]]
     if number == 124:
         return [float(row[0]), complex(row[1])]
     if number == 252:
         return [complex(row[0])]
-    if number == 278:  # lists inside the inner tuples stay
-        return [tuple(all_to_tuples(x, 1) for x in row[0])]
-    if number in (580, 615, 791):
-        return [all_to_tuples(x) for x in row]
-    if number == 722:
-        return [{name: tuple(x) for name, x in row[0].items()}, *row[1:]]
-    for depths, places, problems in TUPLES:
-        if number in problems:
-            row = [to_tuples(x, depths) if place in places else x for place, x in enumerate(row)]
     return row
 
 
 def inputs_of(problem, kind):
-    return [restore(problem["task_id"], row) for row in problem[kind]]
+    """The rows of arguments of a problem, as its solutions expect them."""
+    family, _, number = problem["task_id"].partition("/")
+    if family != "Mbpp" or not number.isdecimal():
+        return problem[kind]
+    return [restore(int(number), row) for row in problem[kind]]
 
 
 # any order, and repeats, will do
@@ -859,7 +775,8 @@ def is_right(problem, arguments, out, want, atol):
     if name in SETS:
         return set(out) == set(want)
     if name in ANSWERS:
-        return out == want if isinstance(out, bool) else (out is not None) == want
+        found = out if isinstance(out, bool) else out is not None
+        return found == (want is not None)
     if name == "sum_div":
         return out in (want, 0)
     if name == "surface_Area":  # the height of a square pyramid may also be meant along its axis
@@ -892,22 +809,13 @@ def is_close(out, want, atol):
     return abs(out - want) <= atol + 1e-7 * abs(want)
 
 
-def known_answer(problem, out):
-    """What is kept of a canonical solution's output."""
-    is_mbpp = problem["task_id"].startswith("Mbpp/")
-    if is_mbpp and problem["entry_point"] in ANSWERS:
-        return out is not None
-    return out
-
-
 # -----------------------------------------------------------------------------
 # HumanEval+ and MBPP+: outputs compared with the canonical solution's
 
 
 def canonical_code(problem):
-    """The canonical solution as a program; None where there is none."""
-    solution = problem.get("canonical_solution")
-    return f"{problem['prompt']}{solution}\n" if isinstance(solution, str) else None
+    """The canonical solution as a program; where there is none, it is one that fails."""
+    return f"{problem['prompt']}{problem.get('canonical_solution') or ''}\n"
 
 
 def tolerance(out, atol):
@@ -920,39 +828,33 @@ def tolerance(out, atol):
     return atol
 
 
-def expected_outputs(completion, job):
+def expected_outputs(completion, problem, kind, limit):
     """What the canonical solution gives on the inputs of one of KINDS.
 
     Returns for each input [output as JSON text, seconds that others may take, tolerance]. Raises
     Failed.
     """
-    problem = job["problem"]
-    inputs = inputs_of(problem, job["kind"])
+    inputs = inputs_of(problem, kind)
     atol = problem["atol"]
     expected = []
-    completion.define(job["code"], problem["entry_point"], job["limit"])
     completion.call_on_each(inputs)
     for _ in inputs:
         before = completion.spent
-        text = completion.read(min(MOST_SECONDS, job["limit"] - before))
+        text = completion.read(min(MOST_SECONDS, limit - before))
         if NO_PLAIN_DATA.search(text):
             raise Failed("an output that is no plain data")
         out = unpack(json.loads(text))
-        if known_answer(problem, out) is not out:
-            text = json.dumps(known_answer(problem, out))
         atol = tolerance(out, atol)
         expected.append([text, max(SECOND, SLOWER * (completion.spent - before)), atol])
     return expected
 
 
-def check_outputs(completion, job):
+def check_outputs(completion, problem, kind, limit, expected):
     """Run a code on the inputs of one of KINDS. Raises Failed if an output is not as expected."""
-    problem, limit = job["problem"], job["limit"]
-    inputs = inputs_of(problem, job["kind"])
-    completion.define(job["code"], problem["entry_point"], limit)
+    inputs = inputs_of(problem, kind)
     completion.call_on_each(inputs)
     # One at a time is read, so that each input has its own limit.
-    for arguments, (want, seconds, atol) in zip(inputs, job["expected"]):
+    for arguments, (want, seconds, atol) in zip(inputs, expected):
         text = completion.read(min(seconds, limit - completion.spent))
         if text == want:  # the same text is the same value
             continue
@@ -965,17 +867,24 @@ def check_outputs(completion, job):
             raise Failed("wrong answer")
 
 
-def compare_beside(function, problem, kind):
-    """The same, in the process of the completion: outputs that are no plain data, or too large."""
-    scope = {}
-    exec(canonical_code(problem), scope)
-    canonical = scope[problem["entry_point"]]
+def check_beside(scope, problem, kind):
+    """Run a problem's tests in the process of the completion, which has defined what is in `scope`.
+
+    Raises what they raise, AssertionError if an answer is wrong.
+    """
+    if kind == "test":
+        exec(problem["test"], scope)
+        scope["check"](scope[problem["entry_point"]])
+        return
+    function, of_canonical = scope[problem["entry_point"]], {}
+    exec(canonical_code(problem), of_canonical)
+    canonical = of_canonical[problem["entry_point"]]
     atol = problem["atol"]
     for arguments in inputs_of(problem, kind):
         want = canonical(*copy.deepcopy(arguments))
         atol = tolerance(want, atol)
         out = function(*copy.deepcopy(arguments))
-        assert accepts(problem, arguments, out, known_answer(problem, want), atol)
+        assert accepts(problem, arguments, out, want, atol)
 
 
 if IS_PROGRAM:

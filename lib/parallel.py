@@ -13,7 +13,6 @@ import signal
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -67,8 +66,8 @@ def should_compile(device):
     # Triton writes the kernels, and compiles a few lines of C that start them. On Windows it is not
     # there, and in a slim container no compiler
     compilers = [os.environ.get("CC", "gcc"), "gcc", "clang"]
-    can_link = any(shutil.which(compiler) for compiler in compilers)
-    if importlib.util.find_spec("triton") and can_link:
+    can_compile = any(shutil.which(compiler) for compiler in compilers)
+    if importlib.util.find_spec("triton") and can_compile:
         return True
     warn_once("not compiled: torch.compile needs Triton and a C compiler (gcc or clang) here; "
               "training works without them, and takes longer")
@@ -232,12 +231,6 @@ def clip_gradients(parameters, clip):
     """Scale the gradients down to the norm `clip`; returns their norm before, a tensor ()."""
     norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of all shards
-
-
-def whole_weights(model, sharded):
-    """The state dict of a model, gathered from all processes if it is sharded."""
-    return get_model_state_dict(
-        model, options=StateDictOptions(full_state_dict=True, cpu_offload=sharded))
 
 
 # -----------------------------------------------------------------------------

@@ -14,8 +14,6 @@ import re
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-
 
 @dataclass
 class Program:
@@ -35,12 +33,9 @@ def meaning(source):
     """What a program does, as a string: its syntax tree without docstrings. Raises SyntaxError."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if not isinstance(body, list) or not body:
-            continue
-        first = body[0]
-        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-            first.value.value = ""
+        may_have_one = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+        if may_have_one and ast.get_docstring(node) is not None:
+            del node.body[0]
     return ast.dump(tree)
 
 
@@ -55,39 +50,26 @@ def if_meaning_stays(program, prompt, solution):
 
 
 # -----------------------------------------------------------------------------
-# changes of one word at the letter with the index i; function names and prose share them
+# changes of one word, at the letter with the index i where they need one
 
 # On an American keyboard the key to the right of each letter, or to the left at a row's end.
 NEXT_KEY = dict(zip("qwertyuiop" "asdfghjkl" "zxcvbnm",
                     "wertyuiopo" "sdfghjklk" "xcvbnmn"))
 
 
-def swap_letters(word, i):
-    return word[:i] + word[i + 1:i + 2] + word[i] + word[i + 2:]
-
-
-def double_letter(word, i):
-    return word[:i] + word[i] + word[i:]
-
-
-def hit_next_key(word, i):
-    return word[:i] + NEXT_KEY[word[i].lower()] + word[i + 1:]
-
-
 def camel_case(word, i):
     return re.sub(r"(?<=[^_])_+(.)", lambda match: match[1].upper(), word)  # a leading _ stays
 
 
-def capitalize(word, i):
-    return word.capitalize()
-
-
-def swap_case(word, i):
-    return word.swapcase()
-
-
-def add_space(word, i):
-    return word + " "
+WORD_CHANGES = {
+    "swap": lambda word, i: word[:i] + word[i + 1:i + 2] + word[i] + word[i + 2:],
+    "double": lambda word, i: word[:i] + word[i] + word[i:],
+    "typo": lambda word, i: word[:i] + NEXT_KEY[word[i].lower()] + word[i + 1:],
+    "camel": camel_case,
+    "capital": lambda word, i: word.capitalize(),
+    "case": lambda word, i: word.swapcase(),
+    "spaces": lambda word, i: word + " ",
+}
 
 
 # -----------------------------------------------------------------------------
@@ -162,13 +144,11 @@ def change_words(change, program, rng):
     words = [match.span() for match in re.finditer(WORD, prose)]
     chosen = rng.sample(words, math.ceil(len(words) / 6))
 
-    new_prose = prose
+    prompt = program.prompt
     for word_start, word_end in sorted(chosen, reverse=True):  # from the right: spans stay valid
         word = prose[word_start:word_end]
         letter = rng.randrange(len(word) - 1)
-        new_prose = new_prose[:word_start] + change(word, letter) + new_prose[word_end:]
-    after_prose = program.prompt[start + len(prose):]
-    prompt = program.prompt[:start] + new_prose + after_prose
+        prompt = prompt[:start + word_start] + change(word, letter) + prompt[start + word_end:]
     return if_meaning_stays(program, prompt, program.solution)
 
 
@@ -178,12 +158,8 @@ def change_words(change, program, rng):
 # A new perturbation is a function and its line here. It moves the draws of its kind, and so the
 # kind's results: their order in the table counts too.
 PERTURBATIONS = {
-    "name": {
-        "camel": partial(rename_function, camel_case),
-        "swap": partial(rename_function, swap_letters),
-        "double": partial(rename_function, double_letter),
-        "capital": partial(rename_function, capitalize),
-    },
+    "name": {way: partial(rename_function, WORD_CHANGES[way])
+             for way in ("camel", "swap", "double", "capital")},
     "format": {
         "tabs": partial(indent_by, "\t"),
         "two spaces": partial(indent_by, "  "),
@@ -191,12 +167,8 @@ PERTURBATIONS = {
         "quotes": change_quotes,
         "split": split_signature,
     },
-    "docstring": {
-        "swap": partial(change_words, swap_letters),
-        "typo": partial(change_words, hit_next_key),
-        "case": partial(change_words, swap_case),
-        "spaces": partial(change_words, add_space),
-    },
+    "docstring": {way: partial(change_words, WORD_CHANGES[way])
+                  for way in ("swap", "typo", "case", "spaces")},
 }
 
 

@@ -17,7 +17,6 @@ from lib.options import expect, flag
 @dataclass
 class PlanOptions:
     vocab_size: int = flag(64 + 256 + 65536, "number of symbols: 320, and the proxy's")
-    ngram: int = flag(0, "longest byte n-gram with an embedding; 0: none")
     plan: bool = flag(False, "plan of a training's memory and time, in place of the sizes")
     size: str = flag("1.5B", "size to plan for, one that is printed without --plan")
     gpus: int = flag(8, "number of devices")
@@ -38,7 +37,7 @@ class PlanOptions:
 # FLOPs
 
 
-def flops_per_symbol(model, byte_rows, raw_share=0.0, attended=None):
+def flops_per_symbol(model, byte_rows=0, raw_share=0.0, attended=None):
     """Training FLOPs of a symbol, forward and backward, on average.
 
     6 for each parameter that multiplies, 12 for each attended symbol, channel and layer (PaLM,
@@ -52,7 +51,7 @@ def flops_per_symbol(model, byte_rows, raw_share=0.0, attended=None):
     """
     config = model.config
     multiplying = model.n_params(embeddings=False)
-    multiplying -= raw_share * config.n_embd * max(0, config.vocab_size - byte_rows)
+    multiplying -= raw_share * config.n_embd * (config.vocab_size - byte_rows)
     if attended is None:
         attended = config.block_size
     return 6 * multiplying + 12 * config.n_layer * config.n_embd * attended
@@ -83,8 +82,8 @@ def expected_raw_share(mixer):
         # beyond, on average (renewal theory): so long samples are cut more than short ones
         cut = chance * length_squared / (2 * mean_length)
         drawn = mixer.block_size + cut.sum()
-        n_raw = drawn * mean_raw / mean_length - (cut * raw / length).sum()
-        share += n_raw / mixer.block_size
+        raw_in_context = drawn * mean_raw / mean_length - (cut * raw / length).sum()
+        share += raw_in_context / mixer.block_size
     return float(share / len(steps))
 
 
@@ -98,11 +97,10 @@ def model_without_memory(GPT, config):
         return GPT(config)
 
 
-def print_sizes(GPT, sizes, byte_rows):
+def print_sizes(options, GPT, sizes):
     """A line for each of `sizes`, {name: config}."""
-    (vocab_size,) = {config.vocab_size for config in sizes.values()}
-    print(f"with a vocabulary of {vocab_size:,} symbols: 64 special, 256 bytes, the rest the "
-          "proxy's")
+    print(f"with a vocabulary of {options.vocab_size:,} symbols: 64 special, 256 bytes, the rest "
+          "the proxy's")
     print(f"{'size':>6} {'layers':>6} {'width':>6} {'heads':>5} {'context':>8} {'parameters':>15} "
           f"{'not embeddings':>15} {'FLOPs/symbol':>13} {'KV bytes/symbol':>16}")
     for size, config in sizes.items():
@@ -111,7 +109,7 @@ def print_sizes(GPT, sizes, byte_rows):
         print(f"{size:>6} {config.n_layer:6} {config.n_embd:6} {config.n_head:5} "
               f"{config.block_size:8,} {model.n_params():15,} "
               f"{model.n_params(embeddings=False):15,} "
-              f"{flops_per_symbol(model, byte_rows):13.2e} {kv_bytes:16,}")
+              f"{flops_per_symbol(model):13.2e} {kv_bytes:16,}")
 
 
 # -----------------------------------------------------------------------------
@@ -145,40 +143,32 @@ def kept_for_backward(GPT, config, micro_batch, dtype, recompute):
                 module.weight = torch.nn.Parameter(module.weight.bfloat16())
         weights = {p.untyped_storage()._cdata for p in model.parameters()}
         idx = torch.zeros(micro_batch, config.block_size, dtype=torch.long)
-        x = model.states(idx, suffix=idx)
+        x = model.states(idx)
         blocks = n_bytes()
-        no_position = torch.zeros(0, dtype=torch.long)
-        every_position = torch.arange(idx.numel())
-        model.loss(x, idx, after_raw=no_position, after_other=every_position)
+        # of the positions only the number counts here
+        none, all_of_them = torch.zeros(2, 0).long(), torch.zeros(2, idx.numel()).long()
+        model.loss(x, idx, after_raw=none, after_other=all_of_them)
         return blocks, n_bytes() - blocks
 
 
-def kept_by_one_block(GPT, config, micro_batch, dtype):
-    """Bytes that a single block keeps for its backward pass, when it is not recomputed."""
-    settings = micro_batch, dtype, False
-    one, _ = kept_for_backward(GPT, replace(config, n_layer=1), *settings)
-    two, _ = kept_for_backward(GPT, replace(config, n_layer=2), *settings)
-    return two - one
-
-
 def weights_in_use(model, dtype, sharded):
-    """Bytes of the copies of weights and gradients in which a step computes, besides the float32
-    ones: (of all, of a single block)."""
-    block = sum(p.numel() for p in model.blocks[0].parameters())
-    outside = model.n_params() - model.config.n_layer * block  # embeddings and output layer
+    """Bytes of the copies of weights and gradients that a step computes in, besides the float32
+    ones."""
     mixed = dtype == "bfloat16"
-    if not sharded:  # autocast's copies, which it keeps until the forward pass is over
-        return mixed * 2 * model.n_params(embeddings=False), mixed * 2 * block
+    if not sharded:  # autocast's copies of all matrices
+        return mixed * 2 * model.n_params(embeddings=False)
     # FSDP gathers the block at work and the next one, and has their gradients, those of one in
     # float32 too, while they are added up. What is outside of blocks stays gathered in float32, and
     # autocast copies the output layer
-    blocks_in_use = 2 * block * (2 if mixed else 4)
-    in_use = 2 * blocks_in_use + 4 * block + 2 * 4 * outside
-    in_use += mixed * 2 * model.head.weight.numel()
-    return in_use, in_use
+    block = sum(p.numel() for p in model.blocks[0].parameters())
+    outside = model.n_params() - model.config.n_layer * block  # embeddings and output layer
+    two_blocks = 2 * block * (2 if mixed else 4)
+    gathered = two_blocks + 4 * outside
+    gradients = two_blocks + 4 * block + 4 * outside
+    return gathered + gradients + mixed * 2 * model.head.weight.numel()
 
 
-def memory(options, config, GPT, loss_positions):
+def memory(options, GPT, config, loss_positions):
     """{what: bytes on a device} at the peak of a training step.
 
     The peak is in the last of several micro-batches, when there are gradients already.
@@ -190,24 +180,23 @@ def memory(options, config, GPT, loss_positions):
     replicated = not options.fsdp and options.gpus > 1
     shards = options.gpus if sharded else 1
 
-    blocks, loss = kept_for_backward(
-        GPT, config, options.micro_batch, options.dtype, options.activation_checkpointing)
-    all_weights, weights_of_a_block = weights_in_use(model, options.dtype, sharded)
+    settings = options.micro_batch, options.dtype
+    recompute = options.activation_checkpointing
+    blocks, loss = kept_for_backward(GPT, config, *settings, recompute)
     # a chunk of the loss has logits, log-probabilities and gradients, each in float32
     logits = loss + 3 * 4 * loss_positions * config.vocab_size
-    peak = {"weights in use": all_weights, "activations": blocks, "logits": logits}
-    if options.activation_checkpointing:
-        # later one block at a time is computed again, when the logits are gone
-        again = blocks + kept_by_one_block(GPT, config, options.micro_batch, options.dtype)
-        later = {"weights in use": weights_of_a_block, "activations": again, "logits": 0}
-        peak = max(peak, later, key=lambda parts: sum(parts.values()))
+    one_block = 0
+    if recompute:  # one block at a time is computed again, when the logits are gone
+        one_block, _ = kept_for_backward(GPT, replace(config, n_layer=1), *settings, False)
     return {
         "parameters": 4 * n / shards,
         "gradients": 4 * n / shards,
         # what DDP sends from; only the last micro-batch's backward pass moves the gradients there
         "DDP's buckets": 4 * n if replicated else 0,
         "optimizer state": 8 * n / shards,  # of AdamW: two moments; the fused one needs no more
-        **peak,
+        "weights in use": weights_in_use(model, options.dtype, sharded),
+        "activations": blocks,
+        "logits or block": max(logits, one_block),
     }
 
 
@@ -215,11 +204,10 @@ def memory(options, config, GPT, loss_positions):
 # the plan
 
 
-def print_plan(options, GPT, config, byte_rows, loss_positions):
+def print_plan(options, GPT, config, loss_positions):
     """Print whether a training fits on the GPUs, and how long it takes. Raises UserError.
 
-    config: of the size that is planned for. byte_rows, loss_positions: as in `flops_per_symbol`,
-    `memory`.
+    config: of the size that is planned for. loss_positions: as in `memory`.
     """
     expect(options, "above 0", "gpus", "gpu_memory", "micro_batch", "budget", "tflops", "mfu")
     expect(options, "of 0 or more", "block_size", "sample_length")
@@ -227,7 +215,7 @@ def print_plan(options, GPT, config, byte_rows, loss_positions):
     config = replace(config, block_size=options.block_size or config.block_size)
     print(f"{options.size} on {options.gpus} GPUs of {options.gpu_memory:g} GB, {options.dtype}, "
           f"micro-batch of {options.micro_batch} x {config.block_size:,} symbols")
-    parts = memory(options, config, GPT, loss_positions)
+    parts = memory(options, GPT, config, loss_positions)
     for name, size in parts.items():
         print(f"  {name:16} {size / 1e9:8.2f} GB a GPU")
     total = sum(parts.values())
@@ -240,7 +228,7 @@ def print_plan(options, GPT, config, byte_rows, loss_positions):
     # a sample's first symbol attends to one, its last to all: to half of it, on average
     length = min(options.sample_length or config.block_size, config.block_size)
     model = model_without_memory(GPT, config)
-    flops = options.budget * flops_per_symbol(model, byte_rows, attended=(length + 1) / 2)
+    flops = options.budget * flops_per_symbol(model, attended=(length + 1) / 2)
     seconds = flops / (options.gpus * options.tflops * 1e12 * options.mfu)
     print(f"  {options.budget:.2g} symbols are {flops:.2e} FLOPs: {seconds / 86400:.3g} days at "
           f"{options.mfu:.0%} of {options.tflops:g} TFLOP/s a GPU")

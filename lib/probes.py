@@ -13,7 +13,7 @@ import numpy as np
 from lib.data import TINYCODE, read_jsonl, tinycode_file, tinycode_folder
 from lib.options import warn_once
 from lib.perturb import PERTURBATIONS, perturb
-from lib.judge import count_of_beside, count_of_canonical_failures, read_problems, score
+from lib.judge import counts_to_know, read_problems, score
 from lib.tables import with_progress
 
 # What ends a function: HumanEval's stop sequences, and decorators. Where a file has prompts without
@@ -80,7 +80,7 @@ def score_rows(problems, rows, options):
     """
     unconfined = options.unconfined or not options.samples
     scored = score(problems, rows, options.timeout, options.memory << 20, unconfined)
-    return scored, count_of_canonical_failures(scored) | count_of_beside(scored)
+    return scored, counts_to_know(scored)
 
 
 # -----------------------------------------------------------------------------

@@ -142,29 +142,23 @@ def first_line(error):
     return lines[0] if lines else type(error).__name__
 
 
-def read_torch_file(path):
-    """What `torch.save` wrote to a file. Raises UserError, in the system's or torch's words."""
-    try:
-        if zipfile.is_zipfile(path):  # looks at its end, which lists what is inside
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        pass  # other objects; torch's own words advise to run what is in the file
-    except (OSError, RuntimeError, MemoryError) as error:
-        raise UserError(f"cannot read {path}: {first_line(error)}") from None
-    raise UserError(f"{path} is corrupt or truncated, or another program wrote it; restore it or "
-                    "train again")
-
-
 def load_checkpoint(run):
     """What train.py saved in the folder `run`, a dict. Raises UserError if there is nothing
     whole, or if another program or a newer version wrote it."""
     path = Path(run) / "ckpt.pt"
     if not path.exists():
         raise UserError(f"{run}: no run here, expected a file ckpt.pt in it, as train.py writes")
-    checkpoint = read_torch_file(path)
+    checkpoint = None
+    try:
+        if zipfile.is_zipfile(path):  # looks at its end, which lists what is inside
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        pass  # other objects; torch's own words advise to run what is in the file
+    except (OSError, RuntimeError, MemoryError) as error:
+        raise UserError(f"cannot read {path}: {first_line(error)}") from None
     if not isinstance(checkpoint, dict) or not {"config", "options", "step"} <= checkpoint.keys():
-        raise UserError(f"{path}: expected a dict with config, options and step; another program "
-                        "wrote it")
+        raise UserError(f"{path} is corrupt or truncated, or another program wrote it; restore it "
+                        "or train again")
     found = checkpoint.get("version", 0)
     if not 1 <= found <= VERSION:
         raise_other_version(run, f"its version is {found}, expected 1 to {VERSION}")
@@ -254,16 +248,16 @@ def resumed(options, config_class):
 
 def restore_checkpoint(out, saved, model, optimizers):
     """Put a checkpoint into a model and its optimizers; frees its tensors. Raises UserError."""
-    if "shards" not in saved:
+    if "shards" in saved:
+        from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+        model_state, optimizer_state = get_state_dict(model, optimizers)
+        load_shards(out, saved, {"model": model_state, "optimizers": optimizer_state})
+        set_state_dict(model, optimizers, model_state_dict=model_state,
+                       optim_state_dict=optimizer_state)
+    else:
         restore_weights(out, model, saved.pop("model"))
         for optimizer, state in zip(optimizers, saved.pop("optimizers"), strict=True):
             optimizer.load_state_dict(state)
-        return
-    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-    model_state, optimizer_state = get_state_dict(model, optimizers)
-    load_shards(out, saved, {"model": model_state, "optimizers": optimizer_state})
-    set_state_dict(model, optimizers, model_state_dict=model_state,
-                   optim_state_dict=optimizer_state)
 
 
 def drop_log_from(step, path):
@@ -271,12 +265,19 @@ def drop_log_from(step, path):
     again."""
     kept = []
     if path.exists():
-        kept = [line + "\n" for line, row in read_log(path) if row.get("step", step) < step]
+        for line, row in read_log(path):
+            if row.get("step", step) < step:
+                kept.append(line + "\n")
     write_file(path, "".join(kept).encode())
 
 
 # -----------------------------------------------------------------------------
 # what a training writes
+
+
+def shards_of(step):
+    """The name of the folder with the parts of a sharded checkpoint."""
+    return f"shards-{step or 0:07}"
 
 
 def save_shards(folder, model, optimizers, is_alone):
@@ -289,33 +290,6 @@ def save_shards(folder, model, optimizers, is_alone):
                  no_dist=is_alone)
     except (OSError, dcp.api.CheckpointException) as error:
         raise UserError(f"cannot write {folder}: {first_line(error)}") from None
-
-
-def save_checkpoint(out, model, optimizers, about, sharded, processes):
-    """Write out/ckpt.pt, which appears in one piece or not at all. Raises UserError.
-
-    about: what it holds besides model and optimizers, {"step": .., ..}. Sharded, each process
-    writes its part into a folder that ckpt.pt names.
-    """
-    about = about | {"version": VERSION}
-    if sharded:
-        about["shards"] = f"shards-{about['step']:07}"
-    else:
-        about["model"] = model.state_dict()
-        about["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
-    try:
-        if sharded:
-            save_shards(out / about["shards"], model, optimizers, processes.world_size == 1)
-        if processes.is_first:
-            write_torch(out / "ckpt.pt", about)
-    except UserError:
-        if sharded and processes.is_first:  # nothing names these parts
-            shutil.rmtree(out / about["shards"], ignore_errors=True)
-        raise
-    if processes.is_first:
-        for folder in out.glob("shards-*"):  # of earlier checkpoints
-            if folder.name != about.get("shards"):
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 def open_run(options, proxy_path):
@@ -332,6 +306,17 @@ def expect_wandb(project):
     """Check that wandb is there, if a project is named. Raises UserError."""
     if project and importlib.util.find_spec("wandb") is None:
         raise UserError(f"--wandb={project}: needs wandb; pip install wandb")
+
+
+def counted(training):
+    """What a training has come to, {name: number}, over all its processes."""
+    return {
+        "symbols": training.step * training.symbols_per_step,
+        "text_bytes": round(training.processes.sum(training.text_bytes)),
+        "flops": training.step * training.flops_per_step,
+        "skipped": int(training.skipped),
+        "seconds": round(time.time() - training.began),
+    }
 
 
 class Record:
@@ -368,20 +353,15 @@ class Record:
 
     def log(self, training, validation, say):
         """Add a line to log.jsonl. validation: {name: bits per byte}. say: prints a line."""
-        processes = self.processes
-        loss = training.loss
+        processes, loss = self.processes, training.loss
         line = {
             "step": training.step,
-            "symbols": training.step * training.symbols_per_step,
-            "text_bytes": round(processes.sum(training.text_bytes)),
-            "flops": training.step * training.flops_per_step,
+            **counted(training),
             "r": round(training.mixer.r(training.step), 4),
             "pairs": training.mixer.draws_pairs(training.step),
             "lr": training.learning_rate(),
             "loss": None if loss is None else processes.sum(loss.item()),
             **validation,
-            "skipped": int(training.skipped),
-            "seconds": round(time.time() - training.began),
             "batch_seconds": round(training.batch_seconds),
         }
         if not processes.is_first:
@@ -396,11 +376,14 @@ class Record:
             self.wandb.log(line)
 
     def save(self, training):
-        """Write the checkpoint. If it can't be written the old one stays."""
+        """Write the checkpoint, which appears in one piece. If it can't be written the old one
+        stays. With --fsdp each process writes its part, into a folder that ckpt.pt names."""
         if training.step in (0, self.saved_step):
             return  # nothing that is new
         processes = self.processes
-        about = {
+        model, optimizers = training.model, training.optimizers
+        state = {
+            "version": VERSION,
             "step": training.step,
             "skipped": int(training.skipped),
             "text_bytes": processes.sum(training.text_bytes),
@@ -412,18 +395,31 @@ class Record:
             "config": asdict(training.config),
         }
         try:
-            save_checkpoint(self.out, training.model, training.optimizers, about,
-                            self.options.fsdp, processes)
+            if self.options.fsdp:
+                state["shards"] = shards_of(training.step)
+                is_alone = processes.world_size == 1
+                save_shards(self.out / state["shards"], model, optimizers, is_alone)
+            else:
+                state["model"] = model.state_dict()
+                state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
+            # one process writes, and what goes wrong there is raised in all of them
+            processes.from_first(lambda: write_torch(self.out / "ckpt.pt", state))
             self.saved_step = training.step
         except UserError as error:
             processes.print0(f"checkpoint skipped: {error}")
+        if processes.is_first:  # no checkpoint names these parts: they are old, or half written
+            for folder in self.out.glob("shards-*"):
+                if folder.name != shards_of(self.saved_step):
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def interrupted(self, training):
         """Save after Ctrl-C, and say how to go on."""
         self.save(training)
         outcome = "saved" if self.saved_step == training.step else "not saved"
-        how = "" if self.saved_step is None else f" To go on: python train.py --resume={self.out}"
-        self.processes.print0(f"interrupted at step {training.step}, {outcome}.{how}")
+        line = f"interrupted at step {training.step}, {outcome}."
+        if self.saved_step is not None:
+            line += f" To go on: python train.py --resume={self.out}"
+        self.processes.print0(line)
 
 
 def log_line(line):
@@ -481,12 +477,9 @@ class Results:
             return []
         try:
             rows = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path}: expected what eval.py wrote ({error}); delete it and "
-                            "measure again") from None
-        if not isinstance(rows, list):  # of an older version
-            return []
-        return [row for row in rows if row["checkpoint"] == self.checkpoint]
+            return [row for row in rows if row["checkpoint"] == self.checkpoint]
+        except (ValueError, TypeError, KeyError):
+            return []  # damaged, or an older version's: as if it were not there
 
     def kept(self, task, settings):
         """The results {name: number} of a task, None if it is to be measured."""
@@ -520,51 +513,36 @@ class Results:
 # -----------------------------------------------------------------------------
 # the closing report
 
-
-def report_of(training):
-    """What was done, {name: number}. raw_bytes and flops are expected values, the same for every
-    seed; text_bytes was counted."""
-    symbols = training.steps * training.symbols_per_step
-    return {
-        "symbols": symbols,
-        "raw_bytes": round(symbols * training.raw_share),
-        "text_bytes": round(training.processes.sum(training.text_bytes)),
-        "flops": training.steps * training.flops_per_step,
-        "skipped": int(training.skipped),
-        "seconds": time.time() - training.began,
-    }
+# a result, how its row begins, and what the row says
+ROWS = [
+    ("symbols", "trained on", "{symbols:,} symbols, {text_bytes:,} bytes of text, {flops:.2e} "
+     "FLOPs, in {seconds} s"),
+    ("bpb", "bits per byte", "{bpb:.4f} of held-out text, read as raw bytes"),
+    ("bpb_comp", "bits per byte", "{bpb_comp:.4f} of held-out text, read as the proxy's symbols"),
+    ("pass@1", "pass@1, pass@10", "{pass@1:.3f}, {pass@10:.3f} of completions in {read_as}, on "
+     "problems of held-out pairs of operations"),
+    ("facts_any", "fact recall", "{facts_any:.3f} of those that may be seen raw; chance 0.000"),
+    ("facts_comp", "fact recall", "{facts_comp:.3f} of those seen compressed; chance 0.000"),
+]
 
 
 def print_report(report, options, seconds):
-    """The closing report, and commands to go on with. seconds: since this program began.
-
-    The training's, report["seconds"], are a part of it, but of a resumed run they count from its
-    beginning.
-    """
-    view, read_as = "", "raw bytes"
-    if "bpb_comp" in report:
-        view, read_as = " --view=comp", "the proxy's symbols"
-    rows = [("trained on", f"{report['symbols']:,} symbols, {report['text_bytes']:,} bytes of "
-             f"text, {report['flops']:.2e} FLOPs, in {report['seconds']:.0f} s")]
-    for key in ("bpb", "bpb_comp"):
-        if key in report:
-            rows.append(("bits per byte", f"{report[key]:.4f} of held-out text, read as {read_as}"))
-    if "pass@1" in report:
-        rows.append(("pass@1, pass@10", f"{report['pass@1']:.3f}, {report['pass@10']:.3f} of "
-                     f"completions in {read_as}, on problems of held-out pairs of operations"))
-    for key, which in (("facts_any", "that may be seen raw"), ("facts_comp", "seen compressed")):
-        if key in report:
-            rows.append(("fact recall", f"{report[key]:.3f} of those {which}; chance 0.000"))
-    rows.append(("this session" if options.resume else "whole run", f"{seconds:.0f} s"))
+    """The closing report, and commands to go on with. seconds: since this program began; those of
+    the training are a part of it, but of a resumed run they count from its beginning."""
     print(f"\n{options.out}: proxy {options.proxy}, mix {options.mix}, {options.size}, "
           f"seed {options.seed}")
-    for name, value in rows:
-        print(f"  {name:16} {value}")
+    reads_symbols = "bpb_comp" in report
+    read_as = "the proxy's symbols" if reads_symbols else "raw bytes"
+    for result, name, text in ROWS:
+        if result in report:
+            print(f"  {name:16} {text.format(read_as=read_as, **report)}")
+    what = "this session" if options.resume else "whole run"
+    print(f"  {what:16} {seconds:.0f} s")
 
     out = shlex.quote(options.out)
     prompt = "def add_up(values):" if options.data == "tinycode" else "import "
     print("next:")
     print(f"  python sample.py {out} --prompt='{prompt}'")
-    print(f"  python eval.py {out}{view}")
+    print(f"  python eval.py {out}" + " --view=comp" * reads_symbols)
     if options.proxy != "none" and not options.resume:
         print("  python train.py --proxy=none      # the baseline: raw bytes only, and your flags")

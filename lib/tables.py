@@ -3,13 +3,10 @@ What is printed and drawn: the proxies' table, texts in colour, runs side by sid
 
 proxies.py, mix.py and eval.py pass in what is shown.
 """
-import functools
-import io
 import itertools
-import operator
 import os
 import re
-import timeit
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -18,6 +15,7 @@ from tqdm import tqdm
 
 from lib.data import read_log
 from lib.options import UserError
+from lib.views import new_file
 
 
 def with_progress(steps, what):
@@ -26,7 +24,19 @@ def with_progress(steps, what):
 
 
 # -----------------------------------------------------------------------------
-# stability of a proxy: how many symbols change when a few bytes do
+# the proxies' table
+
+HEADING = f"{'':22} bytes/symbol bits/byte     MB/s    exact  drift 1% drift 10%"
+LEGEND = """
+bits/byte: of symbols of a fixed width. exact: samples decoded as they were. drift: edit distance of
+the symbols, over their number, after 1 % or 10 % of the bytes are deleted. -whole: no segments."""
+DRIFT_TEXTS = 60  # for the drift: edit distance takes time quadratic in the length
+
+# A symbol carries over what is learned of it if the same text gives the same symbols. The proxies
+# that do so here change 1 to 2 symbols for a deleted byte, those that do not 10 and more.
+STABLE = 2.5
+FEW_SYMBOLS = 4096  # more are rows of the output layer that a small model has no text to learn
+COMPRESSES = 1.2    # bytes a symbol
 
 
 def levenshtein(a, b):
@@ -35,8 +45,6 @@ def levenshtein(a, b):
     The textbook's table of the distances between the beginnings of a and of b: a row for each
     symbol of a, one after another; at first the row for none.
     """
-    if len(a) == 0 or len(b) == 0:
-        return float(len(a) != len(b))
     columns = np.arange(len(b) + 1)
     row = columns
     for symbol in a:
@@ -46,7 +54,7 @@ def levenshtein(a, b):
         # Insertion asks the left neighbour, in the same row: new[j] = min(new[j], new[j - 1] + 1).
         # Less the column's number, that is the minimum of all that stands to the left.
         row = np.minimum.accumulate(without_insertion - columns) + columns
-    return float(row[-1]) / max(len(a), len(b))
+    return float(row[-1]) / max(len(a), len(b), 1)
 
 
 def drift(proxy, texts, rate):
@@ -63,24 +71,20 @@ def drift(proxy, texts, rate):
     return float(np.mean(list(map(levenshtein, before, after))))
 
 
-# -----------------------------------------------------------------------------
-# collisions of a fuzzy proxy: which segments share their code
-
-
 def collisions(proxy, texts):
-    """(share, close, white) of the distinct segments of the texts.
+    """What a fuzzy proxy can't tell apart: (share, close, white) of the distinct segments of texts.
 
     share: of the segments, those that have their code in common with another. close, white: of the
     pairs with a common code, those with a common prefix of at least 0.8 of the longer one (the
     paper's measure), and those that differ in white space alone.
     """
-    strings = defaultdict(set)  # {code: the segments that have it}
+    with_code = defaultdict(set)  # {code: the segments that have it}
     for text in texts:
-        for segment in proxy.segments(text):
-            strings[tuple(proxy.encode_segment(segment))].add(segment)
-    n_segments = n_sharing = n_pairs = n_close = n_white = 0
-    for segments in strings.values():
-        n_segments += len(segments)
+        for segment in filter(None, proxy.segments(text)):
+            with_code[tuple(proxy.encode_segment(segment))].add(segment)
+    n_segments = sum(map(len, with_code.values()))
+    n_sharing = n_pairs = n_close = n_white = 0
+    for segments in with_code.values():
         if len(segments) > 1:
             n_sharing += len(segments)
         for a, b in itertools.combinations(segments, 2):
@@ -90,30 +94,20 @@ def collisions(proxy, texts):
     return n_sharing / max(1, n_segments), n_close / max(1, n_pairs), n_white / max(1, n_pairs)
 
 
-# -----------------------------------------------------------------------------
-# the proxies' table
-
-HEADING = f"{'':22} bytes/symbol bits/byte     MB/s    exact  drift 1% drift 10%"
-LEGEND = """
-bits/byte: of symbols of a fixed width. exact: samples decoded as they were. drift: edit distance of
-the symbols, over their number, after 1 % or 10 % of the bytes are deleted. -whole: no segments."""
-DRIFT_TEXTS = 60  # for the drift: edit distance takes time quadratic in the length
-
-
 class Measured:
     """What the table says of a proxy, measured on `texts`, a list of bytes."""
 
     def __init__(self, proxy, texts):
+        began = time.perf_counter()
         codes = proxy.encode_batch(texts)
+        seconds = time.perf_counter() - began
         n_bytes = sum(map(len, texts))
-        encode = functools.partial(proxy.encode_batch, texts)
-        times = timeit.repeat(encode, number=1, repeat=3)
-        decoded = list(map(proxy.decode, codes))
+        is_exact = [proxy.decode(code) == text for code, text in zip(codes, texts)]
         self.name = proxy.name
         self.n_symbols = proxy.n_symbols
         self.ratio = n_bytes / sum(map(len, codes))  # bytes a symbol
-        self.speed = n_bytes / min(times)            # bytes a second
-        self.exact = np.mean(list(map(operator.eq, decoded, texts)))  # share decoded as they were
+        self.speed = n_bytes / seconds
+        self.exact = np.mean(is_exact)               # share of the texts
         self.drift_1 = drift(proxy, texts[:DRIFT_TEXTS], 0.01)
         self.drift_10 = drift(proxy, texts[:DRIFT_TEXTS], 0.10)
         self.changed = self.drift_1 / (0.01 * self.ratio)  # symbols, by one deleted byte
@@ -122,13 +116,6 @@ class Measured:
         bits = np.log2(self.n_symbols) / self.ratio
         return (f"{self.name:22} {self.ratio:12.2f} {bits:9.2f} {self.speed / 1e6:8.2f} "
                 f"{self.exact:8.1%} {self.drift_1:9.3f} {self.drift_10:9.3f}")
-
-
-# A symbol carries over what is learned of it if the same text gives the same symbols. The proxies
-# that do so here change 1 to 2 symbols for a deleted byte, those that do not 10 and more.
-STABLE = 2.5
-FEW_SYMBOLS = 4096  # more are rows of the output layer that a small model has no text to learn
-COMPRESSES = 1.2    # bytes a symbol
 
 
 def advice(measured):
@@ -140,10 +127,9 @@ def advice(measured):
             suited.append(proxy)
     if not suited:
         return "advice: raw bytes; no proxy with few and stable symbols compresses this text"
-    best = max(suited, key=operator.attrgetter("ratio"))
-    worst = max(measured, key=operator.attrgetter("changed"))
+    best = max(suited, key=lambda proxy: proxy.ratio)
     return (f"advice: {best.name}, {best.ratio:.2f} bytes a symbol; a deleted byte changes "
-            f"{best.changed:.1f} of its symbols ({worst.name}: {worst.changed:.0f})")
+            f"{best.changed:.1f} of its symbols")
 
 
 def print_proxy_table(title, proxies, texts):
@@ -153,7 +139,7 @@ def print_proxy_table(title, proxies, texts):
     """
     lengths = list(map(len, texts))
     print(f"\n{title}: {len(texts)} held-out samples of up to {max(lengths):,} bytes, "
-          f"{sum(lengths) / 1e6:.2f} MB; {os.cpu_count()} cores")
+          f"{sum(lengths) / 1e6:.2f} MB")
     print(HEADING)
     measured = []
     for proxy in proxies:
@@ -161,7 +147,7 @@ def print_proxy_table(title, proxies, texts):
         print(measured[-1].row(), flush=True)  # a row may take a minute
     print(LEGEND)
     for proxy in proxies:
-        if proxy.fuzzy:
+        if proxy.fuzzy and hasattr(proxy, "segments"):
             share, close, white = collisions(proxy, texts)
             print(f"{proxy.name}: {share:.1%} of the distinct segments share their code with "
                   f"another,\n{close:.1%} of such pairs have a common prefix of at least 0.8; "
@@ -210,7 +196,6 @@ def show_context(title, samples):
 
 # where a run lies and how it was started say nothing about its results
 OPTIONS_OF_NO_INTEREST = ("out", "resume", "overwrite", "report")
-NARROWEST = 20  # characters of a column; a wider cell makes it wider
 
 
 def names_in(table):
@@ -251,91 +236,67 @@ def print_results(table):
         column = [run]
         for name in names:
             column.append(cell(results, name))
-        width = max(NARROWEST, *map(len, column))
+        width = max(map(len, column))
         for i, text in enumerate(column):
             lines[i] += f"  {text:>{width}}"
     print("\n".join(lines))
 
 
 # -----------------------------------------------------------------------------
-# the picture; runs differ in line, hatch and shade of grey, so that it can be printed
-
-LINES = ("-", "--", ":", "-.")
-MARKERS = ("o", "s", "^", "D", "v")
-HATCHES = ("", "//", "..", "xx")
-
-
-def read_curve(path):
-    """The points (FLOPs, bits per byte) of a run's log.jsonl: two lists."""
-    flops, bits = [], []
-    for _, row in read_log(path):
-        # the first row is from before training, and 0 has no logarithm; a corpus that may not be
-        # shown raw has no bits per raw byte
-        if row["flops"] > 0 and "val_raw" in row:
-            flops.append(row["flops"])
-            bits.append(row["val_raw"])
-    return flops, bits
+# the picture
 
 
 def draw_curves(axes, runs):
     """Draw held-out bits per byte against training compute, for each run that has a log."""
     for number, run in enumerate(runs):
         path = Path(run) / "log.jsonl"
-        if path.exists():
-            grey = 0.18 * (number % len(MARKERS))  # from 0, which is black
-            axes.plot(*read_curve(path), label=run, color=str(grey),
-                      linestyle=LINES[number % len(LINES)],
-                      marker=MARKERS[number % len(MARKERS)])
-    axes.set(xlabel="training FLOPs", ylabel="bits per byte, held-out raw bytes",
-             xscale="log", yscale="log")
-    axes.yaxis.set_major_formatter("{x:.2g}")  # "1.5", not a power of ten
+        if not path.exists():
+            continue
+        flops, bits = [], []
+        for _, row in read_log(path):
+            # 0 FLOPs, before training, have no logarithm; a corpus that may not be shown raw has no
+            # bits per raw byte
+            if row["flops"] > 0 and "val_raw" in row:
+                flops.append(row["flops"])
+                bits.append(row["val_raw"])
+        axes.loglog(flops, bits, f"C{number}.-", label=run)
+    axes.set(xlabel="training FLOPs", ylabel="bits per byte, held-out raw bytes")
+    axes.yaxis.set_major_formatter("{x:.2g}")  # "0.4", not a power of ten
     axes.yaxis.set_minor_formatter("{x:.2g}")
 
 
-def draw_bars(axes, table):
-    """Draw pass@k with its interval: a group of bars for each k, a bar for each run."""
-    ks = list(filter(re.compile(r"pass@\d+$").match, names_in(table)))
-    width = 0.8 / max(1, len(table))  # a group takes 0.8 of the room from one tick to the next
+def draw_pass(axes, table):
+    """Draw pass@k with its interval: a group of points for each k, a point for each run."""
+    ks = [name for name in names_in(table) if re.fullmatch(r"pass@\d+", name)]
     for number, (run, results) in enumerate(table.items()):
-        offset = width * (number + 0.5) - 0.4
-        bars = []
-        for tick, name in enumerate(ks):
-            if name in results:
-                bars.append((tick + offset, results[name], *results[f"{name}_95"]))
-        if not bars:
+        measured = [name for name in ks if name in results]
+        if not measured:
             continue  # and so it is not in the legend
-        x, heights, low, high = np.array(bars).T
+        beside_the_tick = 0.4 * (number + 0.5) / len(table) - 0.2
+        x = [ks.index(name) + beside_the_tick for name in measured]
+        y = np.array([results[name] for name in measured])
+        low, high = np.array([results[f"{name}_95"] for name in measured]).T
         # not below 0: by rounding it may be -1e-17, which matplotlib refuses
-        errors = np.maximum(0, [heights - low, high - heights])
-        grey = 0.35 + 0.6 * number / len(table)
-        axes.bar(x, heights, width, yerr=errors, capsize=3, label=run, color=str(grey),
-                 edgecolor="black", hatch=HATCHES[number % len(HATCHES)])
+        errors = np.maximum(0, [y - low, high - y])
+        axes.errorbar(x, y, errors, fmt=f"C{number}o", capsize=3, label=run)
     axes.set(xticks=range(len(ks)), xticklabels=ks, ylim=(0, 1),
              ylabel="share of problems, 95 % intervals")
 
 
-def draw(table):
-    """A matplotlib Figure: curves on the left, bars on the right. Raises ImportError."""
-    from matplotlib.figure import Figure  # optional; without pyplot, it needs no display
+def plot(table, path):
+    """Draw {run: results} to the PNG at `path`: bits per byte against compute on the left, pass@k
+    on the right. Raises UserError."""
+    try:
+        from matplotlib.figure import Figure  # optional; without pyplot, it needs no display
+    except ImportError:
+        raise UserError(f"--plot={path}: needs matplotlib; pip install matplotlib") from None
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     draw_curves(left, table)
-    draw_bars(right, table)
+    draw_pass(right, table)
     for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False)
-    return figure
-
-
-def plot(table, path):
-    """Draw bits per byte against compute, and pass@k, to the PNG at `path`. Raises UserError."""
-    from lib.views import write_file
-    try:
-        figure = draw(table)
-    except ImportError:
-        raise UserError(f"--plot={path}: needs matplotlib; pip install matplotlib") from None
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=150)
-    write_file(path, image.getvalue())
+            axes.legend()
+    with new_file(path) as file:
+        figure.savefig(file, format="png", dpi=150)
     print(f"wrote {path}")

@@ -16,37 +16,38 @@ neither there nor locked. One a core is started here; the same command started a
 machine or on others that share the cache, does the same.
 """
 import contextlib
-import ctypes
+import functools
 import hashlib
 import io
-import itertools
 import json
 import os
 import pickle
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from array import array
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock, Timeout
+from tqdm import tqdm
 
 from lib import data as data_file
-from lib.data import (BUILT_IN, OURS, ROOT, built_in_file, code_of, documents, find_files, hash01, hold_out, key,
-                      parse_data, pieces, printable, progress_bar)
+from lib.data import (
+    BUILT_IN, ROOT, built_in_file, code_of, documents, find_files, hash01, hold_out, key,
+    parse_data, pieces)
 from lib.options import UserError
 
 # an empty variable is no variable, as the XDG rule has it
 CACHE = Path(os.environ.get("NANOPROXY_CACHE") or ROOT / "cache").expanduser()
+CACHE_TAG = b"Signature: 8a477f597d28d172789f06886806bc55"  # https://bford.info/cachedir
 SHARD_BYTES = 2 ** 20   # the first shards; a later one is a 32nd of all text before it
 AT_ONCE = 2 ** 20       # bytes of text that are encoded together
 FIT_BYTES = 8_000_000   # a proxy is fitted on about this much text,
 FIT_STRETCH = 2 ** 15   # in stretches that are read in one go
-SLOW = 60               # seconds: what takes longer is said before it is begun
 
 # the flags of a sample: two bits say which views training may show
 ANY, RAW_ONLY, COMP_ONLY = 0, 1, 2
@@ -67,19 +68,20 @@ def locked(folder):
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "CACHEDIR.TAG").exists():
-            write_file(folder / "CACHEDIR.TAG", OURS["CACHEDIR.TAG"])
+        (folder / "CACHEDIR.TAG").write_bytes(CACHE_TAG)
         lock = FileLock(folder / "lock")
         try:
             lock.acquire(timeout=1)
         except Timeout:
-            print(f"waiting for another process that is at work in {printable(folder)}")
+            print(f"waiting for another process that is at work in {folder}")
             lock.acquire()
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error}; set NANOPROXY_CACHE to a folder "
                         "that can be written") from None
-    with lock:
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager
@@ -112,31 +114,14 @@ def write_json(path, value):
     write_file(path, json.dumps(value).encode())
 
 
-class Watched:
-    """A file that keeps what went wrong in it: torch says something else, not "the disk is full"."""
-    error = None
-
-    def __init__(self, file):
-        self.file = file
-        self.flush = file.flush
-
-    def write(self, data):
-        try:
-            return self.file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-
 def write_torch(path, state):
     """Write what `torch.load` reads back. Raises UserError."""
-    import torch  # two seconds and 140 MB, which an encoding process is spared
+    import torch  # two seconds and 140 MB, which who only reads samples is spared
     with new_file(path) as file:
-        watched = Watched(file)
         try:
-            torch.save(state, watched)
-        except RuntimeError as error:
-            raise watched.error or OSError(error) from None
+            torch.save(state, file)
+        except RuntimeError as error:  # torch's own; its cause says more, as "no space left"
+            raise error.__context__ or error
 
 
 def file_id(path):
@@ -145,11 +130,9 @@ def file_id(path):
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
-def remove(folder, pattern):
-    """Remove what a killed run has left."""
-    for path in folder.glob(pattern):
-        with contextlib.suppress(OSError):  # on Windows, a file that someone still has open
-            path.unlink()
+def progress_bar(what, n_bytes):
+    """A bar on the terminal over so many bytes; none where stderr is a file or a pipe."""
+    return tqdm(total=n_bytes, desc=what, unit="B", unit_scale=True, leave=False, disable=None)
 
 
 # -----------------------------------------------------------------------------
@@ -247,7 +230,8 @@ class Source:
         if name in BUILT_IN:
             with locked(CACHE / "built-in"):  # one process writes it
                 built_in_file(name)
-        self.files, self.left_out = find_files(name)
+        self.left_out = defaultdict(list)  # what of it is not read: {what: [where, ..]}
+        self.files = find_files(name, self.left_out)
         # of each document; arrays that grow, and hold a number in 8 bytes where a list takes 40
         self.hashes = array("d")
         self.said = array("b")
@@ -267,26 +251,27 @@ class Source:
                 about.append((name, status.st_size, status.st_mtime_ns))
         return about
 
-    def samples(self, text_column, longest, digest, progress):
+    def samples(self, text_column, longest):
         """Yield each sample, bytes of at most `longest`."""
+        # a built-in corpus has its text in "text", whatever the other sources have
         column = None if self.name in BUILT_IN else text_column
         for document in documents(self.files, column, self.left_out):
             if not document.text:
                 continue
-            if document.begins or not self.hashes:
+            if document.begins:
                 self.hashes.append(hash01(document.name))
                 self.said.append(-1 if document.held_out is None else document.held_out)
                 self.views.append(VIEW_FLAGS[document.view])
                 self.n_samples.append(0)
-            digest.update(document.text)
-            progress.update(len(document.text))
             for sample in pieces(io.BytesIO(document.text), longest):
                 self.n_samples[-1] += 1
                 yield sample
 
     def flags(self, digest):
         """The flags of all samples, uint8 (n,). Raises UserError."""
-        self.left_out.say()
+        for what, places in self.left_out.items():
+            if places:
+                print(f"data: {len(places):,} {what}, the first: {places[0]}", flush=True)
         views = np.array(self.views)
         held_out = hold_out(np.array(self.hashes), np.array(self.said), views != COMP_ONLY,
                             self.name)
@@ -294,14 +279,14 @@ class Source:
         digest.update(of_documents)
         n_samples = np.array(self.n_samples, np.int64)
         flags = np.repeat(of_documents, n_samples)
-        flags[np.cumsum(n_samples) - n_samples] += BEGINS
+        flags[np.cumsum(n_samples) - n_samples] += BEGINS  # the first of each document
         return flags
 
 
 def write_shards(folder, samples):
     """Write samples in shards. Returns how many shards."""
     number = n_bytes = 0
-    sample = next(samples, None)
+    sample = next(samples, None)  # the next one to be written: without one there is no shard
     while sample is not None:
         path = folder / f"{number:05}.raw"
         shard_end = n_bytes + max(SHARD_BYTES, n_bytes // 32)
@@ -320,13 +305,19 @@ def write_shards(folder, samples):
 def write_samples(folder, sources, text_column, longest):
     """Write the samples of some Sources in one reading. Raises UserError. A killed run begins
     again: reading takes less time than any proxy."""
-    remove(folder, "*.tmp")
-    remove(folder, "*.raw*")
+    for left_over in folder.glob("*.raw*.tmp"):
+        left_over.unlink()
     digest = hashlib.sha256()
-    with progress_bar("samples", None) as progress:
-        n_shards = write_shards(folder, itertools.chain.from_iterable(
-            source.samples(text_column, longest, digest, progress) for source in sources))
 
+    def all_samples():
+        with progress_bar("samples", None) as progress:
+            for source in sources:
+                for sample in source.samples(text_column, longest):
+                    digest.update(sample)
+                    progress.update(len(sample))
+                    yield sample
+
+    n_shards = write_shards(folder, all_samples())
     flags, weighted, n_samples = [], [], 0
     for source in sources:
         # of sources without weights the first stands for all
@@ -357,9 +348,7 @@ def open_samples(data, text_column, longest):
     called = ",".join(Path(name).resolve().name for name in names)  # to know it by
     folder = CACHE / re.sub(r"\W+", "-", f"{called[:30]}-{folder_key}")
     with locked(folder):
-        if (folder / "meta.json").exists():
-            print(f"data: {printable(data)}, cached in {printable(folder)}")
-        else:
+        if not (folder / "meta.json").exists():
             write_samples(folder, sources, text_column, longest)
     meta = json.loads((folder / "meta.json").read_text())
     raw_view = Sequences(shard_paths(folder, "raw", meta["n_shards"]), np.uint8)
@@ -381,18 +370,12 @@ def fitting_texts(views):
         training = first + np.flatnonzero(~views.held_out[first:end])
         n_bytes = int(views.raw_lengths[training].sum(dtype=np.int64))
         n_stretches = max(1, n_bytes // FIT_STRETCH)
+        # every step-th stretch is taken
         step = max(1.0, n_bytes / (FIT_BYTES * weight / sum(weights)))
         stretches = np.array_split(training, n_stretches)
         chosen = [stretches[int(number)] for number in np.arange(0, n_stretches, step)]
         texts += views.texts(np.concatenate(chosen))
     return texts
-
-
-def return_freed_memory():
-    """Give memory that is free again back to the system, hundreds of MB after a fit: the C library
-    of Linux keeps it for later."""
-    with contextlib.suppress(OSError, AttributeError):  # other systems have no such call
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def fitted_proxy(views, unfitted, load):
@@ -404,16 +387,13 @@ def fitted_proxy(views, unfitted, load):
     path = folder / "proxy.pt"
     with locked(folder):  # one process fits, others wait for it and read
         if path.exists():
-            print(f"proxy: {unfitted.name}, cached in {printable(folder)}")
+            print(f"proxy: {unfitted.name}, cached in {folder}")
         else:
             print(f"proxy: fitting {unfitted.name}")
             texts = fitting_texts(views)
-            return_freed_memory()
             fitted = unfitted.fit(texts)
-            fitted.check(texts)
+            fitted.check(texts)  # else hours of training could go into wrong symbols
             fitted.save(path)
-            del unfitted, fitted, texts  # and whatever was only needed to fit it
-            return_freed_memory()
     return load(path), path
 
 
@@ -428,6 +408,7 @@ def encode_shard(raw_path, comp_path, proxy):
             for encoded in proxy.encode_batch(texts):
                 comp_lengths.append(len(encoded))
                 symbols.write(np.asarray(encoded, proxy.dtype))
+        # before the shard itself gets its name: where it is, its lengths are too
         write_file(f"{comp_path}.lengths", comp_lengths)
 
 
@@ -440,106 +421,84 @@ def encode_shards(paths, proxy, wait=False):
     """
     patience = -1 if wait else 0  # seconds; -1: as long as it takes
     for raw_path, comp_path in paths:
-        if not comp_path.exists():
-            lock = FileLock(f"{comp_path}.lock", timeout=patience)
-            with contextlib.suppress(Timeout), lock:
-                if not comp_path.exists():
-                    remove(comp_path.parent, f"{comp_path.name}.*.tmp")
-                    encode_shard(raw_path, comp_path, proxy)
-                # who waits for this lock, or makes it anew, finds that the shard is there
-                remove(comp_path.parent, f"{comp_path.name}.lock")
+        with contextlib.suppress(Timeout), FileLock(f"{comp_path}.lock", timeout=patience):
+            if not comp_path.exists():
+                for left_over in comp_path.parent.glob(f"{comp_path.name}.*.tmp"):
+                    left_over.unlink()  # by a killed process
+                encode_shard(raw_path, comp_path, proxy)
         yield raw_path
 
 
-# What a helping process runs. It is a program of its own, not a copy of this process by
-# `multiprocessing`, which would run the user's script again from its top.
-HELPER = """
-import pickle, sys
-sys.path[:] = pickle.load(sys.stdin.buffer)
-from lib.views import help_to_encode
-help_to_encode(*pickle.load(sys.stdin.buffer))
-"""
-
-
-def start_helper(paths, proxy, load, proxy_path):
-    """A process that calls `help_to_encode`."""
-    pickled_proxy = b""
-    with contextlib.suppress(pickle.PicklingError, AttributeError):
-        pickled_proxy = pickle.dumps(proxy)
-    arguments = paths, pickled_proxy, load, proxy_path, os.getpid()
-    search_path = [os.path.abspath(folder) for folder in sys.path]
-    # there is a process for each core
-    one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", HELPER], stdin=subprocess.PIPE,
-                               env=os.environ | one_thread)
-    with contextlib.suppress(OSError), process.stdin:
-        process.stdin.write(pickle.dumps(search_path) + pickle.dumps(arguments))
-    return process
-
-
-def help_to_encode(paths, pickled_proxy, load, proxy_path, parent):
+def help_to_encode(paths, load, proxy_path, parent):
     """Encode shards until none is free, or the process `parent` has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this one
     with contextlib.suppress(UserError):  # it goes wrong in the parent too, and is said there
-        try:
-            proxy = pickle.loads(pickled_proxy)  # without torch, which takes 140 MB
-        except Exception:                        # its class is no module's, but a file's
-            proxy = load(proxy_path)
-        for _ in encode_shards(paths, proxy):
+        for _ in encode_shards(paths, load(proxy_path)):
             if os.getppid() != parent:
                 return
 
 
-def say_if_slow(views, proxy, n_bytes, n_processes):
-    """Say how long encoding will take, where that is long. n_bytes: how much text it is."""
-    n_samples, seconds = 4, 0.0
-    while seconds < 0.5:  # more and more samples, until they tell something
-        n_samples *= 4
-        some = np.linspace(0, len(views) - 1, n_samples).astype(int).tolist()
-        texts = [views.raw(i).tobytes() for i in some]
-        began = time.perf_counter()
-        proxy.encode_batch(texts)
-        seconds = time.perf_counter() - began
-        speed = sum(map(len, texts)) / seconds * n_processes
-        if n_bytes / speed < SLOW:
-            return
-    print(f"proxy: {proxy.name} encodes {speed:,.0f} bytes/s in {n_processes} processes, so "
-          f"{n_bytes / 1e6:,.1f} MB take about {n_bytes / speed / 60:,.0f} minutes; what is done "
-          "when it is interrupted is kept", flush=True)
+def start_helper(paths, load, proxy_path):
+    """A process that calls `help_to_encode`.
 
-
-def encode(views, proxy, path, load):
-    """Have the Views hold a proxy's symbols, too: from the cache, or encoded now. Raises UserError.
-
-    path: the proxy's file, which `load` reads. One process a core encodes, and whoever else has
-    called this.
+    It is a program of its own, not a copy of this process by `multiprocessing`, which would run the
+    user's script again from its top.
     """
-    folder = path.parent
-    n_shards = len(views.raw_view.shards)
-    comp_paths = shard_paths(folder, "comp", n_shards)
-    both = zip(shard_paths(views.folder, "raw", n_shards), comp_paths)
-    paths = [(raw_path, comp_path) for raw_path, comp_path in both if not comp_path.exists()]
+    program = "import pickle, sys; pickle.load(sys.stdin.buffer)()"
+    work = functools.partial(help_to_encode, paths, load, proxy_path, os.getpid())
+    search_path = os.pathsep.join(map(os.path.abspath, sys.path))
+    # there is a process for each core
+    settings = {"PYTHONPATH": search_path, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-P", "-c", program], stdin=subprocess.PIPE,
+                               env=os.environ | settings)
+    with contextlib.suppress(OSError), process.stdin:  # OSError: it has ended already
+        process.stdin.write(pickle.dumps(work))
+    return process
+
+
+def seconds_a_byte(views, proxy):
+    """What a proxy takes to encode, tried on the first samples."""
+    texts = [views.raw(i).tobytes() for i in range(min(20, len(views)))]
+    began = time.perf_counter()
+    proxy.encode_batch(texts)
+    return (time.perf_counter() - began) / sum(map(len, texts))
+
+
+def encode_together(views, paths, proxy, load, proxy_path):
+    """Encode shards in one process a core, with whoever else is at them. Then all are there."""
+    n_cores = min(len(paths), os.cpu_count() or 1)
     n_bytes = sum(raw_path.stat().st_size for raw_path, _ in paths)
-    # under torchrun several processes come here, and the first of a machine starts the helpers
+    seconds = n_bytes * seconds_a_byte(views, proxy) / n_cores
+    print(f"proxy: encoding {n_bytes / 1e6:,.1f} MB, in about {seconds:,.0f} s; what is done when "
+          "it is interrupted is kept", flush=True)
+    # under torchrun so many processes of this machine come here, and each starts its share
     n_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    n_helpers = max(0, min(len(paths), os.cpu_count() or 1) - n_here)
-    one_on_this_machine = FileLock(folder / f"{socket.gethostname()}.lock", timeout=0)
-    helpers = []
-    with contextlib.ExitStack() as stack, progress_bar("encoding", n_bytes) as progress:
-        with contextlib.suppress(Timeout):
-            stack.enter_context(one_on_this_machine)
-            if paths:
-                say_if_slow(views, proxy, n_bytes, n_helpers + n_here)
-            for _ in range(n_helpers):
-                helpers.append(start_helper(paths, proxy, load, path))
-                stack.callback(helpers[-1].wait)
-                stack.callback(helpers[-1].kill)  # first, also after Ctrl-C
-        for raw_path in encode_shards(paths, proxy):
-            progress.update(raw_path.stat().st_size)
+    helpers = [start_helper(paths, load, proxy_path) for _ in range(n_cores // n_here - 1)]
+    try:
+        with progress_bar("encoding", n_bytes) as progress:
+            for raw_path in encode_shards(paths, proxy):
+                progress.update(raw_path.stat().st_size)
         for _ in encode_shards(paths, proxy, wait=True):
             pass
         for helper in helpers:
             if helper.poll():  # not None, and not 0
                 print(f"proxy: a helping process ended with status {helper.returncode} (out of "
                       "memory, or as said above); its part was done here", flush=True)
+    finally:
+        for helper in helpers:
+            helper.kill()
+            helper.wait()
+
+
+def encode(views, proxy, path, load):
+    """Have the Views hold a proxy's symbols, too: from the cache, or encoded now. Raises UserError.
+
+    path: the proxy's file, which `load` reads.
+    """
+    n_shards = len(views.raw_view.shards)
+    raw_paths = shard_paths(views.folder, "raw", n_shards)
+    comp_paths = shard_paths(path.parent, "comp", n_shards)
+    missing = [(raw, comp) for raw, comp in zip(raw_paths, comp_paths) if not comp.exists()]
+    if missing:
+        encode_together(views, missing, proxy, load, path)
     views.set_comp(Sequences(comp_paths, proxy.dtype), proxy.symbol_lengths)

@@ -31,24 +31,27 @@ def train():
     shutil.copy(out / "log.jsonl", LOG)
 
 
+def column(log, name):
+    return [row[name] for row in log]
+
+
 def draw_losses(axes, log):
     """Bits per byte of either view. The first validation, before any training, is left out."""
     trained = log[1:]
-    symbols = [row["symbols"] / 1e6 for row in trained]
-    axes.plot(symbols, [row["val_raw"] for row in trained], "k-", label="raw bytes")
-    axes.plot(symbols, [row["val_comp"] for row in trained], "k--", label="the proxy's symbols")
-    ticks = [0.2, 0.3, 0.5, 1, 2]
+    symbols = column(trained, "symbols")
+    axes.plot(symbols, column(trained, "val_raw"), "k-", label="raw bytes")
+    axes.plot(symbols, column(trained, "val_comp"), "k--", label="the proxy's symbols")
     axes.set(ylabel="bits per byte, held-out text", yscale="log")
     axes.minorticks_off()
-    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_yticks([0.2, 0.3, 0.5, 1, 2], ["0.2", "0.3", "0.5", "1", "2"])
     axes.legend(frameon=False, title="read as")
 
 
 def draw_mixing_rate(axes, log):
     """r over the training; grey where pairs are shown."""
-    symbols = [row["symbols"] / 1e6 for row in log]
-    axes.plot(symbols, [row["r"] for row in log], "k-")
-    pairs_end = next(row["symbols"] / 1e6 for row in log if not row["pairs"])
+    axes.plot(column(log, "symbols"), column(log, "r"), "k-")
+    first_without = column(log, "pairs").index(False)
+    pairs_end = log[first_without]["symbols"]
     axes.axvspan(0, pairs_end, color="0.85")
     axes.text(pairs_end / 2, 0.05, "pairs", ha="center")
     axes.set(xlabel="million symbols", ylabel="mixing rate r", ylim=(0, 1))
@@ -56,6 +59,8 @@ def draw_mixing_rate(axes, log):
 
 def draw():
     log = [json.loads(line) for line in LOG.read_text().splitlines()]
+    for row in log:
+        row["symbols"] /= 1e6
     figure, (top, bottom) = pyplot.subplots(2, 1, figsize=(7, 5), sharex=True,
                                             height_ratios=(2, 1), layout="constrained")
     draw_losses(top, log)

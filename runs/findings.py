@@ -4,11 +4,11 @@ The experiments of runs/README.md: the paper's tables in miniature.
     python runs/findings.py main               prints the table of the study "main"
     python runs/findings.py main --train       makes the runs that it lacks first, which takes hours
     python runs/findings.py multiplier         how many times a proxy's compute raw bytes need
-    python runs/findings.py mistakes FILE..    what is wrong in completions that eval.py --save wrote
+    python runs/findings.py mistakes FILE..    what is wrong in completions, eval.py --save's files
 
-Every run is a line of runs/results/runs.jsonl: its flags, seed, results and CPU seconds. Studies
-share runs, and an interrupted --train goes on where it was. All runs are made in float32 and on one
-core each, whatever the machine's defaults.
+Every run is a line of runs/results/runs.jsonl: its flags, seed, commit and results. Studies share
+runs, and an interrupted --train goes on where it was. All runs are made in float32 and on one core
+each, whatever the machine's defaults.
 
 A number in a table is the mean over seeds, with half the width of its 95 % interval (Student's t).
 A star marks an interval that does not overlap the one in the first line of its group.
@@ -19,7 +19,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -79,37 +78,14 @@ def at_equal_compute(methods, flops, more=""):
     return {name: join(flags, more, f"--flops={flops:.0e}") for name, flags in methods.items()}
 
 
-def main_methods(flops, more=""):
-    """Raw bytes, the proxies and the models of symbols at equal compute, and last: raw bytes
-    without what was read compressed.
-
-    The last reads as many bytes as the tokenizer proxy was shown raw, and nothing else.
-    """
-    methods = at_equal_compute(FOUR_METHODS | TOKENIZER_MODEL | NEURAL_MODEL, flops, more)
-    reference = methods["proxy: tokenizer"]
-    methods["raw, equal bytes"] = join(RAW_BYTES, more, f"--budget={{{reference}}}")
-    return methods
-
-
-def three_methods(flops, more=""):
-    return at_equal_compute(THREE_METHODS, flops, more)
-
-
-def with_tokenizer_model(flops, more=""):
-    return at_equal_compute(THREE_METHODS | TOKENIZER_MODEL, flops, more)
-
-
-def model_raw_and_neural(flops, more=""):
-    return at_equal_compute(TOKENIZER_MODEL | RAW_AND_NEURAL, flops, more)
-
-
 def text_groups(corpus):
     """The groups of a corpus that has no problems to solve, only bits per byte."""
     methods = FOUR_METHODS | {"tokenizer, shuffled": SHUFFLED}
     return {
         f"{corpus}, nano, 3e+12 FLOPs": at_equal_compute(
             methods, 3e12, f"--size=nano --data={corpus}"),
-        f"{corpus}, micro, 1e+13 FLOPs": three_methods(1e13, f"--data={corpus}"),
+        f"{corpus}, micro, 1e+13 FLOPs": at_equal_compute(
+            THREE_METHODS, 1e13, f"--data={corpus}"),
     }
 
 
@@ -130,12 +106,22 @@ def variations(base, changes, flops=1e13):
 
 
 def sizes(methods, *settings):
-    """A group for each (size, FLOPs), of the methods that `methods(flops, flags)` gives."""
+    """{heading: methods} with a group for each (size, FLOPs)."""
     groups = {}
     for size, flops in settings:
         # micro is train.py's default
         size_flag = "" if size == "micro" else f"--size={size}"
-        groups[f"{size}, {flops:.0e} FLOPs"] = methods(flops, size_flag)
+        groups[f"{size}, {flops:.0e} FLOPs"] = at_equal_compute(methods, flops, size_flag)
+    return groups
+
+
+def with_equal_bytes(groups):
+    """The groups, each with one more method: raw bytes without what was read compressed. It reads
+    as many bytes as the tokenizer proxy was shown raw, and nothing else."""
+    for methods in groups.values():
+        raw, _, _ = methods["raw bytes"].rpartition(" --flops=")
+        reference = methods["proxy: tokenizer"]
+        methods["raw, equal bytes"] = f"{raw} --budget={{{reference}}}"
     return groups
 
 
@@ -199,21 +185,26 @@ PAIRS = {
 }
 ALWAYS = f"{TOKENIZER} --pairs=always --raw_phase=0"
 
-MAIN = sizes(main_methods, ("nano", 6e12), ("micro", 1e13), ("micro", 2e13))
-BUDGETS = sizes(three_methods, ("nano", 3e12), ("nano", 6e12))
+# raw bytes, the proxies, and the models of symbols
+MAIN = with_equal_bytes(sizes(
+    FOUR_METHODS | TOKENIZER_MODEL | NEURAL_MODEL, ("nano", 6e12), ("micro", 1e13),
+    ("micro", 2e13)))
+BUDGETS = sizes(THREE_METHODS, ("nano", 3e12), ("nano", 6e12))
 # raw bytes alone: how much compute would they need to be as good as a proxy?
 BUDGETS["nano, 1e+13 FLOPs"] = {"raw bytes": f"{RAW_BYTES} --size=nano --flops=1e+13"}
-MULTIPLIED = BUDGETS | sizes(three_methods, ("micro", 1e13))
+MULTIPLIED = BUDGETS | sizes(THREE_METHODS, ("micro", 1e13))
 MULTIPLIED["micro, 2e+13 FLOPs"] = {"raw bytes": f"{RAW_BYTES} --flops=2e+13"}
 
 # three and eight times the compute of the main table: does a proxy catch up with the tokenizer
 # model?
-LONGER = sizes(model_raw_and_neural, ("nano", 2e13), ("nano", 5e13))
+LONGER = sizes(TOKENIZER_MODEL | RAW_AND_NEURAL, ("nano", 2e13), ("nano", 5e13))
 
 # more steps for the same symbols
 BATCHES = {
-    "nano, 6e+12 FLOPs, 8 contexts": with_tokenizer_model(6e12, "--size=nano"),
-    "nano, 6e+12 FLOPs, 4 contexts": with_tokenizer_model(6e12, "--size=nano --batch_size=4"),
+    "nano, 6e+12 FLOPs, 8 contexts": at_equal_compute(
+        THREE_METHODS | TOKENIZER_MODEL, 6e12, "--size=nano"),
+    "nano, 6e+12 FLOPs, 4 contexts": at_equal_compute(
+        THREE_METHODS | TOKENIZER_MODEL, 6e12, "--size=nano --batch_size=4"),
     "micro, 2e+13 FLOPs, 8 contexts": at_equal_compute(RAW_AND_NEURAL, 2e13),
     "micro, 2e+13 FLOPs, 4 contexts": at_equal_compute(RAW_AND_NEURAL, 2e13, "--batch_size=4"),
 }
@@ -231,7 +222,7 @@ STUDIES = {
     "text": Study(TEXT, text_groups("stdlib") | text_groups("shakespeare")),
     "long": Study(TEXT, long_context_groups()),
     "sizes": Study(REPORT, sizes(
-        three_methods, ("micro", 1e13), ("micro", 2e13), ("mini", 2e13), ("mini", 4e13),
+        THREE_METHODS, ("micro", 1e13), ("micro", 2e13), ("mini", 2e13), ("mini", 4e13),
         ("midi", 4e13))),
     "mixing": Study(REPORT, {
         "mixing rate r": MIXING_RATES,
@@ -451,18 +442,13 @@ def print_multipliers():
 
 
 def run_script(*command):
-    """Run a script of this project on one core. Returns (what it prints, its CPU seconds)."""
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
-            [sys.executable, *command], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE, stderr=errors, text=True)
-        printed = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if status:
-            errors.seek(0)
-            raise SystemExit(f"error: {' '.join(command)} failed: {errors.read()[-300:]}")
-    return printed, usage.ru_utime + usage.ru_stime
+    """Run a script of this project on one core. Returns what it prints."""
+    script = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True)
+    if script.returncode != 0:
+        raise SystemExit(f"error: {' '.join(command)} failed: {script.stderr[-300:]}")
+    return script.stdout
 
 
 def reference_of(flags):
@@ -481,18 +467,18 @@ def train_flags(flags, seed):
 
 
 def train(flags, seed, folder):
-    """(the closing report, CPU seconds) of a training."""
-    _, seconds = run_script("train.py", *train_flags(flags, seed), f"--seed={seed}",
-                            f"--out={folder}", "--overwrite", "--dtype=float32")
-    return json.loads((folder / "report.json").read_text()), seconds
+    """The closing report of a training."""
+    run_script("train.py", *train_flags(flags, seed), f"--seed={seed}", f"--out={folder}",
+               "--overwrite", "--dtype=float32")
+    return json.loads((folder / "report.json").read_text())
 
 
 def measure(flags, task, folder):
-    """(results, CPU seconds) of a task of eval.py. A tokenizer model reads and writes symbols."""
+    """The results of a task of eval.py. A tokenizer model reads and writes symbols."""
     view = "comp" if "--mix=1.0" in flags else "raw"
-    printed, seconds = run_script("eval.py", str(folder), f"--view={view}", "--json",
-                                  *f"--task={task}".split())
-    return json.loads(printed.splitlines()[-1]), seconds
+    printed = run_script("eval.py", str(folder), f"--view={view}", "--json",
+                         *f"--task={task}".split())
+    return json.loads(printed.splitlines()[-1])
 
 
 def commit():
@@ -506,21 +492,18 @@ def add_run(flags, task, seed):
     """Make one run, then add its row to the results."""
     name = re.sub("--|[/:]", "", f"{flags} --seed={seed}")
     folder = ROOT / "out" / "findings" / name
-    seconds = 0.0
     if task is None or not (folder / "ckpt.pt").exists():
-        found, seconds = train(flags, seed, folder)
+        found = train(flags, seed, folder)
     if task is not None:
-        found, more = measure(flags, task, folder)
-        seconds += more
+        found = measure(flags, task, folder)
 
-    row = {"flags": flags, "task": task, "seed": seed, "commit": commit(),
-           "cpu_seconds": round(seconds)}
+    row = {"flags": flags, "task": task, "seed": seed, "commit": commit()}
     for key, value in found.items():
         if not key.endswith("_95"):  # intervals over problems; the tables' are over seeds
             row[key] = value
     with open(RESULTS, "a") as f:
         f.write(json.dumps(row) + "\n")
-    print(f"{flags} --seed={seed}, {task or 'training'}: {seconds:.0f} s", flush=True)
+    print(f"{flags} --seed={seed}, {task or 'training'}: done", flush=True)
 
 
 def lacking(study):
@@ -555,8 +538,8 @@ def complete(study):
 # -----------------------------------------------------------------------------
 # what a model gets wrong on tinycode: each completion beside the problem's own solution
 #
-# A right answer may be written in another way than the solution, but few are, so the text tells
-# what went wrong: only the numbers, only the letters, or the operation of the first or a later line.
+# A right answer may be written in another way than the solution, but few are. So the text tells
+# what went wrong: numbers alone, letters alone, or the operation of the first or a later line.
 
 PROBLEMS = ROOT / "data" / "tinycode" / "problems.jsonl"
 KINDS = ["as the solution", "numbers", "letters", "first line", "later line"]

