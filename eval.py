@@ -13,7 +13,7 @@ lib/probes.py has the paper's other measurements: robust, translate and facts. W
 proxy's symbols are read and written instead of raw bytes, by a tokenizer model.
 
 How completions are judged: each is run in a process of its own (lib/judge.py), which may use only
-so much time and memory, and in which it can reach neither files nor network (lib/sandbox.py). It is
+so much time and memory, and can reach neither your files nor the network (lib/sandbox.py). It is
 given the arguments of a test and gives back what its function returns; the results that are wanted
 are in another process, which compares. So a completion cannot read them, and what it prints or how
 it ends is no verdict: it cannot say itself that it has passed.
@@ -103,8 +103,8 @@ def symbol_window(run, text, prompt):
 
     The bits are an upper bound. A text can be spelled in symbols in many ways, its probability is
     the sum over all of them, and this is the one that the proxy writes. (In raw bytes there is one
-    way, and the bits are exact.) And after a prompt scoring starts at the first symbol that could
-    be another one with another text, so the prompt's end may be paid for, too.
+    way, and the bits are exact.) A prompt's last symbols may be spelled otherwise once text
+    follows: they are scored too, so its end is paid for.
     """
     view = run.view("comp", prompt + text)
     targets = view.symbols[1:].copy()
@@ -161,7 +161,7 @@ def bits_per_byte(run, windows):
 def held_out_texts(run, data, view, limit=0, whole=False):
     """At most `limit` [SAMPLES] held-out texts of a corpus that may be shown in a view, a list of
     bytes: samples as training cuts them, or whole documents."""
-    # without a proxy, `prepare` fits none: it wants text for this view alone
+    # only the text is wanted: "none" spares the fit, and `mix` says which view needs samples
     mix = 0.0 if view == "raw" else 1.0
     only_text = replace(run.options, data=data, proxy="none", mix=mix)
     with contextlib.redirect_stdout(sys.stderr):  # results alone go to stdout
@@ -189,14 +189,14 @@ def measure_bpb(run, options):
     name = "bpb" if options.view == "raw" else "bpb_comp"
     corpora = {name: run.options.data}
     if options.data:
-        names, _ = parse_data(options.data)  # their weights say nothing here
-        corpora = {f"{name} {data}": data for data in names}
+        sources, _ = parse_data(options.data)  # their weights say nothing here
+        corpora = {f"{name} {source}": source for source in sources}
     results = {}
-    for name, data in corpora.items():
+    for result, data in corpora.items():
         windows = []
         for text in held_out_texts(run, data, options.view, options.limit, whole=context > 0):
             windows += windows_of(run, options.view, text, context=context, stride=stride)
-        results[name] = bits_per_byte(run, windows)
+        results[result] = bits_per_byte(run, windows)
     return results
 
 
@@ -328,8 +328,8 @@ class EvalOptions:
                      "proxy's symbols", choices=("raw", "comp"))
     all: bool = flag(False, "all runs under out/, the newest last")
     # bits per byte
-    limit: int = flag(0, "most held-out samples for bpb and noise, most problems for the others, "
-                      f"spread evenly; 0: {SAMPLES:,} samples, all problems")
+    limit: int = flag(0, "most held-out samples for bpb and noise, most problems for pass and "
+                      f"robust, spread evenly; 0: {SAMPLES:,} samples, all problems")
     context: int = flag(0, "bpb: symbols in a window over whole documents; training shows half "
                        "a context at once. 0: training's samples")
     stride: int = flag(0, "bpb: symbols from one window to the next [half of --context]")

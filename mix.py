@@ -14,7 +14,7 @@ other, so the model can learn that they say the same thing. Then r stays for a w
 *raw phase* it falls to 0: a small model turns to the representation that it will be used with. (In
 the paper an optional last phase lowers r; that it falls to 0, over 60 % of the training, is ours.)
 
-r counts views, not symbols: at r = 0.9 and 2.9 bytes a symbol three of four symbols are compressed.
+r counts views, not symbols: at r = 0.9 and 3.7 bytes a symbol seven of ten symbols are compressed.
 
 For given data and options a row of a batch is a function of (seed, step, row), and of no earlier
 row. So there is no loader state to save, resuming is exact, and one process or eight train on the
@@ -22,6 +22,7 @@ same batches.
 
     python mix.py                      some training contexts, sentinels shown, views in colour
 """
+import contextlib
 from dataclasses import dataclass
 
 import lib  # first: it says what is missing or too old
@@ -137,7 +138,7 @@ def format_view(kind, raw, comp=None, symbol_lengths=None, mode="sentinel", with
     else:
         opening, closing = COMP, END_COMP
         body = comp.astype(np.int64) + PROXY0
-        # no proxy writes a symbol that stands for nothing
+        # 1 and more, as no symbol stands for nothing: so `ends - 1` below is a byte of the text
         ends = None if symbol_lengths is None else np.cumsum(symbol_lengths[comp])
     if mode == "vanilla":
         opening, closing = BOS, EOS  # the model has to find out which view it reads
@@ -175,10 +176,6 @@ def view_probabilities(r, pairs):
     return {"raw": 0.0, "comp": 2 - 1 / r, "pair": 1 / r - 1}
 
 
-# -----------------------------------------------------------------------------
-# a context
-
-
 class Context:
     """One row of a batch while it is being filled, from left to right.
 
@@ -203,28 +200,19 @@ class Context:
     def room(self):
         return len(self.symbols) - self.filled
 
-    def begin_sample(self):
-        """What is written from here on can't see, with the sample mask, what came before: the next
-        sample, or of one with parallel views the second."""
-        self.sample_number += 1
-
-    def write(self, view, length):
+    def write(self, view, length, same_sample=False):
         """Write the first `length` symbols of a view. Each has the next as its target, the last
-        none."""
+        none. same_sample: it sees the view before, as the second of a pair does."""
+        if not same_sample:
+            self.sample_number += 1
         start, stop = self.filled, self.filled + length
         self.symbols[start:stop] = view.symbols[:length]
         self.suffix[start:stop] = view.suffix[:length]
         self.sample[start:stop] = self.sample_number
+        self.sample[stop:] = self.sample_number + 1  # what stays empty is a sample of its own
         self.targets[start:stop - 1] = view.symbols[1:length]
         self.text_bytes += view.text_bytes * length / len(view.symbols)
         self.filled = stop
-
-    def finish(self, sample_mask):
-        """Set what is left. With the mask padding is a sample of its own: it sees no text."""
-        self.begin_sample()
-        self.sample[self.filled:] = self.sample_number
-        if not sample_mask:
-            self.sample[:] = 0
 
 
 # -----------------------------------------------------------------------------
@@ -240,35 +228,22 @@ class Pool:
     """
     def __init__(self, samples, views):
         self.samples = samples  # (n,) their numbers, sorted
-        first_samples = [first for first, _ in views.sources]
-        weights = np.array([weight for _, weight in views.sources])
+        first_samples, weights = zip(*views.sources)
+        # the samples of each source; there may be none
+        self.sources = np.split(samples, np.searchsorted(samples, first_samples[1:]))
+        has_samples = [len(some) > 0 for some in self.sources]
         n_bytes = np.add.reduceat(views.raw_lengths, first_samples, dtype=np.int64)
-        source_edges = np.append(first_samples, len(views))
-        mean_length = n_bytes / np.diff(source_edges)
-        # those of source number s are samples[edges[s]:edges[s + 1]]; there may be none
-        self.edges = np.searchsorted(samples, source_edges)
-        has_samples = np.diff(self.edges) > 0
+        mean_length = n_bytes / np.diff([*first_samples, len(views)])
         self.cumulative = np.cumsum(weights / mean_length * has_samples)  # chances, not normalized
-
-    def __len__(self):
-        return len(self.samples)
 
     def draw(self, rng):
         """The number of a sample, drawn with replacement: so no row depends on an earlier one."""
         source = 0
-        if len(self.cumulative) > 1:
+        if len(self.sources) > 1:
             point = rng.random() * self.cumulative[-1]
             source = np.searchsorted(self.cumulative, point, side="right")
-        return self.samples[rng.integers(self.edges[source], self.edges[source + 1])]
-
-    def mean(self, values):
-        """The mean of `values`, one for each sample of the corpus, over what is drawn."""
-        mean = 0.0
-        for source, chance in enumerate(np.diff(self.cumulative, prepend=0)):
-            if chance > 0:
-                samples = self.samples[self.edges[source]:self.edges[source + 1]]
-                mean += values[samples].mean() * chance / self.cumulative[-1]
-        return mean
+        of_source = self.sources[source]
+        return of_source[rng.integers(len(of_source))]
 
 
 class Mixer:
@@ -289,19 +264,14 @@ class Mixer:
             "comp": Pool(np.flatnonzero(usable & (views.allowed != RAW_ONLY)), views),
             "pair": Pool(np.flatnonzero(usable & (views.allowed == ANY)), views),
         }
-        shown = {"raw": options.mix < 1, "comp": options.mix > 0}
-        empty = [kind for kind in shown if shown[kind] and len(self.pools[kind]) == 0]
-        if empty:
-            what = "held-out" if held_out else "training"
-            raise UserError(f"--data={options.data}: no {what} sample may be shown "
-                            f"{' or '.join(empty)}; use another --mix, other data or more of it")
+        for kind, is_shown in (("raw", options.mix < 1), ("comp", options.mix > 0)):
+            if is_shown and len(self.pools[kind].samples) == 0:
+                what = "held-out" if held_out else "training"
+                raise UserError(f"--data={options.data}: no {what} sample may be shown {kind}; "
+                                "use another --mix, other data or more of it")
 
     def r(self, step):
-        """The mixing rate at a step: it rises to `mix`, stays, and falls to 0 in the raw phase.
-
-        Only step / total_steps counts: train.py asks a mixer of one step for the mean, to count
-        FLOPs, before it knows how many steps there will be.
-        """
+        """The mixing rate at a step: it rises to `mix`, stays, and falls to 0 in the raw phase."""
         options = self.options
         done = step / self.total_steps
         if options.mix in (0.0, 1.0):  # one view only: nothing to mix
@@ -317,11 +287,10 @@ class Mixer:
 
     def draws_pairs(self, step):
         """Whether a sample may be shown as a pair at a step."""
-        options = self.options
-        if options.mode in NO_PAIRS or options.mix in (0.0, 1.0):
+        if self.options.mode in NO_PAIRS or len(self.pools["pair"].samples) == 0:
             return False
-        in_warmup = step / self.total_steps < options.mix_warmup
-        return len(self.pools["pair"]) > 0 and (in_warmup or options.pairs == "always")
+        in_warmup = step / self.total_steps < self.options.mix_warmup
+        return in_warmup or self.options.pairs == "always"
 
     def probabilities(self, step):
         """How likely a sample is shown as {"raw", "comp", "pair"} at a step."""
@@ -365,9 +334,9 @@ class Mixer:
                 self.write_pair(context, self.view(index, first), self.view(index, second))
             else:
                 view = self.view(index, kind)
-                context.begin_sample()
                 context.write(view, min(len(view.symbols), context.room))
-        context.finish(self.options.sample_mask)
+        if not self.options.sample_mask:
+            context.sample[:] = 0
         return context
 
     def pair_order(self, rng):
@@ -381,18 +350,13 @@ class Mixer:
     def write_pair(self, context, first, second):
         """Both views of one text. If they don't fit, both are cut to the same share of their
         symbols, so that they still cover about the same text."""
-        symbols = len(first.symbols) + len(second.symbols)
-        fits = symbols <= context.room
-        share = 1.0 if fits else context.room / symbols
-        parallel = self.options.mode == "parallel"  # the views can't see each other
-        context.begin_sample()
+        share = min(1.0, context.room / (len(first.symbols) + len(second.symbols)))
+        see_each_other = self.options.mode != "parallel"
         context.write(first, int(len(first.symbols) * share))
-        if fits and not parallel:
+        if share == 1 and see_each_other:
             # the second view's opening sentinel can be predicted too
             context.targets[context.filled - 1] = second.symbols[0]
-        if parallel:
-            context.begin_sample()
-        context.write(second, int(len(second.symbols) * share))
+        context.write(second, int(len(second.symbols) * share), same_sample=see_each_other)
 
     def batch(self, step, rows, only=None):
         """Rows `rows`, a range, of the batch of `step`.
@@ -418,40 +382,34 @@ class Mixer:
 
 
 def decode_context(symbols, proxy):
-    """The samples in a context: (view, text) of each, text as bytes; None if it can't be
+    """The views in a context (n,): (kind, text) of each, text as bytes; None if it can't be
     decoded."""
-    symbols = np.asarray(symbols)
     (openings,) = np.nonzero(np.isin(symbols, (RAW, COMP, BOS)))
-    samples = []
-    for sample in np.split(symbols, openings)[1:]:
-        body = sample[sample >= BYTE0]
-        if sample[0] != COMP and (body < PROXY0).all():
-            samples.append(("raw", bytes((body - BYTE0).tolist())))
-            continue
-        try:
-            text = proxy.decode((body - PROXY0).tolist())
-        except Exception:  # half a stream can raise anything
+    shown = []
+    for view in np.split(symbols, openings)[1:]:
+        body = view[view >= BYTE0]
+        if view[0] == COMP or (body >= PROXY0).any():
             text = None
-        samples.append(("comp", text))
-    return samples
-
-
-@dataclass
-class ShowOptions(MixOptions):
-    block_size: int = flag(448, "symbols in a context")
+            with contextlib.suppress(Exception):  # half a stream can raise anything
+                text = proxy.decode((body - PROXY0).tolist())
+            shown.append(("comp", text))
+        else:
+            shown.append(("raw", bytes((body - BYTE0).tolist())))
+    return shown
 
 
 def show(options):
     options.resolve()
-    views, proxy, _ = prepare(options, options.block_size)
-    mixer = Mixer(views, options, options.block_size, total_steps=100)
+    block_size = 448  # symbols, as of the smallest model
+    views, proxy, _ = prepare(options, block_size)
+    mixer = Mixer(views, options, block_size, total_steps=100)
     for step in (0, 33, 66, 99):
         context = mixer.row(step, 0)
         pairs = "on" if mixer.draws_pairs(step) else "off"
         show_context(f"step {step} of 100: r = {mixer.r(step):.2f}, pairs {pairs}, "
-                     f"{context.text_bytes / options.block_size:.2f} bytes of text a symbol",
+                     f"{context.text_bytes / block_size:.2f} bytes of text a symbol",
                      decode_context(context.symbols, proxy))
 
 
 if __name__ == "__main__":
-    command_line(show, ShowOptions, description="Prints training contexts, decoded.")
+    command_line(show, MixOptions, description="Prints training contexts, decoded.")

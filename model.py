@@ -328,15 +328,15 @@ class GPT(nn.Module):
         Not in the paper: after a raw byte there can follow another byte or a closing sentinel,
         never a proxy symbol. Which ids are possible is known there without looking at the text. So
         those positions compete among the first PROXY0 ids only, those of a model of raw bytes. It
-        is also cheaper. With 1,024 proxy symbols:
+        is also cheaper. With 1,024 proxy symbols, of which p7 is one:
 
-            read            <raw>   d    e    </raw>  <comp>  517   </comp>
-            target            d     e  </raw>  none     517  </comp>  none
-            one of so many  1,344  320  320           1,344   1,344
+            read            <raw>   d    e    </raw>  <comp>   p7   </comp>
+            target            d     e  </raw>  none     p7   </comp>  none
+            one of so many  1,344  320  320           1,344  1,344
         """
         losses = torch.zeros(targets.shape, device=x.device)
-        groups = (after_raw, self.byte_unembedding()), (after_other, self.unembedding())
-        for (rows, columns), unembedding in groups:
+        candidates = (after_raw, self.byte_unembedding()), (after_other, self.unembedding())
+        for (rows, columns), unembedding in candidates:
             losses[rows, columns] = chunked_cross_entropy(
                 x[rows, columns], unembedding, targets[rows, columns])
         return losses

@@ -143,7 +143,7 @@ class Batch:
         The other special ids can't follow raw text and are left out. Bits per byte pay for the
         probability that the model gives them all the same.
         """
-        logits = self.model.raw_logits(self.states)
+        logits = self.model.raw_logits(self.states)  # (B, 1, PROXY0)
         return torch.cat((logits[..., BYTE0:], logits[..., self.closing, None]), dim=-1)
 
     def write(self, chosen):
@@ -209,17 +209,17 @@ def generate(model, prompts, n=1, max_new=256, stops=(), temperature=0.8, top_k=
     for prompt in prompts:
         for _ in range(n):
             texts.append(Text(len(texts), prompt, max_new, stops))
-    going_on = texts
-    while going_on:
-        batch = new_batch(model, going_on, sentinels, max_new)
+    unfinished = texts
+    while unfinished:  # again only for texts whose context was full
+        batch = new_batch(model, unfinished, sentinels, max_new)
         while batch.texts:
-            # a byte for each text; with heads one after each of their guesses, too
-            chosen = pick(batch.logits(), temperature, top_k, top_p, generator)  # (B, 1)
+            # a byte for each text, (B, 1); with heads one after each of their guesses, too
+            chosen = pick(batch.logits(), temperature, top_k, top_p, generator)
             yield batch.write(chosen.tolist())
             batch.drop_texts()
             if batch.texts:
                 batch.read()
-        going_on = [text for text in texts if not text.ended]  # their contexts were full
+        unfinished = [text for text in texts if not text.ended]
 
 
 def complete(model, prompts, n=1, **settings):

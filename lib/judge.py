@@ -1,9 +1,10 @@
 """
 The judge: which completions pass their problem's tests.
 
-eval.py reads its files with `read_problems` and `read_samples`, calls `score`, and says with
-`explain_failures` what went wrong. `score` starts this file as a program, too, which then needs
-nothing but the standard library and lib/sandbox.py, where completions are kept from doing harm.
+eval.py reads its files with `read_problems` and `read_samples`, lib/probes.py has them scored by
+`score`, and `explain_failures` says what went wrong. `score` starts this file as a program, too,
+which then needs nothing but the standard library and lib/sandbox.py, where completions are kept
+from doing harm.
 """
 import ast
 import collections.abc

@@ -7,7 +7,6 @@ ReCode's four kinds "syntax", new names for variables, is not here.)
 """
 import ast
 import builtins
-import keyword
 import math
 import random
 import re
@@ -21,32 +20,22 @@ class Program:
     prompt: str       # up to where the model takes over: signature and docstring
     solution: str     # the canonical solution, the rest of the program
     entry_point: str  # the name of the function to write
-    letter: int       # an index into entry_point: where a way may change the name
+    letter: int = 0   # an index into entry_point: where a way may change the name
+
+    def meaning(self):
+        """What it does, as a string: its syntax tree, without docstrings and the function's name.
+        Raises SyntaxError."""
+        tree = ast.parse(self.prompt + self.solution)
+        for node in ast.walk(tree):
+            may_have_one = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+            if may_have_one and ast.get_docstring(node) is not None:
+                del node.body[0]
+        return re.sub(f"(id|name)='{self.entry_point}'", "the function", ast.dump(tree))
 
 
-# A *way* is a function (program, rng) -> (prompt, solution, entry_point), changed but meaning the
-# same, or None where the way does not apply. It may raise the SyntaxError of a program that does
-# not parse. `perturb` stands at the end, after the ways of each kind.
-
-
-def meaning(source):
-    """What a program does, as a string: its syntax tree without docstrings. Raises SyntaxError."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        may_have_one = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
-        if may_have_one and ast.get_docstring(node) is not None:
-            del node.body[0]
-    return ast.dump(tree)
-
-
-def if_meaning_stays(program, prompt, solution):
-    """The result of a way that must not touch the syntax tree; None where it did after all.
-
-    It does where a regular expression hits what only looks like code, such as quotes in a string.
-    """
-    if meaning(prompt + solution) != meaning(program.prompt + program.solution):
-        return None
-    return prompt, solution, program.entry_point
+# A *way* is a function (program, rng) -> (prompt, solution, entry_point), changed, or None where it
+# does not apply. It may hit what only looks like code, such as quotes in a string: `perturb`, which
+# stands at the end, refuses what does not mean the same.
 
 
 # -----------------------------------------------------------------------------
@@ -83,11 +72,10 @@ def rename_function(change, program, rng):
     """
     old, new = program.entry_point, change(program.entry_point, program.letter)
     in_use = re.search(rf"\b{new}\b", program.prompt + program.solution)
-    if in_use or hasattr(builtins, new) or keyword.iskeyword(new):
+    if in_use or hasattr(builtins, new):
         return None
     prompt = re.sub(rf"(?<![\w.]){old}(?=\()", new, program.prompt)
     solution = re.sub(rf"(?<![\w.]){old}\b", new, program.solution)
-    compile(prompt + solution, "", "exec")  # raises SyntaxError if something else was hit
     return prompt, solution, new
 
 
@@ -99,29 +87,26 @@ def indent_by(unit, program, rng):
     """Indent by `unit` where the program indents by four spaces."""
     def reindent(text):
         return re.sub(r"^(?:    )+", lambda match: len(match[0]) // 4 * unit, text, flags=re.M)
-    return if_meaning_stays(program, reindent(program.prompt), reindent(program.solution))
+    return reindent(program.prompt), reindent(program.solution), program.entry_point
 
 
 def add_blank_line(program, rng):
     """Add a blank line at the end of the prompt or after the function's signature."""
     at_end = program.prompt + "\n"
     after_signature = re.sub(rf"(def {program.entry_point}\(.*?:)\n", r"\1\n\n", program.prompt)
-    return if_meaning_stays(program, rng.choice((at_end, after_signature)), program.solution)
+    return rng.choice((at_end, after_signature)), program.solution, program.entry_point
 
 
 def change_quotes(program, rng):
     """Write docstrings between ''' in place of double quotes."""
-    if "'''" in program.prompt:
-        return None
-    prompt = program.prompt.replace('"""', "'''")
-    return if_meaning_stays(program, prompt, program.solution)
+    return program.prompt.replace('"""', "'''"), program.solution, program.entry_point
 
 
 def split_signature(program, rng):
     """Put the parameters on a line of their own."""
     start = f"def {program.entry_point}("
     prompt = program.prompt.replace(start, f"{start}\n        ")
-    return if_meaning_stays(program, prompt, program.solution)
+    return prompt, program.solution, program.entry_point
 
 
 # -----------------------------------------------------------------------------
@@ -149,7 +134,7 @@ def change_words(change, program, rng):
         word = prose[word_start:word_end]
         letter = rng.randrange(len(word) - 1)
         prompt = prompt[:start + word_start] + change(word, letter) + prompt[start + word_end:]
-    return if_meaning_stays(program, prompt, program.solution)
+    return prompt, program.solution, program.entry_point
 
 
 # -----------------------------------------------------------------------------
@@ -186,11 +171,13 @@ def perturb(problem, kind, seed):
     for way in rng.sample(list(ways), len(ways)):
         # drawn here and not where it is used, so that each kind and way takes the same draws
         letter = rng.randrange(max(1, len(problem["entry_point"]) - 1))
+        program = Program(*unchanged, letter)
         try:
-            changed = ways[way](Program(*unchanged, letter), rng)
+            changed = ways[way](program, rng) or unchanged
+            meaning_stays = Program(*changed).meaning() == program.meaning()
         except (SyntaxError, ValueError):  # ValueError: a null byte, in Python 3.11.0
             continue
-        if changed and changed[0] != problem["prompt"]:
+        if meaning_stays and changed[0] != problem["prompt"]:
             return changed
     return unchanged
 

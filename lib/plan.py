@@ -1,6 +1,6 @@
 """
-Will a training fit on the GPUs, and how long will it take? Memory is counted on tensors without
-storage, so no GPU is needed for the answer.
+Will a training in bfloat16 fit on the GPUs, and how long will it take? Memory is counted on tensors
+without storage, so no GPU is needed for the answer.
 
 model.py prints the sizes and the plan (python model.py --plan); train.py counts its FLOPs here.
 The class GPT is an argument, since a file of lib/ imports none of the lesson.
@@ -28,7 +28,6 @@ class PlanOptions:
     block_size: int = flag(0, "symbols in a context; 0: the size's own")
     sample_length: int = flag(500, "symbols in a sample: with the mask attention skips all others; "
                               "0: as many as in a context")
-    dtype: str = flag("bfloat16", "precision of the computation", choices=("bfloat16", "float32"))
     fsdp: bool = flag(False, "sharding over the devices, as in train.py")
     activation_checkpointing: bool = flag(False, "activations computed twice, as in train.py")
 
@@ -57,6 +56,15 @@ def flops_per_symbol(model, byte_rows=0, raw_share=0.0, attended=None):
     return 6 * multiplying + 12 * config.n_layer * config.n_embd * attended
 
 
+def mean_of_drawn(pool, values):
+    """The mean of `values`, one for each sample of the corpus, over what a Pool of mix.py draws."""
+    mean = 0.0
+    for chance, samples in zip(np.diff(pool.cumulative, prepend=0), pool.sources):
+        if chance > 0:
+            mean += values[samples].mean() * chance / pool.cumulative[-1]
+    return mean
+
+
 def expected_raw_share(mixer):
     """The share of a training's positions that hold a raw byte, expected from its schedule and the
     lengths of its views: it depends on no seed."""
@@ -70,8 +78,10 @@ def expected_raw_share(mixer):
     raw, length, length_squared = np.ones((3, 3))  # means over what is drawn of each kind
     for i, (kind, n_raw, n) in enumerate(shown):
         pool = mixer.pools[kind]
-        if len(pool):
-            raw[i], length[i], length_squared[i] = pool.mean(n_raw), pool.mean(n), pool.mean(n ** 2)
+        if len(pool.samples):
+            raw[i] = mean_of_drawn(pool, n_raw)
+            length[i] = mean_of_drawn(pool, n)
+            length_squared[i] = mean_of_drawn(pool, n ** 2)
 
     share = 0.0
     steps = np.linspace(0, mixer.total_steps, 1001)
@@ -116,7 +126,7 @@ def print_sizes(options, GPT, sizes):
 # memory
 
 
-def kept_for_backward(GPT, config, micro_batch, dtype, recompute):
+def kept_for_backward(GPT, config, micro_batch, recompute):
     """Bytes that a micro-batch keeps for its backward pass, eager: (by the blocks, by the loss).
 
     Counted, not estimated: the model runs on fake tensors, which have shapes and no storage. Its
@@ -133,13 +143,12 @@ def kept_for_backward(GPT, config, micro_batch, dtype, recompute):
     def n_bytes():
         return sum(storage.nbytes() for address, storage in kept.items() if address not in weights)
 
-    mixed = dtype == "bfloat16"
-    with (FakeTensorMode(), torch.autocast("cpu", torch.bfloat16, enabled=mixed),
+    with (FakeTensorMode(), torch.autocast("cpu", torch.bfloat16),
           saved_tensors_hooks(keep, lambda tensor: tensor)):
         model = GPT(config)
         model.recompute = recompute
         for module in model.modules():
-            if mixed and isinstance(module, torch.nn.Linear):  # the rest stays float32
+            if isinstance(module, torch.nn.Linear):  # the rest stays float32
                 module.weight = torch.nn.Parameter(module.weight.bfloat16())
         weights = {p.untyped_storage()._cdata for p in model.parameters()}
         idx = torch.zeros(micro_batch, config.block_size, dtype=torch.long)
@@ -151,21 +160,19 @@ def kept_for_backward(GPT, config, micro_batch, dtype, recompute):
         return blocks, n_bytes() - blocks
 
 
-def weights_in_use(model, dtype, sharded):
+def weights_in_use(model, sharded):
     """Bytes of the copies of weights and gradients that a step computes in, besides the float32
     ones."""
-    mixed = dtype == "bfloat16"
     if not sharded:  # autocast's copies of all matrices
-        return mixed * 2 * model.n_params(embeddings=False)
-    # FSDP gathers the block at work and the next one, and has their gradients, those of one in
-    # float32 too, while they are added up. What is outside of blocks stays gathered in float32, and
-    # autocast copies the output layer
+        return 2 * model.n_params(embeddings=False)
+    # FSDP gathers the block at work and the next one in bfloat16, and has their gradients, those of
+    # one in float32 too, while they are added up. What is outside of blocks, embeddings and output
+    # layer, stays gathered in float32 with its gradients, and autocast copies the output layer
     block = sum(p.numel() for p in model.blocks[0].parameters())
-    outside = model.n_params() - model.config.n_layer * block  # embeddings and output layer
-    two_blocks = 2 * block * (2 if mixed else 4)
-    gathered = two_blocks + 4 * outside
-    gradients = two_blocks + 4 * block + 4 * outside
-    return gathered + gradients + mixed * 2 * model.head.weight.numel()
+    outside = model.n_params() - model.config.n_layer * block
+    gathered = 2 * 2 * block + 4 * outside
+    gradients = 2 * 2 * block + 4 * block + 4 * outside
+    return gathered + gradients + 2 * model.head.weight.numel()
 
 
 def memory(options, GPT, config, loss_positions):
@@ -177,24 +184,23 @@ def memory(options, GPT, config, loss_positions):
     model = model_without_memory(GPT, config)
     n = model.n_params()
     sharded = options.fsdp and options.gpus > 1
-    replicated = not options.fsdp and options.gpus > 1
     shards = options.gpus if sharded else 1
 
-    settings = options.micro_batch, options.dtype
     recompute = options.activation_checkpointing
-    blocks, loss = kept_for_backward(GPT, config, *settings, recompute)
+    blocks, loss = kept_for_backward(GPT, config, options.micro_batch, recompute)
     # a chunk of the loss has logits, log-probabilities and gradients, each in float32
     logits = loss + 3 * 4 * loss_positions * config.vocab_size
     one_block = 0
     if recompute:  # one block at a time is computed again, when the logits are gone
-        one_block, _ = kept_for_backward(GPT, replace(config, n_layer=1), *settings, False)
+        one_layer = replace(config, n_layer=1)
+        one_block, _ = kept_for_backward(GPT, one_layer, options.micro_batch, recompute=False)
     return {
         "parameters": 4 * n / shards,
         "gradients": 4 * n / shards,
         # what DDP sends from; only the last micro-batch's backward pass moves the gradients there
-        "DDP's buckets": 4 * n if replicated else 0,
+        "DDP's buckets": 4 * n if options.gpus > 1 and not sharded else 0,
         "optimizer state": 8 * n / shards,  # of AdamW: two moments; the fused one needs no more
-        "weights in use": weights_in_use(model, options.dtype, sharded),
+        "weights in use": weights_in_use(model, sharded),
         "activations": blocks,
         "logits or block": max(logits, one_block),
     }
@@ -213,7 +219,7 @@ def print_plan(options, GPT, config, loss_positions):
     expect(options, "of 0 or more", "block_size", "sample_length")
     expect(options, "from 0 to 1", "mfu")
     config = replace(config, block_size=options.block_size or config.block_size)
-    print(f"{options.size} on {options.gpus} GPUs of {options.gpu_memory:g} GB, {options.dtype}, "
+    print(f"{options.size} on {options.gpus} GPUs of {options.gpu_memory:g} GB, bfloat16, "
           f"micro-batch of {options.micro_batch} x {config.block_size:,} symbols")
     parts = memory(options, GPT, config, loss_positions)
     for name, size in parts.items():

@@ -9,8 +9,9 @@ and its closing report. A run is never overwritten unless its user says so.
         proxy.pt        the compressor that the model was trained with; inference does without
         report.json     the closing report
         results.json    what eval.py has measured
+        byte_heads.pt   of runs/byte_heads.py: guesses that make greedy writing faster
 
-train.py writes all but the last; sample.py and eval.py read checkpoints.
+train.py writes all but the last two; sample.py and eval.py read checkpoints.
 """
 import contextlib
 import importlib.util
@@ -95,22 +96,18 @@ def new_folder(out, default, overwrite=False):
 
 def describe(options):
     """What a run is: a dict for config.json."""
-    def git(*arguments):
-        try:
-            command = ["git", "-C", str(ROOT), *arguments]
-            result = subprocess.run(command, capture_output=True, text=True, check=True)
-            return result.stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            return None  # no git, or no repository
-
-    changes = git("status", "--porcelain", "--untracked-files=no")
+    # --exclude: a commit's own number, not what a tag calls it
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = None  # no git, or no repository
     versions = {package: version(package) for package in ("numpy", "tiktoken")}
     versions["torch"] = str(torch.__version__)  # with the build, which pip's number may lack
     versions["python"] = platform.python_version()
     return {
         "command": sys.argv,
-        "commit": git("rev-parse", "HEAD"),
-        "changed_since_commit": None if changes is None else changes != "",
+        "commit": commit,  # with -dirty, if files have changed since
         "versions": versions,
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
         "options": asdict(options),
@@ -522,7 +519,7 @@ ROWS = [
     ("pass@1", "pass@1, pass@10", "{pass@1:.3f}, {pass@10:.3f} of completions in {read_as}, on "
      "problems of held-out pairs of operations"),
     ("facts_any", "fact recall", "{facts_any:.3f} of those that may be seen raw; chance 0.000"),
-    ("facts_comp", "fact recall", "{facts_comp:.3f} of those seen compressed; chance 0.000"),
+    ("facts_comp", "fact recall", "{facts_comp:.3f} of those only seen compressed; chance 0.000"),
 ]
 
 

@@ -82,16 +82,13 @@ def collisions(proxy, texts):
     for text in texts:
         for segment in filter(None, proxy.segments(text)):
             with_code[tuple(proxy.encode_segment(segment))].add(segment)
-    n_segments = sum(map(len, with_code.values()))
-    n_sharing = n_pairs = n_close = n_white = 0
+    sharing, close, white = [], [], []
     for segments in with_code.values():
-        if len(segments) > 1:
-            n_sharing += len(segments)
+        sharing += [len(segments) > 1] * len(segments)
         for a, b in itertools.combinations(segments, 2):
-            n_pairs += 1
-            n_close += len(os.path.commonprefix((a, b))) >= 0.8 * max(len(a), len(b))
-            n_white += b"".join(a.split()) == b"".join(b.split())
-    return n_sharing / max(1, n_segments), n_close / max(1, n_pairs), n_white / max(1, n_pairs)
+            close.append(len(os.path.commonprefix((a, b))) >= 0.8 * max(len(a), len(b)))
+            white.append(b"".join(a.split()) == b"".join(b.split()))
+    return tuple(sum(counted) / max(1, len(counted)) for counted in (sharing, close, white))
 
 
 class Measured:

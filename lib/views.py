@@ -11,9 +11,9 @@ From documents to what a model is trained on: both views of every sample, memory
 A KEY is a hash of all that decides what is in its folder: names, sizes and times of the files, the
 options, and the code but for its comments. So nothing is looked into to see whether it is right
 still. A file gets its name when it is whole: after a kill -9 the next run goes on with the first
-shard that is not there. Processes share the work without a word: each takes the next shard that is
-neither there nor locked. One a core is started here; the same command started again, on this
-machine or on others that share the cache, does the same.
+shard of symbols that is not there. Processes share the work without a word: each takes the next
+shard that is neither there nor locked. One a core is started here; the same command started again,
+on this machine or on others that share the cache, does the same.
 """
 import contextlib
 import functools
@@ -284,7 +284,7 @@ class Source:
 
 
 def write_shards(folder, samples):
-    """Write samples in shards. Returns how many shards."""
+    """Write samples, an iterator of bytes, in shards."""
     number = n_bytes = 0
     sample = next(samples, None)  # the next one to be written: without one there is no shard
     while sample is not None:
@@ -299,13 +299,12 @@ def write_shards(folder, samples):
                 sample = next(samples, None)
         write_file(f"{path}.lengths", lengths)
         number += 1
-    return number
 
 
 def write_samples(folder, sources, text_column, longest):
     """Write the samples of some Sources in one reading. Raises UserError. A killed run begins
     again: reading takes less time than any proxy."""
-    for left_over in folder.glob("*.raw*.tmp"):
+    for left_over in folder.glob("*.raw*"):
         left_over.unlink()
     digest = hashlib.sha256()
 
@@ -317,7 +316,7 @@ def write_samples(folder, sources, text_column, longest):
                     progress.update(len(sample))
                     yield sample
 
-    n_shards = write_shards(folder, all_samples())
+    write_shards(folder, all_samples())
     flags, weighted, n_samples = [], [], 0
     for source in sources:
         # of sources without weights the first stands for all
@@ -326,12 +325,7 @@ def write_samples(folder, sources, text_column, longest):
         flags.append(source.flags(digest))
         n_samples += len(flags[-1])
     write_file(folder / "flags.bin", np.concatenate(flags))
-    meta = {"id": digest.hexdigest()[:12], "n_shards": n_shards, "sources": weighted}
-    write_json(folder / "meta.json", meta)
-
-
-def shard_paths(folder, ending, n_shards):
-    return [folder / f"{number:05}.{ending}" for number in range(n_shards)]
+    write_json(folder / "meta.json", {"id": digest.hexdigest()[:12], "sources": weighted})
 
 
 def open_samples(data, text_column, longest):
@@ -351,7 +345,7 @@ def open_samples(data, text_column, longest):
         if not (folder / "meta.json").exists():
             write_samples(folder, sources, text_column, longest)
     meta = json.loads((folder / "meta.json").read_text())
-    raw_view = Sequences(shard_paths(folder, "raw", meta["n_shards"]), np.uint8)
+    raw_view = Sequences(sorted(folder.glob("*.raw")), np.uint8)
     flags = np.fromfile(folder / "flags.bin", np.uint8)
     return Views(meta["id"], flags, meta["sources"], raw_view, folder)
 
@@ -495,9 +489,8 @@ def encode(views, proxy, path, load):
 
     path: the proxy's file, which `load` reads.
     """
-    n_shards = len(views.raw_view.shards)
-    raw_paths = shard_paths(views.folder, "raw", n_shards)
-    comp_paths = shard_paths(path.parent, "comp", n_shards)
+    raw_paths = sorted(views.folder.glob("*.raw"))
+    comp_paths = [path.with_name(f"{raw_path.stem}.comp") for raw_path in raw_paths]
     missing = [(raw, comp) for raw, comp in zip(raw_paths, comp_paths) if not comp.exists()]
     if missing:
         encode_together(views, missing, proxy, load, path)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from lib.attention import next_suffix
 from lib.options import UserError
@@ -17,12 +18,11 @@ def read_prompts(model, cache, prompts):
     Returns the model's states (B, C) after each of them."""
     device = model.embed.weight.device
     lengths = torch.tensor([len(symbols) for symbols, _ in prompts], device=device)
-    idx = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)  # (B, T)
-    suffix = torch.zeros_like(idx)
-    for row, (its_symbols, its_suffix) in enumerate(prompts):  # nothing attends to the zeros after
-        idx[row, :len(its_symbols)] = torch.from_numpy(its_symbols)
-        suffix[row, :len(its_suffix)] = torch.from_numpy(its_suffix)
-    states = model.states(idx.to(device), suffix.to(device), cache=cache)  # (B, T, C)
+    symbols = [torch.from_numpy(symbols) for symbols, _ in prompts]
+    suffixes = [torch.from_numpy(suffix) for _, suffix in prompts]
+    idx = pad_sequence(symbols, batch_first=True).to(device)  # (B, T)
+    suffix = pad_sequence(suffixes, batch_first=True).to(device)
+    states = model.states(idx, suffix, cache=cache)  # (B, T, C); nothing attends to the padding
     cache.filled = lengths
     return states[torch.arange(len(prompts), device=device), lengths - 1]
 
@@ -35,27 +35,15 @@ class Row:
     room: int    # how many more symbols fit into the context; 0: it has ended
     written: list = field(default_factory=list)
 
-    def write(self, symbol, text):
-        """Add a symbol, which stands for the bytes `text`."""
-        self.written.append(symbol)
-        self.room -= 1
-        self.rest = self.rest[len(text):]
-        for byte in text:
-            self.suffix = next_suffix(self.suffix, byte)
 
-
-def forbidden_next(symbol_bytes, rests):
-    """bool (B, n_symbols + 1): what may not come next in each row, whose `rest` must be written
-    first: symbols that write neither all of it, and perhaps more, nor its beginning. The last is
-    the closing sentinel."""
-    forbidden = {}  # by rest: rows of a batch that have the same share it
-    for rest in set(rests):
-        of_rest = []
-        for text in symbol_bytes:
-            writes_beginning = text != b"" and rest.startswith(text)
-            of_rest.append(not text.startswith(rest) and not writes_beginning)
-        forbidden[rest] = of_rest + [rest != b""]
-    return torch.tensor([forbidden[rest] for rest in rests])
+def forbidden_before(rest, symbol_bytes):
+    """bool (n_symbols + 1): what may not come next where `rest` must be written first. Symbols that
+    write neither its beginning nor all of it and more; and, last, the closing sentinel."""
+    forbidden = []
+    for text in symbol_bytes:
+        agrees = text[:len(rest)] == rest[:len(text)]
+        forbidden.append(text == b"" or not agrees)
+    return torch.tensor(forbidden + [True])
 
 
 @torch.inference_mode()
@@ -82,22 +70,28 @@ def write_view(model, cache, prompts, first_id, closing, symbol_bytes, pick_one,
         logits = model.logits(states)
         of_view = logits[:, first_id:first_id + n_symbols]
         choices = torch.cat((of_view, logits[:, closing, None]), dim=1)  # (B, n_symbols + 1)
-        if any(row.rest for row in rows):
-            forbidden = forbidden_next(symbol_bytes, [row.rest for row in rows])
-            choices = choices.masked_fill(forbidden.to(device), -torch.inf)
+        for rest in {row.rest for row in rows} - {b""}:
+            forbidden = forbidden_before(rest, symbol_bytes).to(device)
+            its_rows = torch.tensor([row.rest == rest for row in rows], device=device)
+            choices[its_rows[:, None] & forbidden] = -torch.inf
 
-        for row, symbol in zip(rows, pick_one(choices).tolist()):
-            if symbol == n_symbols:
+        picked = pick_one(choices)  # (B,)
+        for row, symbol in zip(rows, picked.tolist()):
+            if symbol == n_symbols or row.room == 0:
                 row.room = 0
-            elif row.room > 0:
-                row.write(symbol, symbol_bytes[symbol] or b"")
+                continue
+            row.room -= 1
+            row.written.append(symbol)
+            text = symbol_bytes[symbol] or b""
+            row.rest = row.rest[len(text):]
+            for byte in text:
+                row.suffix = next_suffix(row.suffix, byte)
         if all(row.room == 0 for row in rows):
             return [row.written for row in rows]
 
         # rows that have ended read on, too: any symbol, at the cache's end where it is full
         cache.filled = cache.filled.clamp(max=cache.length - 1)
-        last = [row.written[-1] if row.written else 0 for row in rows]
-        idx = first_id + torch.tensor(last, device=device)[:, None]  # (B, 1)
+        idx = first_id + picked.clamp(max=n_symbols - 1)[:, None]  # (B, 1)
         suffix = torch.tensor([row.suffix for row in rows], device=device)[:, None]
         states = model.states(idx, suffix, cache=cache)[:, 0]
         cache.filled = cache.filled + 1

@@ -240,7 +240,7 @@ STUDIES = {
     }, task="translate"),
     "robust": Study(ROBUSTNESS, {
         "micro, 1e+13 FLOPs": at_equal_compute(FOUR_METHODS | TOKENIZER_MODEL, 1e13),
-    }, task="robust"),
+    }, task="robust,noise"),
 }
 
 # -----------------------------------------------------------------------------
