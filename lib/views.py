@@ -45,7 +45,7 @@ from lib.options import UserError
 CACHE = Path(os.environ.get("NANOPROXY_CACHE") or ROOT / "cache").expanduser()
 CACHE_TAG = b"Signature: 8a477f597d28d172789f06886806bc55"  # https://bford.info/cachedir
 SHARD_BYTES = 2 ** 20   # the first shards; a later one is a 32nd of all text before it
-AT_ONCE = 2 ** 20       # bytes of text that are encoded together
+AT_ONCE = 2 ** 18       # bytes of text that are encoded together
 FIT_BYTES = 8_000_000   # a proxy is fitted on about this much text,
 FIT_STRETCH = 2 ** 15   # in stretches that are read in one go
 
@@ -423,23 +423,30 @@ def encode_shards(paths, proxy, wait=False):
         yield raw_path
 
 
-def help_to_encode(paths, load, proxy_path, parent):
+def help_to_encode(paths, pickled, load, proxy_path, parent):
     """Encode shards until none is free, or the process `parent` has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this one
+    try:
+        proxy = pickle.loads(pickled)  # without torch, and so with 140 MB less than its file takes
+    except (EOFError, ImportError, AttributeError):
+        proxy = load(proxy_path)
     with contextlib.suppress(UserError):  # it goes wrong in the parent too, and is said there
-        for _ in encode_shards(paths, load(proxy_path)):
+        for _ in encode_shards(paths, proxy):
             if os.getppid() != parent:
                 return
 
 
-def start_helper(paths, load, proxy_path):
+def start_helper(paths, proxy, load, proxy_path):
     """A process that calls `help_to_encode`.
 
     It is a program of its own, not a copy of this process by `multiprocessing`, which would run the
     user's script again from its top.
     """
     program = "import pickle, sys; pickle.load(sys.stdin.buffer)()"
-    work = functools.partial(help_to_encode, paths, load, proxy_path, os.getpid())
+    pickled = b""  # it stays so where the proxy can't be pickled
+    with contextlib.suppress(pickle.PicklingError, AttributeError, TypeError):
+        pickled = pickle.dumps(proxy)
+    work = functools.partial(help_to_encode, paths, pickled, load, proxy_path, os.getpid())
     search_path = os.pathsep.join(map(os.path.abspath, sys.path))
     # there is a process for each core
     settings = {"PYTHONPATH": search_path, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -467,7 +474,7 @@ def encode_together(views, paths, proxy, load, proxy_path):
           "it is interrupted is kept", flush=True)
     # under torchrun so many processes of this machine come here, and each starts its share
     n_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    helpers = [start_helper(paths, load, proxy_path) for _ in range(n_cores // n_here - 1)]
+    helpers = [start_helper(paths, proxy, load, proxy_path) for _ in range(n_cores // n_here - 1)]
     try:
         with progress_bar("encoding", n_bytes) as progress:
             for raw_path in encode_shards(paths, proxy):
