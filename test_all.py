@@ -127,7 +127,7 @@ from filelock import FileLock, Timeout
 from torch.nn.attention.flex_attention import create_block_mask
 from lib.run import headline, open_run
 
-torch.backends.mps.is_available = lambda: False
+torch.backends.mps.is_available = functools.cache(lambda: False)
 
 # of --fsdp in one process
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -159,6 +159,13 @@ HUMANEVAL_PLUS = ROOT.parent / "shared" / "data" / "HumanEvalPlus.jsonl.gz"
 
 # -----------------------------------------------------------------------------
 # what several tests need
+
+
+def wait_until(condition):
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -4729,7 +4736,6 @@ def test_an_old_python_or_torch_is_one_line(installed, is_told, tmp_path):
 
 
 LONGEST = 100  # bytes of a sample
-WAIT = 300     # seconds, for what takes a few
 
 
 def data_write(folder, texts):
@@ -5478,26 +5484,19 @@ def own_script(data_rows, pairing, notes, tmp_path):
     return start
 
 
-def data_wait_until(condition):
-    deadline = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_kill_9_loses_nothing_that_was_finished(own_script, notes, tmp_path):
     whole = own_script(cache="whole")
-    assert whole.wait(WAIT) == 0
+    assert whole.wait(PATIENCE) == 0
     n_shards = len(list((tmp_path / "whole").rglob("*.comp")))
     assert n_shards > 8
     shutil.rmtree(notes)
     notes.mkdir()
 
     process = own_script(seconds=0.2)
-    data_wait_until(lambda: len(list((tmp_path / "cache").rglob("*.comp"))) >= 2)
+    wait_until(lambda: len(list((tmp_path / "cache").rglob("*.comp"))) >= 2)
     process.kill()
     # helpers have the same stderr: it ends when the last of them has ended
-    _, errors = process.communicate(timeout=WAIT)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert "Traceback" not in errors
     n_done = len(list((tmp_path / "cache").rglob("*.comp")))
     assert 2 <= n_done < n_shards
@@ -5505,7 +5504,7 @@ def test_kill_9_loses_nothing_that_was_finished(own_script, notes, tmp_path):
     (folder / "00009.comp.77.tmp").write_bytes(b"half a shard of another killed process")
     (folder.parent / "00003.raw.77.tmp").write_bytes(b"left over")
 
-    assert own_script().wait(WAIT) == 0
+    assert own_script().wait(PATIENCE) == 0
     (whole_folder,) = (tmp_path / "whole").glob("*/pairs-key")
     (folder / "proxy.pt").unlink()  # they know how slow they are
     (whole_folder / "proxy.pt").unlink()
@@ -5526,16 +5525,16 @@ def test_a_killed_reading_begins_again(data_cache, data_rows, tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="sends Ctrl-C to a process group")
 def test_ctrl_c_ends_helpers_at_once(own_script, notes):
-    process = own_script(seconds=WAIT / 2)
-    data_wait_until(lambda: len(noted_by(notes)) == 2)
+    process = own_script(seconds=PATIENCE / 2)
+    wait_until(lambda: len(noted_by(notes)) == 2)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=WAIT / 4)
+    _, errors = process.communicate(timeout=PATIENCE / 4)
     assert errors.count("Traceback") == 1 and errors.endswith("KeyboardInterrupt\n")
 
 
 def test_two_runs_at_once_share_the_work(own_script, notes):
     runs = [own_script(seconds=0.05), own_script(seconds=0.05)]
-    errors = [run.communicate(timeout=WAIT)[1] for run in runs]
+    errors = [run.communicate(timeout=PATIENCE)[1] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], errors
     noted = noted_by(notes)
     assert {run.pid for run in runs} <= noted.keys()
@@ -6130,13 +6129,6 @@ KEEPER.close()
 needs_landlock = pytest.mark.skipif(not KEEPER.confines, reason="needs Linux with Landlock")
 
 
-def scoring_wait_until(condition):
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 def processes_with(text):
     """The command lines of processes that have this in it."""
     lines = []
@@ -6258,14 +6250,14 @@ def test_ctrl_c_or_a_kill_ends_scoring_at_once(ended_by, tmp_path, monkeypatch):
                                stderr=subprocess.PIPE, start_new_session=True)
     try:
         # a keeper, the tests, and a completion
-        scoring_wait_until(lambda: len(processes_with(f"judge of {process.pid}")) >= 3)
+        wait_until(lambda: len(processes_with(f"judge of {process.pid}")) >= 3)
         os.killpg(process.pid, ended_by)  # a terminal tells the whole group
         _, errors = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     assert process.returncode == (130 if ended_by == signal.SIGINT else -ended_by)
     assert b"Traceback" not in errors
-    scoring_wait_until(lambda: not processes_with(f"judge of {process.pid}"))
+    wait_until(lambda: not processes_with(f"judge of {process.pid}"))
     assert not list(tmp_path.iterdir())
 
 
