@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The tables of "The proxies" in runs/README.md, without the legend: one for each built-in corpus,
-# and for two of them one of samples as short as nano's training has. About 20 minutes on two
-# cores, 4 if all proxies are fitted.
+# and for two of them one of samples as short as nano's training has. About 6 minutes on two
+# cores.
 set -eo pipefail
 cd "$(dirname "$0")/.."
 
