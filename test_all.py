@@ -6908,6 +6908,12 @@ def test_two_trainings_that_begin_at_once_have_two_folders(tmp_path, monkeypatch
     assert [str(new_folder("", "out/x")) for _ in range(2)] == ["out/x", "out/x-2"]
 
 
+def test_a_run_that_has_just_begun_is_no_text(tmp_path):
+    open_run(train.Options(out=str(tmp_path / "out" / "x")), None)
+    (tmp_path / "a.txt").write_text("text")
+    assert list(data.find_files(str(tmp_path), defaultdict(list))) == ["a.txt"]
+
+
 def test_a_shard_has_its_name_when_its_lengths_are_there(tmp_path, monkeypatch):
     (tmp_path / "0.raw").write_bytes(b"x = 1\n")
     np.array([6], np.uint32).tofile(tmp_path / "0.raw.lengths")

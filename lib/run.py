@@ -295,6 +295,8 @@ def open_run(options, proxy_path):
     folder = new_folder(options.out, f"out/{name}", options.overwrite)
     if proxy_path:
         shutil.copy(proxy_path, folder / "proxy.pt")
+    # by these two lib/data.py knows the folder for a run, whose files are no text of a corpus
+    write_file(folder / "log.jsonl", b"")
     write_file(folder / "config.json", json.dumps(describe(options), indent=1).encode())
     return str(folder)
 
