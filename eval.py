@@ -90,7 +90,7 @@ def raw_windows(text, scored, sentinels, context, stride):
         new_targets[:done - start] = NO_TARGET
         yield Window(
             symbols=np.append(opening, before),             # each opens so, even in mid-text
-            suffix=suffixes(np.append(0, before - BYTE0)),  # the sentinel has no text: 0
+            suffix=np.append(0, suffixes(before - BYTE0)),  # 0: the sentinel ends no text
             targets=new_targets,
             text_bytes=int((new_targets >= BYTE0).sum()))
         done = end
@@ -160,7 +160,7 @@ def bits_per_byte(run, windows):
 
 def held_out_texts(run, data, view, limit=0, whole=False):
     """At most `limit` [SAMPLES] held-out texts of a corpus that may be shown in a view, a list of
-    bytes: samples as training cuts them, or whole documents."""
+    bytes: samples as a run without a proxy cuts them, or whole documents."""
     # only the text is wanted: "none" spares the fit, and `mix` says which view needs samples
     mix = 0.0 if view == "raw" else 1.0
     only_text = replace(run.options, data=data, proxy="none", mix=mix)
@@ -323,13 +323,13 @@ class EvalOptions:
     runs: tuple = flag((), "folders of runs [the newest under out/]", positional=True, nargs="*")
     task: str = flag("", f"what to measure, with commas: {', '.join(TASKS)}, or all [bpb, and "
                      "pass and facts for tinycode]")
-    again: bool = flag(False, "results measured again that are in a run's results.json")
+    again: bool = flag(False, "measure again what is in a run's results.json")
     view: str = flag("raw", "what is read and written: raw bytes or, as by a tokenizer model, the "
                      "proxy's symbols", choices=("raw", "comp"))
     all: bool = flag(False, "all runs under out/, the newest last")
     # bits per byte
-    limit: int = flag(0, "most held-out samples for bpb and noise, most problems for pass and "
-                      f"robust, spread evenly; 0: {SAMPLES:,} samples, all problems")
+    limit: int = flag(0, "most held-out samples for bpb and noise, most problems for pass, "
+                      f"robust and translate, spread evenly; 0: {SAMPLES:,} samples, all problems")
     context: int = flag(0, "bpb: symbols in a window over whole documents; training shows half "
                        "a context at once. 0: training's samples")
     stride: int = flag(0, "bpb: symbols from one window to the next [half of --context]")

@@ -98,7 +98,7 @@ def prepare(options, block_size):
         raise UserError(f"block size {block_size}: too small for a pair of views, expected at "
                         f"least {fixed_cost + 2 * SHORTEST}")
     views = open_samples(options.data, options.text_column, longest)
-    for held_out in (False, True):  # what can't be drawn is refused before hours go into a fit
+    for held_out in (False, True):  # a Mixer refuses what it can't draw: better before a long fit
         Mixer(views, options, block_size, total_steps=1, held_out=held_out)
     if unfitted is None:
         return views, None, None
@@ -124,8 +124,8 @@ def format_view(kind, raw, comp=None, symbol_lengths=None, mode="sentinel", with
 
     raw: its bytes, uint8. comp: its proxy symbols. symbol_lengths: how many bytes each proxy symbol
     stands for; None where that is not known, as of gzip's: then there are no suffixes. with_suffix:
-    False leaves them out. The View's symbols count bytes from BYTE0 and the proxy's symbols from
-    PROXY0, which the example leaves off.
+    False leaves them out. In the View a byte b is BYTE0 + b and a proxy symbol s is PROXY0 + s; the
+    example shows b and s.
 
         text        def_f             of two proxy symbols, "def" is 17 and "_f" is 9
         raw view    <raw> d  e  f  _  f </raw>      suffixes 0  d  de  def  def_  def_f  0
@@ -179,9 +179,9 @@ def view_probabilities(r, pairs):
 class Context:
     """One row of a batch while it is being filled, from left to right.
 
-    A pair and the beginning of a raw sample, at the end of a context. A target is the symbol that
-    follows, or none, `.`; the raw sample does not fit, and is cut. A closing sentinel has none
-    where a sample ends: what follows was drawn independently, so there is nothing to learn of it.
+    Here a pair, then the beginning of a raw sample that is cut where the context ends. A target is
+    the symbol that follows; `.` is none. A closing sentinel has none where a sample ends: what
+    follows was drawn independently, so there is nothing to learn of it.
 
         symbols   <raw>   d     e     f     </raw>  <comp>  17       </comp>  <raw>   x     =     1
         targets   d       e     f    </raw> <comp>  17      </comp>  .        x       =     1     .
@@ -191,7 +191,7 @@ class Context:
         self.symbols = np.full(size, PAD)        # what the model reads
         self.targets = np.full(size, NO_TARGET)  # what comes next
         self.suffix = np.zeros(size, np.int64)   # for the n-gram features
-        self.sample = np.zeros(size, np.int64)   # attention stays between equal numbers
+        self.sample = np.zeros(size, np.int64)   # rising; attention stays between equal numbers
         self.filled = 0
         self.sample_number = 0                   # of what is being written
         self.text_bytes = 0.0                    # a pair counts twice, a cut view in proportion
@@ -274,7 +274,7 @@ class Mixer:
         """The mixing rate at a step: it rises to `mix`, stays, and falls to 0 in the raw phase."""
         options = self.options
         done = step / self.total_steps
-        if options.mix in (0.0, 1.0):  # one view only: nothing to mix
+        if options.mix == 1:  # the proxy only: no warm-up, no raw phase
             return options.mix
         if done < options.mix_warmup:
             start = min(options.mix_start, options.mix)  # it never starts above its goal
@@ -382,8 +382,8 @@ class Mixer:
 
 
 def decode_context(symbols, proxy):
-    """The views in a context (n,): (kind, text) of each, text as bytes; None if it can't be
-    decoded."""
+    """The views in a context (n,): (kind, text) of each; text is bytes, or None where half a stream
+    can't be decoded."""
     (openings,) = np.nonzero(np.isin(symbols, (RAW, COMP, BOS)))
     shown = []
     for view in np.split(symbols, openings)[1:]:

@@ -307,7 +307,7 @@ class GPT(nn.Module):
         first_rows = F.embedding(self.first_byte, weight)
         return torch.cat((weight[:PROXY0], weight[PROXY0:] + first_rows))
 
-    def byte_unembedding(self):
+    def raw_unembedding(self):
         """Its rows of all that can follow a raw byte, special symbols and bytes: (PROXY0, C)."""
         return self.head.weight[:PROXY0]
 
@@ -317,7 +317,7 @@ class GPT(nn.Module):
 
     def raw_logits(self, x):
         """Logits (..., PROXY0) of what follows a raw byte, from final states x (..., C)."""
-        return F.linear(x, self.byte_unembedding())
+        return F.linear(x, self.raw_unembedding())
 
     def loss(self, x, targets, after_raw, after_other):
         """Cross-entropy (B, T) in nats of `targets` (B, T) after the final states x (B, T, C).
@@ -335,7 +335,7 @@ class GPT(nn.Module):
             one of so many  1,344  320  320           1,344  1,344
         """
         losses = torch.zeros(targets.shape, device=x.device)
-        candidates = (after_raw, self.byte_unembedding()), (after_other, self.unembedding())
+        candidates = (after_raw, self.raw_unembedding()), (after_other, self.unembedding())
         for (rows, columns), unembedding in candidates:
             losses[rows, columns] = chunked_cross_entropy(
                 x[rows, columns], unembedding, targets[rows, columns])

@@ -16,7 +16,7 @@ The neural coder works in *windows* of `bits` bits (equal-information windows: L
 arXiv 2404.03626). A window is an interval of 2**bits codewords, and each byte of the text narrows
 it to that byte's share, which is in proportion to the byte LM's probability. When the next byte's
 share is empty, or one codeword is left, or `longest` bytes are in it, the window is full: the first
-codeword of the interval reached so far becomes a symbol, and a fresh window starts, for which the
+codeword of the interval reached so far is written for it, and a fresh window starts, for which the
 LM forgets what came before. Where the LM predicts the text well, the interval shrinks slowly, and
 one symbol holds many bytes.
 
@@ -34,7 +34,7 @@ each codeword stands for one string at most, and no end marker is needed.
 
 For example, a window of 16 codewords, letters a, b, c that always have the probabilities 1/2, 1/4,
 1/4, and the text "aac". In a fresh window each letter is certain of one codeword, and the rest is
-shared. In the exact code each next interval starts one later, since the string keeps one:
+shared. In the exact code a string keeps the first codeword, so its first child starts one later:
 
                     exact                               fuzzy
     fresh window    [0, 16)                             [0, 16)
@@ -98,7 +98,7 @@ class Proxy:
     settings = ()   # names of the options that it takes: arguments and attributes
     learned = ()    # names of the attributes that `fit` sets, and its file has to keep
     fitted_by = ()  # functions, classes and files that decide, besides its class, how it is fitted
-                    # and encodes
+                    # and encodes. (Not model.py: so an edit there keeps the proxies in the cache)
     n_symbols = 0
     symbol_lengths = None
     overhead = 0
@@ -477,7 +477,7 @@ class Neural(Proxy):
                  uncertain_bigrams)
     longest = 48            # bytes that a window may hold; strings in use are rarely so long
     cut_rate = 0.1          # share of the positions that start a segment
-    keep_bytes = 2_000_000  # this much text, up to twice, decides which codewords become symbols
+    keep_bytes = 2_000_000  # 2 to 4 MB of text decide which codewords become symbols
 
     def __init__(self, bits=12, fuzzy=False, segment=True):
         """Raises UserError for bits that are too few or too many."""
@@ -508,15 +508,14 @@ class Neural(Proxy):
         trie = list_codebook(predict, 2 ** self.bits, own, self.longest)
 
         self.nodes = np.stack((trie.parent, trie.byte, trie.codeword))  # (3, nodes)
-        self.kept = np.arange(2 ** self.bits)  # at first every codeword is a symbol
-        self.build()
 
-        # keep those that a part of the texts uses, and those of single bytes, nodes 1 to 256: a
-        # symbol that is not used would be a row of the model's output layer that it learns never to
-        # choose
+        # Symbols are the codewords that a part of the texts uses, and those of single bytes, nodes
+        # 1 to 256. Any other would be a row of the model's output layer that it learns never to
+        # choose.
         every_nth = max(1, sum(map(len, texts)) // self.keep_bytes)
-        used = self.encode_batch(texts[::every_nth])
-        self.kept = np.union1d(np.concatenate(used), trie.codeword[1:257])
+        node_at, _ = self.windows(trie, texts[::every_nth])
+        used = trie.codeword[node_at[node_at > 0]]
+        self.kept = np.union1d(used, trie.codeword[1:257])
         return self.build()
 
     def build(self):
@@ -541,7 +540,6 @@ class Neural(Proxy):
             if beginning == node:
                 self.symbol_strings[symbol] = trie.strings[node]
             rest = trie.strings[node][len(trie.strings[beginning]):]
-            # which reads the node_symbols made so far: the rest is shorter, so they are there
             self.node_symbols.append([symbol, *self.encode_segment(rest)])
         # the same in one array, for encode_batch
         self.symbol_count = np.array([len(symbols) for symbols in self.node_symbols])
@@ -579,6 +577,22 @@ class Neural(Proxy):
             symbols += self.node_symbols[node]
         return symbols
 
+    def windows(self, trie, texts):
+        """(node_at, begins): of joined texts, at the last byte of each window its node, elsewhere
+        0, (bytes,); and where each text begins in them.
+
+        A segment starts after the end of one, at each text, and at the newline before it, which is
+        a segment of its own.
+        """
+        data, begins = join(texts)
+        starts_segment = np.zeros(len(data), dtype=bool)
+        starts_segment[2:] = self.ends_segment(data)[:-1]
+        starts_segment[begins - 1] = True
+        starts_segment[begins[begins < len(data)]] = True  # an empty last text begins at the end
+        node_at = trie.walk_all(data, np.flatnonzero(starts_segment))
+        node_at[begins - 1] = 0  # the newlines are no part of the texts
+        return node_at, begins
+
     def encode(self, text):
         return self.encode_batch([text])[0]
 
@@ -586,14 +600,7 @@ class Neural(Proxy):
         """`encode_segment` of every segment of every text, for all of them at once."""
         if not texts:
             return []
-        data, begins = join(texts)
-        starts_segment = np.zeros(len(data), dtype=bool)
-        starts_segment[2:] = self.ends_segment(data)[:-1]  # the byte after the end of one
-        starts_segment[begins[begins < len(data)]] = True  # an empty last text begins at the end
-        starts_segment[begins - 1] = True  # the newline before each text is a segment of its own
-        # (bytes,): at the last byte of a window its node, elsewhere 0
-        node_at = self.trie.walk_all(data, np.flatnonzero(starts_segment))
-        node_at[begins - 1] = 0  # the newlines between texts are no part of them
+        node_at, begins = self.windows(self.trie, texts)
         last_bytes = np.flatnonzero(node_at)  # of windows
         nodes = node_at[last_bytes]
         # each node's stretch of all_symbols, one after the other
@@ -673,8 +680,8 @@ def make_proxy(options):
 
 
 def load_proxy(path, advice="delete it and run again"):
-    """The proxy that was saved at `path`. Raises UserError, with an advice, if that is no proxy
-    file, or if the class of its own that it names is gone."""
+    """The proxy that was saved at `path`. Raises UserError, with advice, if that is no proxy file,
+    or if the class of its own that it names is gone."""
     import torch
     try:
         state = torch.load(path, weights_only=True)
@@ -743,8 +750,7 @@ def main(options):
     if has_text == options.report:  # both, or neither
         raise UserError("expected either a text to cut into symbols, or --report")
     if options.sample_bytes < 5:
-        raise UserError(f"--sample_bytes={options.sample_bytes}: expected 5 or more, as a "
-                        "character may have 4")
+        raise UserError(f"--sample_bytes={options.sample_bytes}: expected 5 or more")
     unfitted = asked_for(options)
     longest = options.sample_bytes if options.report else TRAINING_BYTES
     views = open_samples(options.data, options.text_column, longest)

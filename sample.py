@@ -97,7 +97,7 @@ class Text:
                 self.ended = True
                 break
             self.written += bytes([choice])
-            stopped = find_stop(self.written, self.stops) is not None
+            stopped = any(self.written.endswith(stop) for stop in self.stops)
             self.ended = stopped or len(self.written) == self.max_new
         return self.written[n_before:]
 
@@ -140,8 +140,8 @@ class Batch:
     def logits(self):
         """Logits (B, 1, 257) of what comes next: each of the bytes, or ENDED.
 
-        The other special ids can't follow raw text and are left out. Bits per byte pay for the
-        probability that the model gives them all the same.
+        The other special ids can't follow raw text: they are left out here, though eval.py's bits
+        per byte still pay for their probability.
         """
         logits = self.model.raw_logits(self.states)  # (B, 1, PROXY0)
         return torch.cat((logits[..., BYTE0:], logits[..., self.closing, None]), dim=-1)
@@ -198,8 +198,8 @@ def generate(model, prompts, n=1, max_new=256, stops=(), temperature=0.8, top_k=
     then written several bytes a step.
 
     A text whose context is full leaves its batch, and its last half context is read again in the
-    next one. That depends on its own length alone: so what is written greedily after a prompt does
-    not depend on the prompts beside it.
+    next one. When it leaves depends on its own length alone, so greedy text does not depend on the
+    prompts beside it.
     """
     generator = torch.Generator(model.embed.weight.device).manual_seed(seed)
     new_batch = Batch
@@ -268,7 +268,7 @@ class Run:
             load_shards(folder, checkpoint, {"model": model.state_dict()})
         else:
             restore_weights(folder, model, checkpoint["model"])
-        # of version 1 these are other hashes
+        # version 1 hashed otherwise: its ids can't be compared
         made_from = checkpoint["made_from"] if checkpoint["version"] > 1 else {}
         return cls(model.eval(), checkpoint["options"], folder, made_from)
 

@@ -101,7 +101,6 @@ from lib import data as data_file, run as run_file, views as views_file
 from lib.attention import StripMask, next_suffix, pack_suffix, sample_mask
 from lib.byte_heads import ByteHeads, load_byte_heads
 from lib.data import ROOT, read_jsonl
-from lib.judge import score
 from lib.options import UserError, command_line, parse, warn_once
 from lib.parallel import Processes, StopSignals, resolve_device
 from lib.perturb import PERTURBATIONS, perturb
@@ -127,6 +126,7 @@ from filelock import FileLock, Timeout
 from torch.nn.attention.flex_attention import create_block_mask
 from lib.run import headline, open_run
 
+# torch 2.14's compiler looks behind its cache
 torch.backends.mps.is_available = functools.cache(lambda: False)
 
 # of --fsdp in one process
@@ -812,7 +812,7 @@ def test_the_papers_setting():
 
 def byte_heads_of(model, n_heads=2):
     torch.manual_seed(5)
-    return ByteHeads(n_heads, 64, model.byte_unembedding())
+    return ByteHeads(n_heads, 64, model.raw_unembedding())
 
 
 def test_byte_heads_learn_the_bytes_after_the_next_one():
@@ -966,7 +966,7 @@ def test_the_second_validation_has_compiled_all(run_train, monkeypatch):
     assert read_log(out)[-1]["r"] == 0
     assert_same_losses(out, plain, 1e-6)
     assert len(counts) == 8  # Ctrl-C came when one was due, and is heard after it
-    assert counts[1] == counts[-1]
+    assert 1 < counts[1] == counts[-1]
     assert load_checkpoint(out)["options"]["compile"] == "yes"
     texts = [sample.Run.load(run).complete([b"def "], max_new=20, temperature=0)
              for run in (out, plain)]
@@ -992,7 +992,7 @@ def test_the_papers_shapes_compile_once():
                     loss.backward()
             counts.append(graphs.count())
         assert graphs.breaks() == 0
-    assert counts[0] == counts[-1] <= 4
+    assert 1 < counts[0] == counts[-1] <= 4
 
 
 def test_a_step_never_waits_for_the_gpu(corpus_file):
@@ -1042,9 +1042,16 @@ def test_ddp_leaves_compiled_blocks_whole(monkeypatch):
         torch.testing.assert_close(p.grad, expected.grad)
 
 
-def test_fsdp_sends_the_gradients_of_every_micro_batch():
-    """So that each device has its part of the sum and no more, as the plan counts."""
-    assert isinstance(parallel.gradient_sync(small_model(), last=False), contextlib.nullcontext)
+def test_only_ddp_waits_with_its_gradients_for_the_last_micro_batch(monkeypatch):
+    """With FSDP each device has its part of the sum and no more, as the plan counts."""
+    class Replicated:
+        def no_sync(self):
+            return "silent"
+
+    monkeypatch.setattr(parallel, "DistributedDataParallel", Replicated)
+    assert parallel.gradient_sync(Replicated(), last=False) == "silent"
+    for model, last in ((Replicated(), True), (small_model(), False), (small_model(), True)):
+        assert isinstance(parallel.gradient_sync(model, last), contextlib.nullcontext)
 
 
 MEASURE = """
@@ -2340,8 +2347,10 @@ def test_validation_has_contexts_of_one_view_of_held_out_samples(prepared, only,
     is_raw_byte = (idx >= BYTE0) & (idx < PROXY0)
     assert (idx >= PROXY0).any() == (only == "comp")
     assert is_raw_byte.any() == (only == "raw")
+    shown = []
     for symbols in idx.numpy():
-        assert texts.issuperset(text for _, text in mix.decode_context(symbols, proxy)[:-1])
+        shown += [text for _, text in mix.decode_context(symbols, proxy)[:-1]]
+    assert len(shown) > 20 and texts.issuperset(shown)
 
 
 def test_a_batch_is_its_rows_and_those_a_function_of_seed_step_and_row(prepared):
@@ -2424,7 +2433,9 @@ def test_weights_are_shares_of_the_text(weights, short_draws):
     assert share_of_draws(pool, first_samples=40) == pytest.approx(short_draws, abs=0.015)
     # those of a source are equally likely, and all are drawn
     assert share_of_draws(pool, first_samples=10) == pytest.approx(short_draws / 4, abs=0.015)
-    assert share_of_draws(pool, first_samples=60) == 1
+    rng = np.random.default_rng(0)
+    drawn = {int(pool.draw(rng)) for _ in range(3000)}
+    assert drawn == set(range(0 if short_draws else 40, 60))
     # the mean of what is drawn, and with it the share of raw bytes
     mean_length = 10 * short_draws + 30 * (1 - short_draws)
     assert plan.mean_of_drawn(pool, views.raw_lengths) == pytest.approx(mean_length)
@@ -2450,7 +2461,6 @@ def test_mix_prints_contexts(corpus_file, capsys):
     for part in ("step 0 of 100: r = 0.40, pairs on", "step 33 of 100: r = 0.90, pairs off",
                  "step 66 of 100: r = 0.51, pairs off", "<raw>", "</comp>", "return"):
         assert part in out
-    assert out.count("bytes of text a symbol") == 4
 
 
 # -----------------------------------------------------------------------------
@@ -2547,7 +2557,7 @@ def guessing_heads(endless):
     body = torch.tensor([list(start[:BLOCK]) for start in starts])
     idx = body + BYTE0
     idx[:, 0] = RAW
-    heads = ByteHeads(3, 64, model.byte_unembedding())
+    heads = ByteHeads(3, 64, model.raw_unembedding())
     with torch.no_grad():
         states = model.states(idx[:, :-1], pack_suffix(body)[:, :-1])
     optimizer = torch.optim.AdamW(heads.parameters(), lr=1e-2)
@@ -2564,7 +2574,7 @@ def test_greedy_text_is_that_of_a_loop_without_a_cache(endless, guessing_heads, 
     right, and with a stop among those that are."""
     model, texts = endless
     texts = [text[:max_new] for text in texts]
-    for heads in (None, guessing_heads, ByteHeads(2, 64, model.byte_unembedding())):
+    for heads in (None, guessing_heads, ByteHeads(2, 64, model.raw_unembedding())):
         assert greedy(model, PROMPTS, max_new, heads=heads) == texts
         assert [greedy(model, [prompt], max_new, heads=heads)[0] for prompt in PROMPTS] == texts
     stop = texts[0][-1:]
@@ -2766,7 +2776,7 @@ def test_generation_is_told_what_the_flags_and_the_run_say(own_run, run_train, m
     monkeypatch.setattr(sample, "generate", remember)
     vanilla = run_train("--steps=1", "--proxy=none", "--mode=vanilla")
     model = sample.Run.load(own_run).model
-    ByteHeads(2, 8, model.byte_unembedding()).save(own_run / "byte_heads.pt")
+    ByteHeads(2, 8, model.raw_unembedding()).save(own_run / "byte_heads.pt")
     flags = ["--prompt=x", "--max_new=7", "--temperature=0.3", "--top_k=5", "--top_p=0.6",
              "--seed=9"]
     for folder, sentinels, n_heads in ((own_run, (RAW, END_RAW), 2), (vanilla, (BOS, EOS), 0)):
@@ -2991,6 +3001,7 @@ def test_a_proxy_model_is_read_through_its_own_proxy_whatever_the_data(sharp_run
     view = functools.partial(comp_view, proxies.load_proxy(sharp_run / "proxy.pt"))
     expected = bits_per_byte_by_hand(model, [line.encode() for line in lines], view)
     assert found == {f"bpb_comp {data}": pytest.approx(expected, rel=1e-5)}
+    assert list((tmp_path / "cache").rglob("meta.json"))
     assert not list((tmp_path / "cache").rglob("tokenizer*"))
 
 
@@ -3020,6 +3031,7 @@ def test_inference_needs_no_proxy(sharp_run, tmp_path, monkeypatch, capsys):
              "--max_new=20", "--perturbations=1", "--limit=9", "--json"]
     found = results_in(run_eval(out, *flags))
     assert {"bpb", "pass@1", "robust name", "bpb, 10% noise"} <= found.keys()
+    assert list(cache.rglob("meta.json"))
     assert not [path for path in cache.rglob("*") if "tokenizer" in path.name]
 
 
@@ -3782,7 +3794,6 @@ def test_training_learns_and_logs(run_train):
     assert first["pairs"] and not last["pairs"]
     assert last["symbols"] == 30 * 4 * 144
     assert 0 < second["text_bytes"] < last["text_bytes"]
-    assert second["lr"] == pytest.approx(1e-2 * train.lr_at(1 / 3, train.Options()))
 
 
 LINES_OF_70 = [f"def f{i:03}(x):\n    return [x + {i:03}, x * {i:03}] # {'=' * 24}\n"
@@ -4124,12 +4135,6 @@ def bytes_of_files(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_without_out_each_run_has_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    folders = [str(new_folder("", "out/none")) for _ in range(3)]
-    assert folders == ["out/none", "out/none-2", "out/none-3"]
-
-
 @pytest.mark.parametrize("name", [*run_file.FILES, "shards-of-data"])
 def test_a_run_is_not_overwritten(tmp_path, name):
     """Nor are others' files of such names."""
@@ -4319,7 +4324,7 @@ def test_a_model_of_symbols_only_reports_what_it_reads(run_train, capsys):
 def test_the_closing_report_says_its_numbers_with_their_units(capsys):
     report = {"symbols": 1_000_000, "text_bytes": 2_500_000, "flops": 3.5e12, "seconds": 61,
               "bpb": 0.98765, "pass@1": 0.25, "pass@10": 0.5, "facts_any": 0.75,
-              "facts_comp": 0.125}
+              "facts_comp": 0.125, "facts_chance": 1 / 9000}
     print_report(report, train.Options(out="out/x y", proxy="neural"), seconds=90.0)
     assert capsys.readouterr().out.splitlines()[1:] == [
         "out/x y: proxy neural, mix 0.9, micro, seed 1337",
@@ -4393,7 +4398,8 @@ def init(project, name, config):
 
 def lines_begin(printed):
     """How each line begins that follows the headline: with a word, and perhaps a number."""
-    _, _, following = printed.partition("MB of text")
+    _, found, following = printed.partition("MB of text")
+    assert found
     return re.findall(r"^ *\w+ *\d*", following, re.M)
 
 
@@ -4694,7 +4700,10 @@ def test_every_file_runs_from_the_shell_and_its_help_names_every_option(file, ca
     text = capsys.readouterr().out
     assert ended.value.code == 0 and text.startswith(f"usage: {file}.py ")
     _, options = MAINS[file]
-    assert all(name in text for name in options.__dataclass_fields__)
+    flags = set(re.findall(r"--(?:no-)?(\w+)", text))
+    named = {name for name, field in options.__dataclass_fields__.items()
+             if not field.metadata.get("positional")}
+    assert named <= flags
     assert max(map(len, text.splitlines())) <= 100
 
 
@@ -4991,7 +5000,8 @@ def test_other_json_is_text(tmp_path):
 def test_json_can_spell_half_a_surrogate_pair(tmp_path):
     data_write(tmp_path, {"c.jsonl": b'{"text": "\\ud83d", "name": "half \\ud83d"}\n'})
     assert data_texts(tmp_path / "c.jsonl") == {"half \ud83d": b"\xed\xa0\xbd"}
-    assert 0 <= data_file.hash01("half \ud83d") < 1
+    digest = hashlib.sha256(b"half \xed\xa0\xbd").hexdigest()
+    assert data_file.hash01("half \ud83d") == int(digest[:12], 16) / 2 ** 48
 
 
 def test_a_log_has_whole_lines(tmp_path):
@@ -5133,6 +5143,7 @@ def test_an_edit_of_what_reads_makes_samples_anew_but_not_one_of_words(tmp_path,
     folder = data_views(data_write(tmp_path / "ten", TEN_FILES)).folder
     code = Path(data_file.__file__).read_text()
     words = code.replace('"""A number in', '"""Any number  in') + "# a comment\n"
+    assert code not in words
     for edited, same in ((words, True), (code + "PIECE = 5\n", False)):
         (tmp_path / "edited.py").write_text(edited)
         monkeypatch.setattr(data_file, "__file__", tmp_path / "edited.py")
@@ -5692,7 +5703,7 @@ def test_what_is_not_plain_data_is_judged_as_it_would_compare():
     assert there_and_back(Fraction(1, 2)) == 0.5 != there_and_back(Fraction(1, 3))
     assert there_and_back(Decimal("0.5")) == 0.5
     assert there_and_back(object()) != there_and_back(object())
-    assert there_and_back(float("nan")) != float("nan")
+    assert math.isnan(there_and_back(float("nan")))
 
 
 # -----------------------------------------------------------------------------
@@ -5894,17 +5905,21 @@ def test_what_plain_data_cannot_show_is_tested_beside_the_tests():
 def test_outputs_too_large_to_send_are_compared_beside(change_judge):
     """Such as Mbpp/255's."""
     change_judge("MOST_REPLY = 1 << 28", "MOST_REPLY = 1 << 20")
-    right, wrong = results_of(wants("'x' * (2 << 20)"), "return 'x' * (2 << 20)", "return 'y'")
-    assert (right, wrong) == ("passed", "failed: wrong answer")
+    problem = wants("'x' * (2 << 20)")
+    bodies = "return 'x' * (2 << 20)", "return 'y'"
+    rows = judge.score({"t/0": problem}, [completion(body) for body in bodies], 3.0)
+    assert [row["result"] for row in rows] == ["passed", "failed: wrong answer"]
+    assert all(row["beside"] for row in rows)
 
 
 def test_beside_its_tests_a_completion_passes_by_no_cheap_trick():
     in_place = with_test("x = [1, 2]", "candidate(x)", "assert x == [2, 1]",
                          canonical_solution="    x.reverse()\n")
-    results = results_of(in_place, "import os; os._exit(0)", "raise SystemExit(0)",
-                         "print('passed')", "raise AssertionError",
-                         WRITE_TO_ALL.format(r"b'0 returned null\n' * 9", 0))
-    assert all(result.startswith("failed") for result in results)
+    right, *tricks = results_of(in_place, "x.reverse()", "import os; os._exit(0)",
+                                "raise SystemExit(0)", "print('passed')", "raise AssertionError",
+                                WRITE_TO_ALL.format(r"b'0 returned null\n' * 9", 0))
+    assert right == "passed"
+    assert all(result.startswith("failed") for result in tricks)
 
 
 # -----------------------------------------------------------------------------
@@ -6188,9 +6203,12 @@ def change_judge(tmp_path, monkeypatch):
     def change(old, new):
         folder = tmp_path / "programs"
         folder.mkdir()
+        n_places = 0
         for name in ("judge.py", "sandbox.py"):
             source = (ROOT / "lib" / name).read_text()
+            n_places += source.count(old)
             (folder / name).write_text(source.replace(old, new))
+        assert n_places == 1
         monkeypatch.setattr(judge, "PROGRAM", folder / "judge.py")
     return change
 
@@ -6243,6 +6261,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize("ended_by", [signal.SIGINT, signal.SIGKILL])
 def test_ctrl_c_or_a_kill_ends_scoring_at_once(ended_by, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -6905,7 +6924,8 @@ def test_two_trainings_that_begin_at_once_have_two_folders(tmp_path, monkeypatch
     """Neither has seen the other's folder when it looks."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Path, "exists", lambda path: False)
-    assert [str(new_folder("", "out/x")) for _ in range(2)] == ["out/x", "out/x-2"]
+    folders = [str(new_folder("", "out/x")) for _ in range(3)]
+    assert folders == ["out/x", "out/x-2", "out/x-3"]
 
 
 def test_a_run_that_has_just_begun_is_no_text(tmp_path):

@@ -55,13 +55,13 @@ class Options(MixOptions):
     block_size: int = flag(0, "symbols in a context; 0: the size's own")
     paper: bool = flag(None, "the paper's plain recipe: no n-gram features, no alignment, no raw "
                        f"phase [from {PLAIN_FROM} up]", action=argparse.BooleanOptionalAction)
-    ngram: int = flag(None, "longest byte n-gram with an embedding, 0 for none [6, with --paper 0]",
+    ngram: int = flag(None, "longest byte n-gram with an embedding, 0 for none [6; 0 with --paper]",
                       type=int)
-    raw_phase: float = flag(None, "last share of the training, in which r falls to 0 [0.6, with "
-                            "--paper 0]", type=float)
+    raw_phase: float = flag(None, "last share of the training, in which r falls to 0 [0.6; 0 with "
+                            "--paper]", type=float)
     align: bool = flag(None, "positions in bytes of text, embeddings shared by a proxy symbol and "
-                       "its bytes [yes, with --paper no]", action=argparse.BooleanOptionalAction)
-    # how long it is trained: one of three
+                       "its bytes [yes; no with --paper]", action=argparse.BooleanOptionalAction)
+    # how long it is trained; --flops and --steps take the place of --budget
     budget: float = flag(2.5e6, "symbols to train on: raw bytes, proxy symbols and sentinels alike")
     steps: int = flag(0, "steps to train for, in place of --budget")
     flops: float = flag(0.0, "FLOPs to train for, in place of --budget: methods at equal compute "
@@ -365,7 +365,7 @@ def train(options):
         check_folder(options.out, options.overwrite)
     processes = Processes(options.device)
     processes.expect_even_shares(options, "batch_size", "eval_rows")
-    with processes.quiet_others():  # under a lock: one process prepares, the others read
+    with processes.quiet_others():  # all come here: one prepares, under a lock, and the others read
         views, proxy, proxy_path = prepare(options, options.block_size)
     made_from = {"corpus": views.id, "proxy": file_id(proxy_path) if proxy else "none"}
     processes.connect()
@@ -377,7 +377,7 @@ def train(options):
     processes.print0(headline(training, options, views))
     is_finished = training.train(record)
 
-    # of raw bytes an expected value, the same for every seed; those of text are counted
+    # raw bytes: the expected number, the same for every seed. Bytes of text were counted
     report = counted(training)
     report["raw_bytes"] = round(report["symbols"] * training.raw_share)
     is_saved = record.saved_step == training.steps

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from lib.attention import next_suffix
 from lib.options import UserError
+from lib.views import write_torch
 
 NO_TARGET = -100  # F.cross_entropy's ignore_index
 
@@ -70,8 +71,9 @@ class ByteHeads(nn.Module):
         return F.linear(self(x), self.unembedding[-256:]).argmax(dim=-1)
 
     def save(self, path):
-        torch.save({"n_heads": self.n_heads, "mlp_hidden": self.down.size(1),
-                    "weights": self.state_dict()}, path)
+        """Write the file that `load_byte_heads` reads. Raises UserError."""
+        write_torch(path, {"n_heads": self.n_heads, "mlp_hidden": self.down.size(1),
+                           "weights": self.state_dict()})
 
 
 def load_byte_heads(folder, model):
@@ -82,7 +84,7 @@ def load_byte_heads(folder, model):
         return None
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        heads = ByteHeads(saved["n_heads"], saved["mlp_hidden"], model.byte_unembedding())
+        heads = ByteHeads(saved["n_heads"], saved["mlp_hidden"], model.raw_unembedding())
         heads.load_state_dict(saved["weights"])
     except Exception as error:  # a cut file can raise anything
         reason = str(error).splitlines()[0]

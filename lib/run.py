@@ -450,7 +450,8 @@ def headline(training, options, views):
 # -----------------------------------------------------------------------------
 # what eval.py has measured
 
-MEASURING = ("eval.py", "sample.py", "model.py")
+MEASURING = ("eval.py", "sample.py", "model.py", "mix.py", "lib/probes.py", "lib/judge.py",
+             "lib/perturb.py", "lib/write_view.py")
 
 
 def modified(path):
@@ -482,7 +483,8 @@ class Results:
 
     def kept(self, task, settings):
         """The results {name: number} of a task, None if it is to be measured."""
-        files = [value for value in settings.values() if isinstance(value, str)]
+        texts = [value for value in settings.values() if isinstance(value, str)]
+        files = [name for text in texts for name in (text, *text.split(","))]
         for row in self.read():
             same = row["task"] == task and row["settings"] == settings
             if same and row["time"] >= max(map(modified, files), default=0.0):
@@ -520,8 +522,10 @@ ROWS = [
     ("bpb_comp", "bits per byte", "{bpb_comp:.4f} of held-out text, read as the proxy's symbols"),
     ("pass@1", "pass@1, pass@10", "{pass@1:.3f}, {pass@10:.3f} of completions in {read_as}, on "
      "problems of held-out pairs of operations"),
-    ("facts_any", "fact recall", "{facts_any:.3f} of those that may be seen raw; chance 0.000"),
-    ("facts_comp", "fact recall", "{facts_comp:.3f} of those only seen compressed; chance 0.000"),
+    ("facts_any", "fact recall", "{facts_any:.3f} of those that may be seen raw; chance "
+     "{facts_chance:.3f}"),
+    ("facts_comp", "fact recall", "{facts_comp:.3f} of those only seen compressed; chance "
+     "{facts_chance:.3f}"),
 ]
 
 

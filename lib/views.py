@@ -336,9 +336,11 @@ def open_samples(data, text_column, longest):
     names, weights = parse_data(data)
     sources = list(map(Source, names, weights or [None] * len(names)))
     about_files = [source.key() for source in sources]
-    # what reads, cuts, splits and writes: the rest of this file may be edited
-    code = [code_of(thing) for thing in (data_file.__file__, Source, write_shards, Sequences)]
-    folder_key = key(about_files, weights, text_column, longest, code)
+    # what decides the files in the folder: the rest of this file may be edited
+    code = [code_of(thing) for thing in (data_file.__file__, Source, write_shards, write_samples,
+                                         Sequences, fitting_texts, encode_shard)]
+    constants = SHARD_BYTES, FIT_BYTES, FIT_STRETCH, VIEW_FLAGS, HELD_OUT, BEGINS
+    folder_key = key(about_files, weights, text_column, longest, code, constants)
     called = ",".join(Path(name).resolve().name for name in names)  # to know it by
     folder = CACHE / re.sub(r"\W+", "-", f"{called[:30]}-{folder_key}")
     with locked(folder):

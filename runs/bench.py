@@ -127,7 +127,8 @@ def training_mixer():
     with contextlib.redirect_stdout(None):
         views, proxy, _ = prepare(options, options.block_size)
     config = GPTConfig.named("small", vocab_size=PROXY0 + proxy.n_symbols)
-    return Mixer(views, options, options.block_size, STEPS), config
+    mixer = Mixer(views, options, options.block_size, STEPS, with_suffix=config.ngram > 0)
+    return mixer, config
 
 
 def training_on_cpu(table):

@@ -46,7 +46,7 @@ def train_heads(model, mixer, options):
     """ByteHeads trained on the final states of `model`, which stays as it is."""
     config = model.config
     # as wide as the model's own MLPs
-    heads = ByteHeads(options.n_heads, config.mlp_hidden, model.byte_unembedding())
+    heads = ByteHeads(options.n_heads, config.mlp_hidden, model.raw_unembedding())
     device = model.embed.weight.device
     heads.to(device)
     peak = options.lr or 0.512 / config.n_embd

@@ -2,8 +2,7 @@
 The program that a GPU would run, on a CPU: FlexAttention over block masks, in compiled blocks. All
 of torch.compile works as it would there, but for its last stage, which writes the kernels.
 
-test_all.py and the checks of runs/ train inside `cuda_program`, and compare with the CPU's own
-path.
+test_all.py trains inside `cuda_program`, and compares with the CPU's own path.
 """
 import contextlib
 import functools

@@ -99,10 +99,10 @@ def long_context_groups():
     }
 
 
-def variations(base, changes, flops=1e13):
+def variations(base, changes):
     """{name: flags} of the method `base` with each of some changes {name: flags}."""
     methods = {name: join(base, change) for name, change in changes.items()}
-    return at_equal_compute(methods, flops)
+    return at_equal_compute(methods, 1e13)
 
 
 def sizes(methods, *settings):
@@ -133,7 +133,7 @@ def with_equal_bytes(groups):
 class Study:
     columns: dict     # key of a result: heading of its column
     groups: dict      # heading of a group: its methods {name: flags of train.py}
-    task: str = None  # flags of eval.py that measure what train.py's closing report lacks
+    task: str = None  # tasks of eval.py, with commas, that train.py's closing report lacks
     seeds: tuple = THREE_SEEDS
 
 
@@ -477,7 +477,7 @@ def measure(flags, task, folder):
     """The results of a task of eval.py. A tokenizer model reads and writes symbols."""
     view = "comp" if "--mix=1.0" in flags else "raw"
     printed = run_script("eval.py", str(folder), f"--view={view}", "--json",
-                         *f"--task={task}".split())
+                         f"--task={task}")
     return json.loads(printed.splitlines()[-1])
 
 
