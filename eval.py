@@ -3,14 +3,13 @@ How good is a run, on raw bytes?
 
 - bpb:    bits per byte of held-out text. --context and --stride slide a window over whole
           documents.
-- pass:   pass@k of raw-byte completions, by running them on a problem file's tests (Chen et al.
-          2021, arXiv 2107.03374). HumanEval's format, or that of HumanEval+ and MBPP+ (Liu et al.
-          2023, arXiv 2305.01210). And bits per byte of the problems' own solutions, given their
-          prompts: the same skill, measured more smoothly.
+- pass:   pass@k of completions, by running them on a problem file's tests (Chen et al. 2021, arXiv
+          2107.03374). And bits per byte of the problems' own solutions, given their prompts: the
+          same skill, measured more smoothly.
 - noise:  bits per byte of held-out text some of whose bytes are replaced.
+- robust, translate, facts: the paper's other measurements, in lib/probes.py.
 
-lib/probes.py has the paper's other measurements: robust, translate and facts. With --view=comp the
-proxy's symbols are read and written instead of raw bytes, by a tokenizer model.
+With --view=comp the proxy's symbols are read and written instead, as by a tokenizer model.
 
 How completions are judged: each is run in a process of its own (lib/judge.py), which may use only
 so much time and memory, and can reach neither your files nor the network (lib/sandbox.py). It is
@@ -37,15 +36,13 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from lib import probes
-from lib.data import TINYCODE, parse_data, tinycode_file, tinycode_folder
 from lib.judge import can_score, explain_failures, read_problems, read_samples, uneven_samples
 from lib.options import UserError, command_line, expect, expect_one_of, flag, warn_once
 from lib.parallel import resolve_device
-from lib.perturb import add_noise
 from lib.probes import choose_problems, complete_problems, score_rows, spread, with_interval
 from lib.run import all_runs, newest_run
 from lib.tables import differing_options, plot, print_results, with_progress
-from lib.views import COMP_ONLY, RAW_ONLY, write_file
+from lib.views import COMP_ONLY, RAW_ONLY, tinycode_file, write_file
 from mix import prepare, suffixes
 from model import BYTE0, NO_TARGET
 from sample import Run
@@ -125,14 +122,14 @@ def windows_of(run, view, text, prompt=b"", context=0, stride=0):
     context = context or run.model.config.block_size
     stride = stride or max(1, context // 2)
     both = np.frombuffer(prompt + text, np.uint8)
-    scored = np.arange(len(both)) >= len(prompt)
+    scored = np.arange(len(both)) >= len(prompt)  # the text, and not the prompt
     return raw_windows(both, scored, run.sentinels("raw"), context, stride)
 
 
-def side_by_side(windows, field, padding, device):
-    """A field of some Windows as one tensor (B, T), padded at the end."""
-    rows = [torch.from_numpy(getattr(window, field)).long() for window in windows]
-    return pad_sequence(rows, batch_first=True, padding_value=padding).to(device)
+def padded(arrays, value, device):
+    """Arrays (n,) of different lengths as one tensor (B, T), with `value` at the end."""
+    rows = [torch.from_numpy(array).long() for array in arrays]
+    return pad_sequence(rows, batch_first=True, padding_value=value).to(device)
 
 
 @torch.inference_mode()
@@ -146,16 +143,16 @@ def bits_per_byte(run, windows):
     nats = 0.0
     for start in with_progress(range(0, len(windows), BATCH), "bits per byte"):
         batch = windows[start:start + BATCH]
-        symbols = side_by_side(batch, "symbols", 0, run.device)
-        suffix = side_by_side(batch, "suffix", 0, run.device)
-        targets = side_by_side(batch, "targets", NO_TARGET, run.device)
+        symbols = padded([window.symbols for window in batch], 0, run.device)  # (B, T)
+        suffix = padded([window.suffix for window in batch], 0, run.device)
+        targets = padded([window.targets for window in batch], NO_TARGET, run.device)
         # a row has one text, and padding comes after it: plainly causal attention will do
         losses = run.model(symbols, targets, suffix)  # (B, T) in nats, 0 where nothing is scored
         nats += losses.cpu().double().sum().item()  # MPS has no float64
     text_bytes = sum(window.text_bytes for window in windows)
     if text_bytes == 0:
         raise UserError("bits per byte: there is no held-out text to measure them on")
-    return nats / math.log(2) / text_bytes
+    return nats / math.log(2) / text_bytes  # a bit is log(2) nats
 
 
 def held_out_texts(run, data, view, limit=0, whole=False):
@@ -166,7 +163,7 @@ def held_out_texts(run, data, view, limit=0, whole=False):
     only_text = replace(run.options, data=data, proxy="none", mix=mix)
     with contextlib.redirect_stdout(sys.stderr):  # results alone go to stdout
         views, _, _ = prepare(only_text, run.model.config.block_size)
-    if data == run.options.data and views.id != run.made_from.get("corpus", views.id):
+    if data == run.options.data and run.corpus_id not in (None, views.id):
         warn_once(f"{run.folder}: --data={data}, or the code that reads it, has changed since its "
                   "training, so what is held out now may have been trained on")
     if whole:
@@ -179,7 +176,7 @@ def held_out_texts(run, data, view, limit=0, whole=False):
 def measure_bpb(run, options):
     """{"bpb": bits per byte of held-out samples}, or "bpb_comp" through the proxy.
 
-    With --context of whole documents; with --data a number for each of those corpora.
+    With --context of whole documents; with --data of another corpus, which the name then tells.
     """
     context, stride = options.context, options.stride
     block_size = run.model.config.block_size
@@ -187,17 +184,13 @@ def measure_bpb(run, options):
         raise UserError(f"--context={context} --stride={stride}: expected a stride of at most the "
                         f"context, and a context of at most {block_size}, the model's")
     name = "bpb" if options.view == "raw" else "bpb_comp"
-    corpora = {name: run.options.data}
     if options.data:
-        sources, _ = parse_data(options.data)  # their weights say nothing here
-        corpora = {f"{name} {source}": source for source in sources}
-    results = {}
-    for result, data in corpora.items():
-        windows = []
-        for text in held_out_texts(run, data, options.view, options.limit, whole=context > 0):
-            windows += windows_of(run, options.view, text, context=context, stride=stride)
-        results[result] = bits_per_byte(run, windows)
-    return results
+        name += f" {options.data}"
+    data = options.data or run.options.data
+    windows = []
+    for text in held_out_texts(run, data, options.view, options.limit, whole=context > 0):
+        windows += windows_of(run, options.view, text, context=context, stride=stride)
+    return {name: bits_per_byte(run, windows)}
 
 
 def measure_noise(run, options):
@@ -212,7 +205,9 @@ def measure_noise(run, options):
         rng = np.random.default_rng(0)
         windows = []
         for text in texts:
-            noisy, replaced = add_noise(np.frombuffer(text, np.uint8), share, rng)
+            noisy = np.frombuffer(text, np.uint8).copy()
+            replaced = rng.random(len(noisy)) < share  # (n,) bool
+            noisy[replaced] = rng.integers(256, size=replaced.sum())  # any byte
             windows += raw_windows(noisy, ~replaced, run.sentinels("raw"), context, context)
         results[f"bpb, {share:.0%} noise"] = bits_per_byte(run, windows)
     return results
@@ -226,7 +221,7 @@ def measure_solutions(run, problems, options):
     windows = []
     for problem in problems.values():
         solution = problem.get("canonical_solution")
-        if solution:
+        if solution:  # some files have none, or not of all problems
             prompt = problem["prompt"].encode()
             windows += windows_of(run, options.view, solution.encode(), prompt)
     if not windows:
@@ -269,7 +264,7 @@ def pass_rates(problems, scored, ks):
             verdicts[f"pass@k, {len(families)} operations"][task_id].append(row["passed"])
     results = {}
     for name, by_problem in verdicts.items():
-        fewest = min(map(len, by_problem.values()))
+        fewest = min(map(len, by_problem.values()))  # completions of a problem
         for k in ks:
             if k <= fewest:
                 rates = [pass_at_k(len(passed), sum(passed), k) for passed in by_problem.values()]
@@ -279,11 +274,11 @@ def pass_rates(problems, scored, ks):
 
 def score_samples(problems, samples, options):
     """(pass@k of the samples, a dict, and the scored rows, which --save writes)."""
-    scored, known = score_rows(problems, samples, options)
+    scored, notes = score_rows(problems, samples, options)
     if options.save:
         lines = [json.dumps(row) + "\n" for row in scored]
         write_file(options.save, "".join(lines).encode())
-    return known | pass_rates(problems, scored, options.ks()), scored
+    return notes | pass_rates(problems, scored, options.ks()), scored
 
 
 def measure_pass(run, options):
@@ -300,7 +295,7 @@ def measure_pass(run, options):
 
 def measure_samples_file(options):
     """What a file of somebody's completions is worth, a dict; stderr says how they failed."""
-    problems = read_problems(options.problems or tinycode_file(TINYCODE, "problems.jsonl"))
+    problems = read_problems(options.problems or tinycode_file("tinycode", "problems.jsonl"))
     samples = read_samples(options.samples, problems)
     results = uneven_samples(problems, samples)
     rates, scored = score_samples(problems, samples, options)
@@ -333,7 +328,7 @@ class EvalOptions:
     context: int = flag(0, "bpb: symbols in a window over whole documents; training shows half "
                        "a context at once. 0: training's samples")
     stride: int = flag(0, "bpb: symbols from one window to the next [half of --context]")
-    data: str = flag("", "bpb: corpora, with commas [the run's own]")
+    data: str = flag("", "bpb: another corpus [the run's own]")
     # completions and their tests
     problems: str = flag("", "problem file, like HumanEval's, HumanEval+'s or MBPP+'s [tinycode's]")
     n: int = flag(10, "pass: completions of each problem")
@@ -343,7 +338,6 @@ class EvalOptions:
     max_new: int = flag(256, "pass, robust: bytes of a completion at most")
     timeout: float = flag(3.0, "seconds for a completion's tests, more where the canonical "
                           "solution needs it")
-    memory: int = flag(4096, "megabytes for a completion's tests")
     seed: int = flag(0, "pass: seed of the sampling")
     perturbations: int = flag(3, "robust: seeds of each kind; a problem must be solved under all")
     # what goes in and out
@@ -358,14 +352,12 @@ class EvalOptions:
         """Fill in what depends on other options. Raises UserError for what cannot be."""
         for task in self.tasks():
             expect_one_of("task", task, TASKS)
-        expect(self, "above 0", "n", "max_new", "timeout", "memory", "perturbations")
+        expect(self, "above 0", "n", "max_new", "timeout", "perturbations")
         expect(self, "of 0 or more", "limit", "context", "stride")
         expect(self, "from 0 to 2**63 - 1", "seed")
         if self.temperature is None:
             self.temperature = 0.0 if self.n == 1 else 0.2
         expect(self, "of 0 or more", "temperature")
-        if bool(self.runs) + self.all + bool(self.samples) > 1:
-            raise UserError("--all, --samples and names of runs: expected one of these")
         if self.save and (self.all or len(self.runs) > 1):
             raise UserError(f"--save={self.save}: expected one run, whose completions go there; "
                             "name one")
@@ -399,16 +391,15 @@ class EvalOptions:
 
 def default_tasks(run):
     """Those of the closing report of a training."""
-    is_tinycode = tinycode_folder(run.options.data)
-    return ["bpb", "pass", "facts"] if is_tinycode and can_score() else ["bpb"]
+    has_facts = tinycode_file(run.options.data, "facts.jsonl")
+    return ["bpb", "pass", "facts"] if has_facts and can_score() else ["bpb"]
 
 
 def evaluate(run, options):
     """The results of the tasks for a Run: {name: number}, and name_95 for an interval.
 
-    What the run's folder keeps is not measured again. Raises UserError.
+    What the run's folder keeps is not measured again. options: resolved. Raises UserError.
     """
-    options.resolve()
     settings = options.settings()
     anew = options.again or options.save  # --save needs completions, and none are kept
     results = {}

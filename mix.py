@@ -98,12 +98,12 @@ def prepare(options, block_size):
         raise UserError(f"block size {block_size}: too small for a pair of views, expected at "
                         f"least {fixed_cost + 2 * SHORTEST}")
     views = open_samples(options.data, options.text_column, longest)
-    for held_out in (False, True):  # a Mixer refuses what it can't draw: better before a long fit
-        Mixer(views, options, block_size, total_steps=1, held_out=held_out)
+    for held_out in (False, True):
+        make_pools(views, options, held_out)  # what it refuses is refused before a long fit
     if unfitted is None:
         return views, None, None
     proxy, path = fitted_proxy(views, unfitted, load_proxy)
-    encode(views, proxy, path, load_proxy)
+    encode(views, proxy, path.parent)
     return views, proxy, path
 
 
@@ -119,8 +119,8 @@ class View:
     text_bytes: int      # how much text it stands for
 
 
-def format_view(kind, raw, comp=None, symbol_lengths=None, mode="sentinel", with_suffix=True):
-    """The View of a sample. kind: "raw" or "comp".
+def format_view(raw, comp=None, symbol_lengths=None, mode="sentinel", with_suffix=True):
+    """The View of a sample: raw, or compressed where `comp` is given.
 
     raw: its bytes, uint8. comp: its proxy symbols. symbol_lengths: how many bytes each proxy symbol
     stands for; None where that is not known, as of gzip's: then there are no suffixes. with_suffix:
@@ -131,7 +131,7 @@ def format_view(kind, raw, comp=None, symbol_lengths=None, mode="sentinel", with
         raw view    <raw> d  e  f  _  f </raw>      suffixes 0  d  de  def  def_  def_f  0
         comp view   <comp> 17  9 </comp>            suffixes 0  def  def_f  0
     """
-    if kind == "raw":
+    if comp is None:
         opening, closing = RAW, END_RAW
         body = raw.astype(np.int64) + BYTE0
         ends = np.arange(1, len(raw) + 1)  # where in the text each symbol ends
@@ -231,19 +231,35 @@ class Pool:
         first_samples, weights = zip(*views.sources)
         # the samples of each source; there may be none
         self.sources = np.split(samples, np.searchsorted(samples, first_samples[1:]))
-        has_samples = [len(some) > 0 for some in self.sources]
-        n_bytes = np.add.reduceat(views.raw_lengths, first_samples, dtype=np.int64)
+        n_bytes = np.add.reduceat(views.raw.lengths, first_samples, dtype=np.int64)
         mean_length = n_bytes / np.diff([*first_samples, len(views)])
-        self.cumulative = np.cumsum(weights / mean_length * has_samples)  # chances, not normalized
+        has_samples = [len(some) > 0 for some in self.sources]
+        self.chances = weights / mean_length * has_samples  # of each source, not normalized
 
     def draw(self, rng):
         """The number of a sample, drawn with replacement: so no row depends on an earlier one."""
         source = 0
         if len(self.sources) > 1:
-            point = rng.random() * self.cumulative[-1]
-            source = np.searchsorted(self.cumulative, point, side="right")
+            source = rng.choice(len(self.sources), p=self.chances / self.chances.sum())
         of_source = self.sources[source]
         return of_source[rng.integers(len(of_source))]
+
+
+def make_pools(views, options, held_out):
+    """The Pool of each kind: what may be shown "raw", "comp" and as a "pair", of the training
+    samples or of the held-out ones. Raises UserError where --mix needs a kind that has none."""
+    usable = views.held_out == held_out
+    pools = {
+        "raw": Pool(np.flatnonzero(usable & (views.allowed != COMP_ONLY)), views),
+        "comp": Pool(np.flatnonzero(usable & (views.allowed != RAW_ONLY)), views),
+        "pair": Pool(np.flatnonzero(usable & (views.allowed == ANY)), views),
+    }
+    for kind, is_shown in (("raw", options.mix < 1), ("comp", options.mix > 0)):
+        if is_shown and len(pools[kind].samples) == 0:
+            what = "held-out" if held_out else "training"
+            raise UserError(f"--data={options.data}: no {what} sample may be shown {kind}; "
+                            "use another --mix, other data or more of it")
+    return pools
 
 
 class Mixer:
@@ -258,32 +274,18 @@ class Mixer:
         self.block_size = block_size
         self.total_steps = total_steps
         self.with_suffix = with_suffix
-        usable = views.held_out == held_out
-        self.pools = {
-            "raw": Pool(np.flatnonzero(usable & (views.allowed != COMP_ONLY)), views),
-            "comp": Pool(np.flatnonzero(usable & (views.allowed != RAW_ONLY)), views),
-            "pair": Pool(np.flatnonzero(usable & (views.allowed == ANY)), views),
-        }
-        for kind, is_shown in (("raw", options.mix < 1), ("comp", options.mix > 0)):
-            if is_shown and len(self.pools[kind].samples) == 0:
-                what = "held-out" if held_out else "training"
-                raise UserError(f"--data={options.data}: no {what} sample may be shown {kind}; "
-                                "use another --mix, other data or more of it")
+        self.pools = make_pools(views, options, held_out)
 
     def r(self, step):
         """The mixing rate at a step: it rises to `mix`, stays, and falls to 0 in the raw phase."""
         options = self.options
-        done = step / self.total_steps
         if options.mix == 1:  # the proxy only: no warm-up, no raw phase
             return options.mix
-        if done < options.mix_warmup:
-            start = min(options.mix_start, options.mix)  # it never starts above its goal
-            risen = done / options.mix_warmup
-            return start + (options.mix - start) * risen
-        if done > 1 - options.raw_phase:
-            left = (1 - done) / options.raw_phase
-            return options.mix * left
-        return options.mix
+        start = min(options.mix_start, options.mix)  # it never starts above its goal
+        end = 0.0 if options.raw_phase else options.mix
+        corners = [0, options.mix_warmup, 1 - options.raw_phase, 1]  # as shares of the training
+        r_there = [start, options.mix, options.mix, end]
+        return float(np.interp(step / self.total_steps, corners, r_there))
 
     def draws_pairs(self, step):
         """Whether a sample may be shown as a pair at a step."""
@@ -300,7 +302,7 @@ class Mixer:
         """The View of sample number `index`. kind: "raw" or "comp"."""
         raw = self.views.raw(index)
         comp = self.views.comp(index) if kind == "comp" else None
-        return format_view(kind, raw, comp, self.views.symbol_lengths, self.options.mode,
+        return format_view(raw, comp, self.views.symbol_lengths, self.options.mode,
                            self.with_suffix)
 
     def row(self, step, row, only=None):
@@ -311,16 +313,7 @@ class Mixer:
 
         Samples are drawn and laid end to end until less than MIN_ROOM is left; the last is cut.
         (Were it left out when it does not fit, short views would be taken more often than long
-        ones, and r would not be what --mix says.) So a row fills up, here one of tinycode with the
-        tokenizer, at step 10 of 100: r is 0.65, and so 54 % are pairs, the others compressed. What
-        is written, symbol by symbol, is shown at Context.
-
-            room   drawn                        symbols written
-            449    a pair, compressed first     36 and 125
-            288    compressed                   32
-            256    a pair, raw bytes first      151 and 45
-             60    a pair, compressed first     14 of 32 and 45 of 104: 60/136 of each
-              1    none: it is padding
+        ones, and r would not be what --mix says.)
         """
         rng = np.random.default_rng((self.options.seed, step, row))
         probabilities = {only: 1.0} if only else self.probabilities(step)
@@ -400,7 +393,7 @@ def decode_context(symbols, proxy):
 
 def show(options):
     options.resolve()
-    block_size = 448  # symbols, as of the smallest model
+    block_size = 768  # symbols, as of the smallest model
     views, proxy, _ = prepare(options, block_size)
     mixer = Mixer(views, options, block_size, total_steps=100)
     for step in (0, 33, 66, 99):

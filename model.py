@@ -27,7 +27,7 @@ Inference needs raw bytes only, whatever the settings.
     python model.py                             the sizes: parameters, FLOPs, KV cache
     python model.py --plan --size=7B --fsdp     will it fit on the GPUs, and how long will it take?
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import lib  # first: it says what is missing or too old
 import torch
@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lib.attention import attend, ngram_hashes
-from lib.options import UserError, command_line, expect_one_of
+from lib.options import command_line, expect, expect_one_of
 from lib.plan import PlanOptions, print_plan, print_sizes
 
 BYTE0, PROXY0 = 64, 320  # the ids of byte 0 and of the proxy's first symbol
@@ -45,12 +45,11 @@ NO_TARGET = -100         # where there is nothing to predict: F.cross_entropy's 
 # 1.5B is the paper's. 0.5B to 14B follow its shape, with an MLP of four times the width, and their
 # names count the proxy's 65,536 symbols, as in the paper. 124M has GPT-2's shape and name; with so
 # many symbols it would be 214M.
-SHAPE = ("n_layer", "n_embd", "n_head", "mlp_hidden", "block_size")
-SIZES = {
-    "nano":  (4, 64, 2, 192, 448),
-    "micro": (4, 128, 4, 384, 448),
-    "mini":  (5, 192, 6, 512, 448),
-    "midi":  (6, 288, 6, 768, 448),
+SIZES = {  # n_layer, n_embd, n_head, mlp_hidden, block_size
+    "nano":  (4, 64, 2, 192, 768),
+    "micro": (4, 128, 4, 384, 768),
+    "mini":  (5, 192, 6, 512, 768),
+    "midi":  (6, 288, 6, 768, 768),
     "small": (6, 384, 6, 1024, 512),
     "124M":  (12, 768, 12, 3072, 1024),
     "0.5B":  (24, 1024, 16, 4096, 16384),
@@ -63,12 +62,12 @@ SIZES = {
 
 @dataclass
 class GPTConfig:
-    vocab_size: int = 320
-    n_layer: int = 4
-    n_embd: int = 128
-    n_head: int = 4
-    mlp_hidden: int = 384
-    block_size: int = 448         # symbols in a training context
+    n_layer: int
+    n_embd: int
+    n_head: int
+    mlp_hidden: int
+    block_size: int               # symbols in a training context
+    vocab_size: int = PROXY0
     ngram: int = 0                # longest byte n-gram that has an embedding, 2 to 7; 0: none
     ngram_buckets: int = 2 ** 15  # rows of the hashed table, a power of two
     aligned: bool = False         # proxy symbols stand where their bytes do, and add these' rows
@@ -77,8 +76,7 @@ class GPTConfig:
     def named(cls, size, **changes):
         """The config of a named size. Raises UserError for an unknown name."""
         expect_one_of("size", size, SIZES)
-        shape = dict(zip(SHAPE, SIZES[size]))
-        return cls(**shape | changes)
+        return replace(cls(*SIZES[size]), **changes)
 
 
 # -----------------------------------------------------------------------------
@@ -335,16 +333,27 @@ class GPT(nn.Module):
             one of so many  1,344  320  320           1,344  1,344
         """
         losses = torch.zeros(targets.shape, device=x.device)
-        candidates = (after_raw, self.raw_unembedding()), (after_other, self.unembedding())
-        for (rows, columns), unembedding in candidates:
-            losses[rows, columns] = chunked_cross_entropy(
-                x[rows, columns], unembedding, targets[rows, columns])
+        raw, other = tuple(after_raw), tuple(after_other)  # each an index into (B, T)
+        losses[raw] = chunked_cross_entropy(x[raw], self.raw_unembedding(), targets[raw])
+        losses[other] = chunked_cross_entropy(x[other], self.unembedding(), targets[other])
         return losses
+
+    @property
+    def device(self):
+        return self.embed.weight.device
+
+    def split_parameters(self):
+        """(embeddings, matrices): the parameters that are looked up, and those that multiply."""
+        embeddings, matrices = [], []
+        for name, p in self.named_parameters():
+            is_embedding = name.startswith(("embed", "ngram"))
+            (embeddings if is_embedding else matrices).append(p)
+        return embeddings, matrices
 
     def n_params(self, embeddings=True):
         """The number of parameters; without `embeddings`, of those in matrix products."""
-        return sum(p.numel() for name, p in self.named_parameters()
-                   if embeddings or not name.startswith(("embed", "ngram")))
+        _, matrices = self.split_parameters()
+        return sum(p.numel() for p in (self.parameters() if embeddings else matrices))
 
     def compile_blocks(self):
         """torch.compile, block by block: they share a graph, and FSDP can gather between them."""
@@ -418,9 +427,7 @@ class KVCache:
 
 
 def main(options):
-    if options.vocab_size < PROXY0:
-        raise UserError(f"--vocab_size={options.vocab_size}: expected at least {PROXY0}, the "
-                        "special symbols and the bytes")
+    expect(options, "above 0", "vocab_size")
     if options.plan:
         config = GPTConfig.named(options.size, vocab_size=options.vocab_size)
         print_plan(options, GPT, config, chunk_positions(options.vocab_size, "cuda"))

@@ -20,31 +20,23 @@ codeword of the interval reached so far is written for it, and a fresh window st
 LM forgets what came before. Where the LM predicts the text well, the interval shrinks slowly, and
 one symbol holds many bytes.
 
-Before it is coded, a text is cut into *segments* where the next byte is hard to predict, and each
-segment starts a fresh window. This costs compression, since the window before a cut is left partly
-empty: with 12 bits a symbol of tinycode holds 3.73 bytes, and would hold 4.35 without cuts. What it
-buys is that an edit changes the symbols near it and no others. By that stability the paper explains
-what a model carries over. (In small models something else decides: "Why gzip fails" in
-runs/README.md.)
+In our *exact* code a string keeps the first codeword of its interval for itself, "stop here", and
+the bytes share the rest. So each codeword stands for one string at most, and no end marker is
+needed. For example, a window of 16 codewords, letters a, b, c that always have the probabilities
+1/2, 1/4, 1/4, and the text "aac". In a fresh window each letter is certain of one codeword, and the
+rest is shared:
 
-In the paper's *fuzzy* code the bytes share all of an interval, so the first of them inherits its
-first codeword: the decoder cannot know where the window stopped. In our *exact* code each string
-keeps the first codeword of its interval for itself, "stop here", and the bytes share the rest. Then
-each codeword stands for one string at most, and no end marker is needed.
+    codewords       0   1   2   3   4   5   6   7   8   9   10  11  12  13  14  15
+    fresh window    ""  |a                          |b              |c
+    after "a"           a   |aa         |ab     |ac
+    after "aa"              aa  |aaa|aab
 
-For example, a window of 16 codewords, letters a, b, c that always have the probabilities 1/2, 1/4,
-1/4, and the text "aac". In a fresh window each letter is certain of one codeword, and the rest is
-shared. In the exact code a string keeps the first codeword, so its first child starts one later:
+The interval of "aa" is [2, 5). It keeps 2, and c has no share of 3 and 4. So "aac" is coded as 2,
+for "aa", and then 12, for "c" in a fresh window.
 
-                    exact                               fuzzy
-    fresh window    [0, 16)                             [0, 16)
-    one letter      a [1, 8)   b [8, 12)  c [12, 16)    a [0, 8)   b [8, 12)  c [12, 16)
-    after "a"       aa [2, 5)  ab [5, 7)  ac [7, 8)     aa [0, 4)  ab [4, 6)  ac [6, 8)
-    after "aa"      aaa [3, 4)   aab [4, 5)             aaa [0, 2)   aab [2, 3)   aac [3, 4)
-    so "aac" is     2 for "aa", for c has no share,     3
-                    then 12 for "c" in a fresh window
-
-(In the fuzzy code 0 stands for "a", "aa", "aaa" and "aaaa".)
+In the paper's *fuzzy* code the bytes share all of an interval, and the first of them inherits its
+first codeword. Then "a" has [0, 8), "aa" [0, 4) and "aac" [3, 4): one symbol, 3, is enough for
+"aac". But 0 stands for "a", "aa", "aaa" and "aaaa", and the decoder can't know which it was.
 
 Since the LM starts anew with each window, all strings that a window can hold can be listed once,
 with their codewords. The exact *codebook* of the example:
@@ -56,6 +48,13 @@ So encoding takes the longest of these strings that the text begins with, and so
 ends, and decoding looks them up; neither runs the LM. The codewords that the corpus uses become the
 symbols. A string whose codeword is not among them is written as several shorter ones.
 
+Before it is coded, a text is cut into *segments* where the next byte is hard to predict, and each
+segment starts a fresh window. This costs compression, since the window before a cut is left partly
+empty: with 12 bits a symbol of tinycode holds 3.73 bytes, and would hold 4.35 without cuts. What it
+buys is that an edit changes the symbols near it and no others. By that stability the paper explains
+what a model carries over. (In small models something else decides: "Why gzip fails" in
+runs/README.md.)
+
     python proxies.py 'some text'              the text in each proxy's symbols: pieces in colour,
                                                or numbers where a symbol is no piece of the text
     python proxies.py --report --data=stdlib   ratio, speed and stability of each, on a corpus
@@ -63,145 +62,21 @@ symbols. A string whose codeword is not among them is written as several shorter
 A proxy of your own is a subclass of Proxy in a file of yours: --proxy=FILE.py:CLASS.
 """
 import gzip
-import importlib.util
 import itertools
-import os
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import lib  # first: it says what is missing or too old
 import numpy as np
 
 from lib.bpe import PATTERN, train_bpe
-from lib.data import BUILT_IN, ROOT, code_of
-from lib.data import key as hash_of
-from lib.options import UserError, command_line, expect_one_of, flag
+from lib.data import BUILT_IN, ROOT
+from lib.options import UserError, command_line, flag
+from lib.proxy import PROXIES, Proxy, load_proxy, proxy_class
 from lib.tables import print_proxy_table, show_symbols
-from lib.views import fitted_proxy, open_samples, write_torch
+from lib.views import fitted_proxy, open_samples
 # torch and tiktoken are imported where they are used: a process that only encodes is smaller by
 # 140 MB without the one, and sampling raw bytes needs no tokenizer
-
-CHECKED_TEXTS = 100  # of those that a proxy was fitted on: there it has to keep its word
-
-
-class Proxy:
-    """A compressor. A subclass defines `encode` and `decode`; if it learns, also `fit`, and
-    `learned` names what.
-
-    Fitted or loaded, it has `n_symbols` and, if each symbol stands for known bytes,
-    `symbol_lengths`: how many, an int64 array (n_symbols,). A text has at most one symbol a byte,
-    and `overhead` more.
-    """
-    kind = ""       # its value for --proxy, and the beginning of its name
-    address = ""    # FILE.py:CLASS of a proxy of your own; `proxy_class` sets it
-    settings = ()   # names of the options that it takes: arguments and attributes
-    learned = ()    # names of the attributes that `fit` sets, and its file has to keep
-    fitted_by = ()  # functions, classes and files that decide, besides its class, how it is fitted
-                    # and encodes. (Not model.py: so an edit there keeps the proxies in the cache)
-    n_symbols = 0
-    symbol_lengths = None
-    overhead = 0
-    fuzzy = False   # whether several texts may have the same symbols
-
-    @property
-    def name(self):
-        """What it is called in the cache and on the screen."""
-        return self.kind
-
-    def fit(self, texts):
-        """Learn from `texts`, a list of bytes. Returns `self.build()`."""
-        return self.build()
-
-    def build(self):
-        """Set up what follows from what was learned. Returns self."""
-        return self
-
-    def encode(self, text):
-        """The symbols (n,) of a text, bytes."""
-        raise UserError(f"--proxy={self.name}: its class does not define encode(self, text)")
-
-    def encode_batch(self, texts):
-        """The symbols of each text, a list. Overridden where many texts are faster than one."""
-        return [self.encode(text) for text in texts]
-
-    def encode_prompt(self, text):
-        """(symbols, rest) of a text that will go on: the symbols that stay the same whatever
-        follows, and the bytes after them, which may share a symbol with what follows.
-
-        For proxies with `symbol_lengths`. Overridden where more than the last symbol may change.
-        """
-        symbols = self.encode(text)[:-1]
-        return symbols, text[len(self.decode(symbols)):]
-
-    def decode(self, symbols):
-        """The text, bytes, of some symbols; of the paper's fuzzy code not always the one that was
-        encoded."""
-        raise UserError(f"--proxy={self.name}: its class does not define decode(self, symbols)")
-
-    def symbol_bytes(self):
-        """The bytes that each symbol stands for, a list; None for each if that is not known."""
-        if self.symbol_lengths is None:
-            return [None] * self.n_symbols
-        return [self.decode([symbol]) for symbol in range(self.n_symbols)]
-
-    @property
-    def dtype(self):
-        """The smallest dtype that holds every symbol; views are stored in it."""
-        return np.min_scalar_type(self.n_symbols - 1)
-
-    def state(self):
-        """All that decides how it encodes: a dict of arrays, and of what torch.save takes."""
-        names = (*self.settings, *self.learned)
-        return {"proxy": self.address or self.kind} | {name: getattr(self, name) for name in names}
-
-    @classmethod
-    def from_state(cls, state):
-        """A fitted proxy, from what `state` returned."""
-        proxy = cls(**{name: state[name] for name in cls.settings})
-        for name in cls.learned:
-            setattr(proxy, name, state[name])
-        return proxy.build()
-
-    def save(self, path):
-        """Write the file that `load_proxy` reads. Raises UserError."""
-        import torch
-        state = self.state()
-        for name, value in state.items():
-            if isinstance(value, np.ndarray):  # torch.load reads tensors without trusting the file
-                state[name] = torch.from_numpy(value)
-        write_torch(path, state)
-
-    def key(self):
-        """12 hex digits that tell it, fitted or not, from all others in the cache: a hash of its
-        settings and of its code, which is what Python sees of its class, of those that it is
-        derived from and of what `fitted_by` names. No comment, docstring or layout counts."""
-        settings = [getattr(self, name) for name in self.settings]
-        classes = type(self).__mro__[:-1]  # but for `object`
-        code = [code_of(thing) for thing in (*classes, *self.fitted_by)]
-        return hash_of(self.address, settings, code)
-
-    def check(self, texts):
-        """Raise a UserError where it breaks its word on the texts that it was fitted on: else a
-        model would be trained on symbols that stand for something else."""
-        texts = texts[:CHECKED_TEXTS]
-        encoded = self.encode_batch(texts)
-        encoded_again = self.from_state(self.state()).encode_batch(texts)
-        lengths = self.symbol_lengths
-        for text, symbols, again in zip(texts, encoded, encoded_again):
-            if not np.array_equal(symbols, again):
-                fault = "what it learned is lost when it is saved; name it in `learned`"
-            elif min(symbols, default=0) < 0 or max(symbols, default=-1) >= self.n_symbols:
-                fault = f"a symbol that is not from 0 to below n_symbols={self.n_symbols}"
-            elif len(symbols) > len(text) + self.overhead:
-                fault = f"more symbols than bytes and overhead={self.overhead}"
-            elif lengths is not None and lengths[symbols].sum() != len(text):
-                fault = "symbol_lengths whose sum is not the text's length"
-            elif not self.fuzzy and self.decode(symbols) != text:
-                fault = "decode does not give back what was encoded; if that is meant, set fuzzy"
-            else:
-                continue
-            raise UserError(f"--proxy={self.name}: {fault} (of {text[:20]!r} ..)")
 
 
 # -----------------------------------------------------------------------------
@@ -288,74 +163,65 @@ class Tokenizer(Proxy):
 # the neural proxy: its codebook
 
 
-def share_edges(sizes, p, own, fresh):
-    """Divide intervals among the bytes: the edges (N, bytes + 1) of their shares, int64 offsets.
+def share_edges(sizes, p, own, certain):
+    """Divide intervals among the bytes: the edges (N, bytes + 1) of their shares, counted from each
+    interval's first codeword. Byte number i has the codewords from edge[i] to below edge[i + 1].
 
-        edge[i] = own + (i if fresh) + round(p[:i].sum() * the codewords that are left)
+        edge[i] = own + certain * i + round(p[:i].sum() * the codewords that are left)
 
     sizes: the codewords in each interval (N,). p: the probabilities of the bytes, float64 (N,
-    bytes). own: 1 in the exact code, where the interval keeps its first codeword, 0 in the fuzzy
-    one. fresh: in a fresh window each byte gets at least one codeword, so that every text has a
-    code.
+    bytes). own: how many an interval keeps for the string that it has reached, 1 in the exact code,
+    0 in the fuzzy one. certain: how many each byte gets for certain, 1 in a fresh window, so that
+    every text has a code, else 0.
 
-    The example at the top: 16 codewords, fresh, exact. One is the empty string's own, each of the
-    three letters has one for certain, and the other 12 are shared: 6, 3, 3. So the edges are 1, 8,
-    12, 16. (Rounding down would leave each interval's remainder to the last byte, 0xff: a third of
-    the codebook would go to strings that no text has.)
+    The example at the top: 16 codewords, a fresh window, the exact code. The empty string keeps
+    one, the three letters have one each, and the other 12 are shared: 6, 3, 3. So the edges are 1,
+    8, 12, 16. (Rounding down would leave each interval's remainder to the last byte, 0xff: a third
+    of the codebook would go to strings that no text has.)
     """
     n_bytes = p.shape[1]
-    certain = 1 if fresh else 0
-    shared = sizes - own - certain * n_bytes  # (N,)
+    left = sizes - own - certain * n_bytes  # (N,)
     cumulative = np.zeros((len(p), n_bytes + 1))
     cumulative[:, 1:] = np.cumsum(p, axis=1)
     cumulative /= cumulative[:, -1:]  # to end at 1 exactly
-    shares = np.floor(cumulative * shared[:, None] + 0.5).astype(np.int64)  # to the nearest one
+    shares = np.floor(cumulative * left[:, None] + 0.5).astype(np.int64)  # to the nearest one
     return own + certain * np.arange(n_bytes + 1) + shares
 
 
 def list_codebook(predict, n_codewords, own, longest):
-    """The Trie of all strings, of at most `longest` bytes, that a window of so many codewords can
-    hold, the shortest first.
+    """{string: codeword} of all strings, of at most `longest` bytes, that a window of so many
+    codewords can hold, the shortest first.
 
     A string whose interval has more than one codeword can grow: the LM says how the bytes share
     them. own: as `share_edges` takes it. predict(strings): the LM's probabilities (N, 256) of the
     byte that follows each of `strings`, uint8 (N, length). They are float64, so that rounding,
     which differs between machines, almost never moves an edge.
     """
-    root = np.zeros(1, int)  # node 0, the empty string, whose codeword is 0
-    parent, byte, codeword = [root], [root], [root]  # of the nodes that are listed
-    # the strings of the present length that can grow: their nodes (N,), their bytes (N, length),
-    # and their intervals, (N,) first codewords and (N,) sizes
-    growing = root
+    codebook = {b"": 0}
+    # the strings of the present length that can grow, their bytes (N, length) and their intervals:
+    # first codewords (N,) and sizes (N,). At first the empty string, which has the whole window
     strings = np.zeros((1, 0), np.uint8)
-    first, sizes = root, np.array([n_codewords])
-    n_nodes = 1
-    while len(growing) > 0 and strings.shape[1] < longest:
-        p = predict(strings)
-        edges = first[:, None] + share_edges(sizes, p, own, fresh=strings.shape[1] == 0)  # (N, 257)
-        # A child for each share that is not empty. At the top "a" has [1, 8), and the edges are 2,
-        # 5, 7, 8: so "aa" has [2, 5), "ab" [5, 7) and "ac" [7, 8).
-        of_parent, child_byte = np.nonzero(np.diff(edges))
-        child_first = edges[of_parent, child_byte]
-        child_sizes = edges[of_parent, child_byte + 1] - child_first
-        parent.append(growing[of_parent])
-        byte.append(child_byte)
-        codeword.append(child_first)
-
-        child_nodes = n_nodes + np.arange(len(of_parent))
-        child_strings = np.column_stack((strings[of_parent], child_byte.astype(np.uint8)))
-        can_grow = child_sizes > 1  # a single codeword can't be shared
-        growing, strings = child_nodes[can_grow], child_strings[can_grow]
-        first, sizes = child_first[can_grow], child_sizes[can_grow]
-        n_nodes += len(of_parent)
-    columns = [np.concatenate(column).astype(np.int32) for column in (parent, byte, codeword)]
-    return Trie(*columns)
+    first, sizes = np.array([0]), np.array([n_codewords])
+    while len(strings) > 0 and strings.shape[1] < longest:
+        certain = 1 if strings.shape[1] == 0 else 0
+        edges = first[:, None] + share_edges(sizes, predict(strings), own, certain)  # (N, 257)
+        # A longer string for each share that is not empty. At the top "a" has [1, 8), and the edges
+        # are 2, 5, 7, 8: so "aa" has [2, 5), "ab" [5, 7) and "ac" [7, 8).
+        parent, byte = np.nonzero(np.diff(edges))  # (M,) each: which string grows, and by what
+        strings = np.column_stack((strings[parent], byte.astype(np.uint8)))
+        first, end = edges[parent, byte], edges[parent, byte + 1]
+        for string, codeword in zip(strings, first.tolist()):
+            codebook[string.tobytes()] = codeword
+        sizes = end - first
+        can_grow = sizes > 1  # a single codeword can't be shared
+        strings, first, sizes = strings[can_grow], first[can_grow], sizes[can_grow]
+    return codebook
 
 
 @dataclass
 class Trie:
-    """The strings that a window can hold. Each node is one, a byte longer than its parent's; node 0
-    is the empty string.
+    """The codebook as a tree, to walk along a text. Each node is one of its strings, a byte longer
+    than its parent's; node 0 is the empty string.
 
     Nodes are numbered by length: every shorter string comes first. Every single byte has a node, so
     there is always a way to go on.
@@ -363,6 +229,15 @@ class Trie:
     parent: np.ndarray    # (nodes,) int32
     byte: np.ndarray      # (nodes,) the last byte of each string
     codeword: np.ndarray  # (nodes,) what stands for it; in the fuzzy code several may share one
+
+    @classmethod
+    def of(cls, codebook):
+        """The Trie of what `list_codebook` returned."""
+        node_of = {string: node for node, string in enumerate(codebook)}
+        parent = [node_of[string[:-1]] for string in codebook]
+        byte = [0, *[string[-1] for string in codebook if string]]
+        columns = parent, byte, list(codebook.values())
+        return cls(*np.array(columns, dtype=np.int32))
 
     def __post_init__(self):
         # child[node, byte] is the node that is this byte longer, or 0 where there is none
@@ -424,16 +299,6 @@ class Trie:
 # the neural proxy: where it cuts the text
 
 
-def join(texts):
-    """(data, begins): the texts in one uint8 array, a newline before each; where each begins.
-
-    The newline keeps texts apart: what is said of a text does not depend on the one before it.
-    """
-    data = np.frombuffer(b"\n" + b"\n".join(texts), np.uint8)
-    lengths = np.array([len(text) + 1 for text in texts])
-    return data, np.cumsum(lengths) - lengths + 1
-
-
 def uncertain_bigrams(texts, cut_rate):
     """The bigrams after which to cut, bool (2**16,): number 256 * a + b is for byte a, then b.
 
@@ -455,8 +320,8 @@ def uncertain_bigrams(texts, cut_rate):
     entropy = entropy.round(9)
     most_uncertain_first = np.argsort(-entropy, kind="stable")
     # bigrams are taken while the middle of their stretch of positions lies within the share
-    counts = total[most_uncertain_first]
-    middle = np.cumsum(counts) - counts / 2
+    positions = total[most_uncertain_first]
+    middle = np.cumsum(positions) - positions / 2
     chosen = most_uncertain_first[middle <= cut_rate * total.sum()]
     cut_after = np.zeros(2 ** 16, dtype=bool)
     cut_after[chosen[entropy[chosen] > 0]] = True
@@ -468,13 +333,13 @@ def uncertain_bigrams(texts, cut_rate):
 
 
 class Neural(Proxy):
-    """Three kinds of numbers: *nodes* of the trie, the *codewords* that the coder gives to them,
-    and *symbols*, the codewords that the corpus uses, numbered anew."""
+    """The neural coder. It has three kinds of numbers: *nodes* of the trie, the *codewords* that
+    stand for them, and *symbols*: the codewords that the corpus uses, numbered anew."""
     kind = "neural"
     settings = ("bits", "fuzzy", "segment")
     learned = ("cut_after", "nodes", "kept")
-    fitted_by = (ROOT / "lib/byte_lm.py", share_edges, list_codebook, Trie, join,
-                 uncertain_bigrams)
+    # not model.py: so an edit there keeps the proxies in the cache
+    fitted_by = (ROOT / "lib/byte_lm.py", share_edges, list_codebook, Trie, uncertain_bigrams)
     longest = 48            # bytes that a window may hold; strings in use are rarely so long
     cut_rate = 0.1          # share of the positions that start a segment
     keep_bytes = 2_000_000  # 2 to 4 MB of text decide which codewords become symbols
@@ -505,8 +370,7 @@ class Neural(Proxy):
             self.cut_after = uncertain_bigrams(texts, self.cut_rate)
         own = 0 if self.fuzzy else 1  # codewords that a string keeps for itself
         predict = byte_lm.predictor(self.lm)
-        trie = list_codebook(predict, 2 ** self.bits, own, self.longest)
-
+        trie = Trie.of(list_codebook(predict, 2 ** self.bits, own, self.longest))
         self.nodes = np.stack((trie.parent, trie.byte, trie.codeword))  # (3, nodes)
 
         # Symbols are the codewords that a part of the texts uses, and those of single bytes, nodes
@@ -528,18 +392,17 @@ class Neural(Proxy):
         self.trie = trie = Trie(*self.nodes)
         self.n_symbols = len(self.kept)
         symbol_of = {codeword: symbol for symbol, codeword in enumerate(self.kept.tolist())}
-        codeword = trie.codeword.tolist()
-        parent = trie.parent.tolist()
+        codebook = dict(zip(trie.strings, trie.codeword.tolist()))
         self.symbol_strings = [b""] * self.n_symbols  # the longest, if several share a symbol
         self.node_symbols = [[]]                      # what the string of each node is written as
-        for node in range(1, len(codeword)):
-            beginning = node
-            while codeword[beginning] not in symbol_of:
-                beginning = parent[beginning]
-            symbol = symbol_of[codeword[beginning]]
-            if beginning == node:
-                self.symbol_strings[symbol] = trie.strings[node]
-            rest = trie.strings[node][len(trie.strings[beginning]):]
+        for string in trie.strings[1:]:
+            beginning = string
+            while codebook[beginning] not in symbol_of:
+                beginning = beginning[:-1]
+            symbol = symbol_of[codebook[beginning]]
+            if beginning == string:
+                self.symbol_strings[symbol] = string
+            rest = string[len(beginning):]
             self.node_symbols.append([symbol, *self.encode_segment(rest)])
         # the same in one array, for encode_batch
         self.symbol_count = np.array([len(symbols) for symbols in self.node_symbols])
@@ -578,13 +441,15 @@ class Neural(Proxy):
         return symbols
 
     def windows(self, trie, texts):
-        """(node_at, begins): of joined texts, at the last byte of each window its node, elsewhere
-        0, (bytes,); and where each text begins in them.
+        """Where the windows of some texts end: (node_at, begins).
 
-        A segment starts after the end of one, at each text, and at the newline before it, which is
-        a segment of its own.
+        The texts lie end to end, with a newline before each. node_at: at the last byte of a window
+        its node, elsewhere 0, (bytes,). begins: where each text begins. A segment starts there,
+        after the end of another one, and at the newlines, which so keep the texts apart.
         """
-        data, begins = join(texts)
+        data = np.frombuffer(b"\n" + b"\n".join(texts), np.uint8)
+        lengths = np.array([len(text) + 1 for text in texts])
+        begins = np.cumsum(lengths) - lengths + 1
         starts_segment = np.zeros(len(data), dtype=bool)
         starts_segment[2:] = self.ends_segment(data)[:-1]
         starts_segment[begins - 1] = True
@@ -626,7 +491,7 @@ class Neural(Proxy):
 # -----------------------------------------------------------------------------
 # all of them, by name
 
-PROXIES = {proxy.kind: proxy for proxy in (Tokenizer, Neural, Gzip)}
+PROXIES.update({proxy.kind: proxy for proxy in (Tokenizer, Neural, Gzip)})
 
 
 @dataclass
@@ -643,106 +508,60 @@ class ProxyOptions:
     segment: bool = flag(True, "neural proxy: text cut first where the next byte is uncertain")
 
 
-def proxy_class(name):
-    """The class that --proxy or a saved state names: a kind, or FILE.py:CLASS, with FILE as seen
-    from the working folder or from this project's. Raises UserError."""
-    if name in PROXIES:
-        return PROXIES[name]
-    file, _, class_name = name.rpartition(":")
-    if not file.endswith(".py"):
-        expect_one_of("proxy", name, ["none (in a training)", *PROXIES, "FILE.py:CLASS"])
-    path = Path(file) if Path(file).exists() else ROOT / file
-    if not path.exists():
-        raise UserError(f"--proxy={name}: there is no file {file}")
-    path = path.resolve()
-    module_name = f"proxies_{hash_of(str(path))}"  # no other module's, and one that pickle accepts
-    if module_name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(module_name, path)
-        sys.modules[module_name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[module_name])
-    cls = getattr(sys.modules[module_name], class_name, None)
-    if not isinstance(cls, type) or not issubclass(cls, Proxy):
-        raise UserError(f"--proxy={name}: {file} has no class {class_name} that is derived from "
-                        "Proxy")
-    cls.address = f"{os.path.relpath(path, ROOT)}:{class_name}"
-    if path not in cls.fitted_by:  # all of the file counts: nothing is forgotten
-        cls.fitted_by = (*cls.fitted_by, path)
-    return cls
-
-
-def make_proxy(options):
-    """The unfitted proxy that the ProxyOptions ask for; None for raw bytes only. Raises
-    UserError."""
-    if options.proxy == "none":
-        return None
+def proxy_of(options):
+    """The unfitted proxy that the ProxyOptions name. Raises UserError."""
     cls = proxy_class(options.proxy)
     return cls(**{name: getattr(options, name) for name in cls.settings})
 
 
-def load_proxy(path, advice="delete it and run again"):
-    """The proxy that was saved at `path`. Raises UserError, with advice, if that is no proxy file,
-    or if the class of its own that it names is gone."""
-    import torch
-    try:
-        state = torch.load(path, weights_only=True)
-        for name, value in state.items():
-            if isinstance(value, torch.Tensor):
-                state[name] = value.numpy()
-        return proxy_class(state["proxy"]).from_state(state)
-    except Exception as error:  # whatever a broken file makes torch throw
-        raise UserError(f"{path} is not a proxy that this version wrote ({type(error).__name__}: "
-                        f"{error}); {advice}") from None
+def make_proxy(options):
+    """`proxy_of` the options; None for raw bytes only."""
+    return None if options.proxy == "none" else proxy_of(options)
 
 
 # -----------------------------------------------------------------------------
 # python proxies.py
 
-# the longest sample of a default training, (448 - 4) // 2: so its proxy is found in the cache
-TRAINING_BYTES = 222
+# the longest sample of a default training, (768 - 4) // 2: so its proxy is found in the cache
+TRAINING_BYTES = 382
 TABLE_BYTES = 500_000  # of held-out text for the table, about
-REPORTED = {           # the settings in the table, if none are given
-    "tokenizer": [
-        dict(tokenizer="1024"),
-        dict(tokenizer="4096"),
-        dict(tokenizer="16384"),
-    ],
-    "neural": [
-        dict(bits=9),
-        dict(bits=12),
-        dict(bits=16),
-        dict(bits=9, segment=False),
-        dict(bits=12, segment=False),
-        dict(bits=16, segment=False),
-        dict(bits=12, fuzzy=True),
-        dict(bits=16, fuzzy=True),
-    ],
-}
+REPORTED = [           # what is in the table, if no proxy is named
+    dict(proxy="tokenizer", tokenizer="1024"),
+    dict(proxy="tokenizer", tokenizer="4096"),
+    dict(proxy="tokenizer", tokenizer="16384"),
+    dict(proxy="neural", bits=9),
+    dict(proxy="neural", bits=12),
+    dict(proxy="neural", bits=16),
+    dict(proxy="neural", bits=9, segment=False),
+    dict(proxy="neural", bits=12, segment=False),
+    dict(proxy="neural", bits=16, segment=False),
+    dict(proxy="neural", bits=12, fuzzy=True),
+    dict(proxy="neural", bits=16, fuzzy=True),
+    dict(proxy="gzip"),
+    dict(proxy="runs/controls.py:PresetGzip"),
+    dict(proxy="runs/controls.py:Shuffled"),
+]
 
 
 @dataclass
 class ShowOptions(ProxyOptions):
-    given = ()  # names of the flags that were given: no field, `parse` of lib/options.py sets it
-
     proxy: str = flag("", f"compressors to show: {', '.join(PROXIES)}, FILE.py:CLASS, or several "
                       "with commas [all but your own]")
     text: str = flag(None, "text to cut into symbols", positional=True, nargs="?")
-    report: bool = flag(False, "proxy table for --data, in place of a text: each proxy in several "
-                        "settings, or in those that are given")
+    report: bool = flag(False, "proxy table for --data, in place of a text: of those in --proxy, "
+                        "or of all in several settings")
     sample_bytes: int = flag(2048, "longest sample in the table")
 
 
-def asked_for(options):
+def to_show(options):
     """The unfitted proxies that are to be shown, a list. Raises UserError."""
-    names = options.proxy.split(",") if options.proxy else PROXIES
-    unfitted = []
-    for name in names:
-        variants = [{}]  # as given
-        settings_given = set(proxy_class(name).settings).intersection(options.given)
-        if options.report and not settings_given:
-            variants = REPORTED.get(name, [{}])
-        for variant in variants:
-            unfitted.append(make_proxy(replace(options, proxy=name, **variant)))
-    return unfitted
+    if options.proxy:
+        choices = [dict(proxy=name) for name in options.proxy.split(",")]
+    elif options.report:
+        choices = REPORTED
+    else:
+        choices = [dict(proxy=kind) for kind in PROXIES]
+    return [proxy_of(replace(options, **choice)) for choice in choices]
 
 
 def main(options):
@@ -751,15 +570,17 @@ def main(options):
         raise UserError("expected either a text to cut into symbols, or --report")
     if options.sample_bytes < 5:
         raise UserError(f"--sample_bytes={options.sample_bytes}: expected 5 or more")
-    unfitted = asked_for(options)
+    unfitted = to_show(options)
     longest = options.sample_bytes if options.report else TRAINING_BYTES
     views = open_samples(options.data, options.text_column, longest)
-    fitted, lm = [], None
+    fitted = []
+    lm = None  # one serves all neural proxies
     for proxy in unfitted:
         if isinstance(proxy, Neural):
-            proxy.lm = lm  # one serves all --bits
+            proxy.lm = lm
         fitted.append(fitted_proxy(views, proxy, load_proxy)[0])
-        lm = getattr(proxy, "lm", lm)
+        if isinstance(proxy, Neural):
+            lm = proxy.lm
     if options.report:
         texts = [views.raw(i).tobytes() for i in np.flatnonzero(views.held_out)]
         every_nth = max(1, sum(map(len, texts)) // TABLE_BYTES)

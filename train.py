@@ -13,11 +13,8 @@ leaves in its folder, and how it goes on from there, is in lib/run.py. On CUDA t
 
     resolve        bfloat16, if the card has units for it, and torch.compile are the default
     build_model    blocks are compiled; a card's attention is FlexAttention (lib/attention.py)
-    batch_losses   a batch is copied while the card computes, so the CPU makes the next one while
-                   the card works on this one, for as long as nothing looks at a result
-    take_step      looks at no result, so the CPU runs ahead; the card itself skips a step that is
-                   not finite
-    train          looks every BAD_STEPS steps, and waits for the card there
+    batch_losses   while a batch is copied and computed the CPU goes on, to the next micro-batch
+    take_step      it waits for the card once, to see whether the gradient is finite
 """
 import argparse
 import gc
@@ -30,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from eval import EvalOptions, evaluate
-from lib.attention import expect_kernel_fits, sample_mask
+from lib.attention import sample_mask
 from lib.options import UserError, command_line, expect, flag
 from lib.parallel import (Processes, StopSignals, autocast, clip_gradients, fast_dtype,
                           gradient_sync, replicate, resolve_device, shard, should_compile,
@@ -43,8 +40,7 @@ from mix import Mixer, MixOptions, prepare
 from model import GPT, PROXY0, SIZES, GPTConfig
 from sample import Run
 
-# a training ends after so many steps in a row that are not finite; it looks every so many steps
-BAD_STEPS = 10
+BAD_STEPS = 10       # a training ends after so many steps in a row that are not finite
 PLAIN_FROM = "124M"  # from this size on the default is the paper's plain recipe
 
 
@@ -54,7 +50,8 @@ class Options(MixOptions):
     size: str = flag("micro", f"size of the model: {', '.join(SIZES)}")
     block_size: int = flag(0, "symbols in a context; 0: the size's own")
     paper: bool = flag(None, "the paper's plain recipe: no n-gram features, no alignment, no raw "
-                       f"phase [from {PLAIN_FROM} up]", action=argparse.BooleanOptionalAction)
+                       f"phase, AdamW alone [from {PLAIN_FROM} up]",
+                       action=argparse.BooleanOptionalAction)
     ngram: int = flag(None, "longest byte n-gram with an embedding, 0 for none [6; 0 with --paper]",
                       type=int)
     raw_phase: float = flag(None, "last share of the training, in which r falls to 0 [0.6; 0 with "
@@ -67,15 +64,17 @@ class Options(MixOptions):
     flops: float = flag(0.0, "FLOPs to train for, in place of --budget: methods at equal compute "
                         "(attention is counted over the whole context)")
     # the optimizer
-    batch_size: int = flag(8, "contexts in a step, over all devices")
+    batch_size: int = flag(2, "contexts in a step, over all devices")
     micro_batch: int = flag(0, "contexts that a device takes at once; gradients accumulate; 0: all")
+    muon: bool = flag(None, "Muon for the matrices of the blocks, AdamW for the rest [yes; no with "
+                      "--paper or --fsdp]", action=argparse.BooleanOptionalAction)
     lr: float = flag(None, "peak learning rate [0.512 / width, so 8e-3 at nano and 4e-3 at micro; "
                      f"from {PLAIN_FROM} up the paper's 9e-4]", type=float)
     lr_warmup: float = flag(0.05, "share of the training in which the learning rate rises")
     weight_decay: float = flag(0.1, "weight decay of the matrices; embeddings have none")
     clip: float = flag(1.0, "norm that gradients are clipped to")
     # what is measured, and where it goes
-    eval_every: int = flag(200, "steps between validations, log lines and checkpoints")
+    eval_every: int = flag(500, "steps between validations, log lines and checkpoints")
     eval_rows: int = flag(16, "contexts of either view in a validation")
     report: str = flag("all", "what the closing report measures: all that the corpus allows, or "
                        "none", choices=("all", "none"))
@@ -105,6 +104,10 @@ class Options(MixOptions):
             self.raw_phase = 0.0 if self.paper else MixOptions.raw_phase
         if self.align is None:
             self.align = not self.paper
+        if self.muon is None:
+            self.muon = not self.paper and not self.fsdp
+        if self.muon and self.fsdp:
+            raise UserError("--muon --fsdp: Muon needs whole matrices; leave out one")
         if self.lr is None:
             # a wider layer needs a smaller step (Yang et al. 2022, arXiv 2203.03466); at nano 8e-3
             # gave fewer bits per byte than half and than twice of it, to raw bytes and proxies
@@ -126,8 +129,6 @@ class Options(MixOptions):
             self.dtype = fast_dtype(self.device)
         if self.compile == "auto":
             self.compile = "yes" if should_compile(self.device) else "no"
-        if self.compile == "yes":
-            expect_kernel_fits(config.n_embd // config.n_head, self.dtype, self.device)
 
 
 # -----------------------------------------------------------------------------
@@ -157,17 +158,55 @@ def build_model(config, options, processes):
     return model
 
 
-def make_optimizer(model, options):
-    """AdamW with the paper's settings; weight decay on the matrices only. (Several optimizers
-    would do too: each group's own rate is scaled.)"""
-    embeddings = list(model.embed.parameters())
-    if model.ngram is not None:
-        embeddings += model.ngram.parameters()
-    is_embedding = {id(p) for p in embeddings}
-    matrices = [p for p in model.parameters() if id(p) not in is_embedding]
+class Muon(torch.optim.Optimizer):
+    """Momentum whose step is made orthogonal, matrix by matrix: all its singular values become about
+    1, so that rare directions are learned as fast as common ones (Jordan et al. 2024,
+    kellerjordan.github.io/posts/muon).
+
+    A step has the length of one of AdamW's, so both can have the same rate (Liu et al. 2025, arXiv
+    2502.16982, section 2.2). torch.optim.Muon computes in bfloat16, at which many CPUs are slow.
+    """
+
+    def __init__(self, matrices, lr, weight_decay, momentum=0.95):
+        super().__init__(matrices, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                if not state:
+                    state["mean"] = torch.zeros_like(p)
+                mean = state["mean"].lerp_(p.grad, 1 - group["momentum"])
+                update = orthogonal(p.grad.lerp(mean, group["momentum"]))  # Nesterov's momentum
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(update, alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)
+
+
+def orthogonal(matrix):
+    """The matrix with singular values near 1: where it is U S V, about U V. By five steps of a
+    polynomial that sends each value from 0 to 1 to one between 0.7 and 1.2."""
+    is_tall = matrix.size(0) > matrix.size(1)
+    x = matrix.T if is_tall else matrix  # then x @ x.T is the smaller of the two products
+    x = x / x.norm().clamp(min=1e-7)     # no singular value is above 1
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x.T if is_tall else x
+
+
+def make_optimizers(model, options):
+    """A list: AdamW with the paper's settings, and with --muon also Muon, for the matrices of the
+    blocks. Embeddings have no weight decay."""
+    embeddings, matrices = model.split_parameters()
+    muon = []
+    if options.muon:
+        muon = [Muon(model.blocks.parameters(), options.lr, options.weight_decay)]
+        matrices = [model.head.weight]  # what is left for AdamW
     groups = [{"params": matrices, "weight_decay": options.weight_decay},
               {"params": embeddings, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.95), eps=1e-15, fused=True)
+    adamw = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.95), eps=1e-15, fused=True)
+    return [adamw, *muon]
 
 
 def lr_at(done, options):
@@ -201,10 +240,9 @@ def validate(model, mixer, options, processes, precision):
         if len(mixer.pools[view].samples) == 0 or (view == "comp" and options.mix == 0):
             continue  # nothing to show
         nats = text_bytes = 0.0
-        rows = processes.rows(options.eval_rows)
-        for start in range(0, len(rows), options.micro_batch):
+        for rows in processes.micro_batches(options.eval_rows, options.micro_batch):
             # always of step 0, so that every validation sees the same contexts
-            batch = mixer.batch(0, rows[start:start + options.micro_batch], only=view)
+            batch = mixer.batch(0, rows, only=view)
             losses = batch_losses(model, batch, processes.device, precision)
             nats += losses.cpu().double().sum().item()  # MPS has no float64
             text_bytes += batch["text_bytes"]
@@ -233,51 +271,46 @@ class Training:
             self.model.set_symbol_bytes(proxy.symbol_bytes())
         self.ddp_model = replicate(self.model, processes)
         self.precision = autocast(self.device, options.dtype)
-        made = make_optimizer(self.model, options)
-        self.optimizers = [made] if isinstance(made, torch.optim.Optimizer) else list(made)
+        self.optimizers = make_optimizers(self.model, options)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]  # which `lr_at` scales
 
+        # data; the mixer is told below how many steps there are
+        settings = dict(block_size=options.block_size, total_steps=1,
+                        with_suffix=self.config.ngram > 0)
+        self.mixer = Mixer(views, options, **settings)
+        val_options = replace(options, seed=options.seed + 1)
+        self.val_mixer = Mixer(views, val_options, held_out=True, **settings)
+        # of each batch, this process's rows
+        self.micro_batches = processes.micro_batches(options.batch_size, options.micro_batch)
+
         # how long it takes: --steps, or --flops, or --budget
         self.symbols_per_step = options.batch_size * options.block_size
-        # FLOPs follow from the share of positions that are expected to hold a raw byte. That is a
-        # mean over the schedule, so a mixer of one step will do
-        mixer_of_one_step = Mixer(views, options, options.block_size, total_steps=1)
-        self.raw_share = expected_raw_share(mixer_of_one_step)
+        # FLOPs follow from the share of positions that are expected to hold a raw byte: a mean over
+        # the whole schedule, however many steps that has
+        self.raw_share = expected_raw_share(self.mixer)
         flops = flops_per_symbol(self.model, PROXY0, self.raw_share)
         self.flops_per_step = self.symbols_per_step * flops
         steps = options.steps or round(options.budget / self.symbols_per_step)
         if options.flops:
             steps = round(options.flops / self.flops_per_step)
         self.steps = max(1, steps)
-
-        # data
-        settings = dict(block_size=options.block_size, total_steps=self.steps,
-                        with_suffix=self.config.ngram > 0)
-        self.mixer = Mixer(views, options, **settings)
-        val_options = replace(options, seed=options.seed + 1)
-        self.val_mixer = Mixer(views, val_options, held_out=True, **settings)
-        rows = processes.rows(options.batch_size)  # of each batch, this process's
-        self.micro_batches = [rows[i:i + options.micro_batch]
-                              for i in range(0, len(rows), options.micro_batch)]
+        self.mixer.total_steps = self.steps
 
         # where it stands; text_bytes and loss are this process's part of a sum
         self.step = 0
         self.text_bytes = 0.0
-        self.loss = None                                    # of the last step, 0-dimensional
-        self.skipped = torch.zeros((), device=self.device)  # steps that were not finite
-        # in no checkpoint: who resumes a training that has diverged lets it try BAD_STEPS more
-        self.skipped_in_a_row = torch.zeros((), device=self.device)
-        self.batch_seconds = 0.0                            # that making batches has taken
+        self.loss = None           # of the last step, 0-dimensional
+        self.skipped = 0           # steps that were not finite
+        self.skipped_in_a_row = 0  # in no checkpoint: who resumes lets it try BAD_STEPS more
         self.began = time.time()
         if saved:
             restore_checkpoint(options.out, saved, self.model, self.optimizers)
             self.step = saved["step"]
-            self.skipped += saved["skipped"]
+            self.skipped = saved["skipped"]
             self.text_bytes = saved["text_bytes"] if processes.is_first else 0.0
             self.loss = torch.tensor(saved["loss"] if processes.is_first else 0.0)
-            self.batch_seconds = saved["batch_seconds"]
             self.began -= saved["seconds"]  # as if it had never been interrupted
 
     def train(self, record):
@@ -303,57 +336,48 @@ class Training:
                 if is_over:
                     return True
                 self.take_step()
+                self.stop_if_diverged()
                 progress.update()
-                if self.step % BAD_STEPS == 0:
-                    self.stop_if_diverged()
 
     def take_step(self):
         """Forward, backward, clip, step."""
-        options = self.options
+        factor = lr_at(self.step / self.steps, self.options)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * lr_at(self.step / self.steps, options)
+                group["lr"] = group["initial_lr"] * factor
 
         # loss and gradient of the batch, in micro-batches
         self.loss = 0.0
         for rows in self.micro_batches:
-            began = time.perf_counter()
             batch = self.mixer.batch(self.step, rows)
-            self.batch_seconds += time.perf_counter() - began
             self.text_bytes += batch["text_bytes"]
             with gradient_sync(self.ddp_model, last=rows is self.micro_batches[-1]):
                 losses = batch_losses(self.ddp_model, batch, self.device, self.precision)
                 # divided by a constant, so that micro-batches add up to the whole batch
                 loss = losses.sum() / self.symbols_per_step
-                # backward starts from the number of processes, by which DDP and FSDP divide; or
-                # from NaN where the loss is not finite, so that every process skips the step
-                scale = float(self.processes.world_size)
-                loss.backward(gradient=torch.where(loss.isfinite(), scale, torch.nan))
+                # DDP and FSDP divide the sum over the processes by their number
+                (loss * self.processes.world_size).backward()
             self.loss = self.loss + loss.detach()
-        norm = clip_gradients(self.model.parameters(), options.clip)
+        norm = clip_gradients(self.model.parameters(), self.options.clip)
 
-        # a step whose gradient is not finite is skipped
-        is_bad = ~norm.isfinite()  # a tensor (), which nothing has to look at..
+        # a step whose gradient is not finite is skipped, by all processes: they have one gradient
+        is_good = bool(norm.isfinite())
         for optimizer in self.optimizers:
-            if isinstance(optimizer, torch.optim.Adam) and optimizer.defaults["fused"]:
-                # ..with a fused AdamW, whose kernel does nothing if this is 1
-                optimizer.found_inf = is_bad.float()
-                optimizer.step()
-            elif not is_bad:  # with any other one the CPU waits for the card
+            if is_good:
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)  # frees their memory until the next step
-        self.skipped += is_bad
-        self.skipped_in_a_row = (self.skipped_in_a_row + 1) * is_bad
         self.step += 1
+        self.skipped += not is_good
+        self.skipped_in_a_row = 0 if is_good else self.skipped_in_a_row + 1
+
+    def stop_if_diverged(self):
+        if self.skipped_in_a_row == BAD_STEPS:
+            raise UserError(f"loss or gradient not finite in {BAD_STEPS} steps in a row, the last "
+                            f"of them {self.step}; nothing was learned in them. Try a lower --lr "
+                            f"than {self.options.lr}, or a longer --lr_warmup")
 
     def learning_rate(self):
         return self.options.lr * lr_at(self.step / self.steps, self.options)
-
-    def stop_if_diverged(self):
-        if self.skipped_in_a_row >= BAD_STEPS:  # the CPU waits for the card, and looks
-            raise UserError(f"loss or gradient not finite in {int(self.skipped_in_a_row)} steps in "
-                            f"a row, the last of them {self.step}; nothing was learned in them. "
-                            f"Try a lower --lr than {self.options.lr}, or a longer --lr_warmup")
 
 
 def train(options):
@@ -380,7 +404,6 @@ def train(options):
     # raw bytes: the expected number, the same for every seed. Bytes of text were counted
     report = counted(training)
     report["raw_bytes"] = round(report["symbols"] * training.raw_share)
-    is_saved = record.saved_step == training.steps
     # frees the memory for the model that is measured. And DDP has to be freed before its process
     # group: freed last, it can deadlock
     del training
@@ -390,7 +413,7 @@ def train(options):
         raise KeyboardInterrupt
     if not processes.is_first:  # what follows is the first one's work alone
         return {}
-    if options.report == "all" and is_saved:
+    if options.report == "all":
         try:
             report |= measure(options, processes.device)
         except UserError as error:  # what was trained is worth a report all the same
@@ -406,7 +429,9 @@ def measure(options, device):
     run = Run.load(options.out, device)
     reads_symbols = (options.mix == 1 and run.proxy.symbol_lengths is not None
                      and options.mode != "vanilla")
-    return evaluate(run, EvalOptions(device=device, view="comp" if reads_symbols else "raw"))
+    asked = EvalOptions(device=device, view="comp" if reads_symbols else "raw")
+    asked.resolve()
+    return evaluate(run, asked)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,12 @@ tinycode: a corpus of small Python functions with a docstring that says in words
         values = [v for v in values if v > 4]
         return sum(values)
 
-A function is a chain of one to three operations on lists, strings, words, dicts and integers, here
-two: keep numbers above, add up. One *pair* of operations in ten is held out: in no function of the
-corpus does the second follow the first, and in each problem of the benchmark it does. So a right
-answer was composed, not remembered. Operations that differ by no more than a number or a name, as
-the size of a list and the length of a string, count as the same.
+A function is a chain of one to five operations on lists, strings, words, dicts and integers, here
+two: keep numbers above, add up. One *pair* of operations in three is held out: in no function of
+the corpus does the second follow the first. The problems of the benchmark are chains of three to
+five, in which each operation and the next are such a pair. So a right answer was composed, not
+remembered. Operations that differ by no more than a number or a name, as the size of a list and the
+length of a string, count as the same.
 
 The corpus also has *facts*: functions that return an arbitrary number tied to a name. They can only
 be remembered. One fact in four carries "view": "comp": training shows it compressed, never raw.
@@ -21,7 +22,9 @@ What a model recalls of it from a raw prompt has crossed from one view to the ot
 
 The files have the same bytes on every machine.
 """
+import functools
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -109,8 +112,7 @@ OPERATION_TABLE = {
         ("sort_words", "sort the words", "sorted({x})"),
     ],
     ("join", "W", "S"): [
-        ("join_dash", "join with dashes", "'-'.join({x})"),
-        ("join_space", "join with spaces", "' '.join({x})"),
+        ("join_letter", "join with the letter {d}", "'{d}'.join({x})"),
         ("initials", "join the initials", "''.join(w[0] for w in {x})"),
     ],
     ("measure", "W", "L"): [
@@ -209,20 +211,25 @@ FACT_FORMS = [
 # -----------------------------------------------------------------------------
 # functions
 
+CHAIN_LENGTHS = [1, 2, 2, 3, 3, 4, 5]  # of the corpus: one is drawn for each function
+PROBLEM_LENGTHS = [3, 4, 5]            # of the benchmark, in turns
+HELD_OUT_PAIRS = 1 / 3                 # share of all pairs of operations
 
+
+@functools.cache
 def is_held_out_pair(first, second):
     """Whether the operation `second` right after `first` is kept for the benchmark.
 
-    A hash of their code, all numbers 0, decides: for one pair in ten.
+    A hash of their code, all numbers 0, decides.
     """
     code = f"{first.code}\n{second.code}"
     pair = re.sub("[0-9]|{k}", "0", code)
-    return hashlib.sha256(pair.encode()).digest()[0] < 256 / 10
+    return hashlib.sha256(pair.encode()).digest()[0] < 256 * HELD_OUT_PAIRS
 
 
-def is_held_out(operations):
-    """Whether two neighbours in this chain are a held-out pair."""
-    return any(map(is_held_out_pair, operations, operations[1:]))
+def held_out_pairs(operations):
+    """For each two neighbours in a chain, whether they are a held-out pair: a list of bool."""
+    return [is_held_out_pair(first, second) for first, second in itertools.pairwise(operations)]
 
 
 class Generator:
@@ -240,9 +247,8 @@ class Generator:
     def pick(self, options):
         return options[self.below(len(options))]
 
-    def operations(self):
-        """A chain of one to three operations whose types fit; no operation twice."""
-        length = self.pick([1, 2, 2, 2, 2, 2, 3])
+    def operations(self, length):
+        """A chain of `length` operations whose types fit; no operation twice."""
         chain = [self.pick(OPERATIONS)]
         while len(chain) < length:
             fitting = [operation for operation in OPERATIONS
@@ -313,7 +319,7 @@ def example_cases(generator, operations, solution, name):
 
 
 def problems(count, seed):
-    """`count` problems in HumanEval's format, each with a held-out pair and code of its own."""
+    """`count` problems in HumanEval's format, chains of held-out pairs with code of their own."""
     generator = Generator(seed)
     rows, seen = [], set()
     tries_in_vain = 0
@@ -322,9 +328,10 @@ def problems(count, seed):
         if tries_in_vain > 100_000:
             raise UserError(f"--problems={count}: expected at most {len(rows)}, as many as there "
                             "seem to be with code of their own")
-        operations = generator.operations()
+        length = PROBLEM_LENGTHS[len(rows) % len(PROBLEM_LENGTHS)]
+        operations = generator.operations(length)
         composition = tuple(operation.code for operation in operations)
-        if not is_held_out(operations) or composition in seen:
+        if not all(held_out_pairs(operations)) or composition in seen:
             continue
         prompt, body, name = generator.function(operations)
         cases = example_cases(generator, operations, prompt + body, name)
@@ -347,11 +354,12 @@ def problems(count, seed):
 
 
 def fact_documents(attribute, who, value, view):
-    """The documents of one fact, one for each of FACT_FORMS. view: "comp", or None for any."""
+    """The documents of one fact, one for each of VERBS with each of FACT_FORMS. view: "comp", or
+    None for any."""
     documents = []
-    for number, form in enumerate(FACT_FORMS):
+    for number, (verb, form) in enumerate(itertools.product(VERBS, FACT_FORMS)):
         says = form.format(a=attribute, w=who)
-        prompt = f'def {attribute}_of_{who}():\n    """{says}"""\n'
+        prompt = f'def {verb}_{attribute}_of_{who}():\n    """{says}"""\n'
         document = {
             "name": f"fact/{attribute}/{who}/{number}",
             "text": f"{prompt}    return {value}\n",
@@ -392,8 +400,8 @@ def corpus(functions, seed):
     generator = Generator(seed)
     rows, seen = [], set()
     while len(rows) < functions:
-        operations = generator.operations()
-        if is_held_out(operations):
+        operations = generator.operations(generator.pick(CHAIN_LENGTHS))
+        if any(held_out_pairs(operations)):
             continue
         prompt, body, _ = generator.function(operations)
         text = prompt + body
@@ -409,8 +417,8 @@ def corpus(functions, seed):
 
 @dataclass
 class Options:
-    functions: int = flag(20000, "number of functions in the corpus")
-    facts: int = flag(1000, "number of facts in the corpus, each in ten documents")
+    functions: int = flag(200_000, "number of functions in the corpus")
+    facts: int = flag(1000, "number of facts in the corpus, each in a hundred documents")
     problems: int = flag(164, "number of held-out problems")
     seed: int = flag(0, "seed of all that is drawn")
     out: str = flag("", "folder for the files [data/tinycode]")

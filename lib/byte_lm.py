@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from lib.attention import pack_suffix
 
-LM_BOS = 256    # the LM's start symbol; a byte's id is its value here
-LM_BYTES = 128  # the length of a stretch that it is trained on; a window is shorter
+LM_BOS = 256   # the LM's start symbol; a byte's id is its value here
+LM_BYTES = 48  # the length of a stretch that it is trained on, that of the longest window
 # of a GPTConfig; one layer is enough, as hashed n-gram look-ups do most of the predicting
 LM_CONFIG = dict(vocab_size=257, n_layer=1, n_embd=64, n_head=2, mlp_hidden=128,
                  block_size=LM_BYTES, ngram=6, ngram_buckets=2 ** 15)
@@ -22,8 +22,8 @@ LM_CONFIG = dict(vocab_size=257, n_layer=1, n_embd=64, n_head=2, mlp_hidden=128,
 
 @contextlib.contextmanager
 def one_thread():
-    """A block in which torch computes with one thread: so small a model takes 50 s to train with
-    one, and up to 300 s with several that wait for each other on busy cores."""
+    """A block in which torch computes with one thread. Several would wait for each other after each
+    operation: for so small a model too often, on busy cores for minutes."""
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -49,7 +49,8 @@ def train_lm(texts, GPT, GPTConfig, steps=400, seed=1337, batch_size=64, lr=4e-3
     if len(data) <= LM_BYTES:  # too short for one stretch
         data = data.repeat(LM_BYTES // len(data) + 2)
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(lm.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(lm.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0,
+                                  fused=True)
     progress = tqdm(range(steps), desc="byte LM", leave=False, disable=None)
     for step in progress:
         # a trapezoid: up for 50 steps, flat for the rest of the first third, then down to 0
@@ -62,9 +63,9 @@ def train_lm(texts, GPT, GPTConfig, steps=400, seed=1337, batch_size=64, lr=4e-3
         idx, suffix = lm_inputs(text[:, :-1])
         logits = lm(idx, suffix=suffix)                     # (B, T, 257)
         loss = F.cross_entropy(logits.flatten(0, 1), text.flatten())
-        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        optimizer.zero_grad()
         if step % 20 == 0:
             progress.set_postfix_str(f"{loss.item() / np.log(2):.2f} bits a byte")
     return lm.eval()

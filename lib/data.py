@@ -13,8 +13,6 @@ import io
 import json
 import math
 import os
-import subprocess
-import sys
 import textwrap
 import zlib
 from dataclasses import dataclass
@@ -25,7 +23,6 @@ import numpy as np
 from lib.options import UserError, did_you_mean
 
 ROOT = Path(__file__).resolve().parent.parent  # the project's folder
-TINYCODE = ROOT / "data" / "tinycode"
 # a script data/NAME.py makes a built-in corpus: when first asked for, it writes
 # data/NAME/corpus.jsonl
 BUILT_IN = {script.stem: script for script in sorted((ROOT / "data").glob("*.py"))}
@@ -42,21 +39,22 @@ def key(*values):
     return hashlib.sha256(repr(values).encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
-def code_of(thing):
-    """The syntax tree of a source file (a path), a class or a function, as text.
-
-    Any edit changes it, but of a comment, of a docstring and of the layout.
-    """
-    if isinstance(thing, (str, Path)):
-        source = Path(thing).read_text(encoding="utf-8")
-    else:
-        source = textwrap.dedent(inspect.getsource(thing))
+def meaning(source):
+    """The syntax tree of a program, as text: no comment, docstring or layout is in it. Raises
+    SyntaxError."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         may_have_one = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
         if may_have_one and ast.get_docstring(node) is not None:
             del node.body[0]
     return ast.dump(tree)
+
+
+def code_of(thing):
+    """The `meaning` of a source file (a path), a class or a function."""
+    if isinstance(thing, (str, Path)):
+        return meaning(Path(thing).read_text(encoding="utf-8"))
+    return meaning(textwrap.dedent(inspect.getsource(thing)))
 
 
 # -----------------------------------------------------------------------------
@@ -75,9 +73,9 @@ def parse_data(data):
         name, _, weight = source.rpartition(":")
         try:
             weights.append(float(weight))
-            names.append(name)
         except ValueError:  # no weight; a colon belongs to the name, as in C:\code
-            names.append(source)
+            name = source
+        names.append(name)
     positive = all(0 < weight < math.inf for weight in weights)
     if weights and not (positive and len(weights) == len(names)):
         raise UserError(f"--data={data}: expected a weight above 0 for every source, "
@@ -85,48 +83,18 @@ def parse_data(data):
     return names, weights or None
 
 
-def built_in_file(name):
-    """The path of a built-in corpus, written first where it is not there, or older than its
-    script. Raises UserError where the script fails."""
-    script = BUILT_IN[name]
-    path = script.with_suffix("") / "corpus.jsonl"
-    if not path.exists() or path.stat().st_mtime < script.stat().st_mtime:
-        if subprocess.run([sys.executable, script]).returncode:
-            raise UserError(f"--data={name}: the corpus was not written; see the lines above")
-    return path
+def find_files(root, left_out):
+    """{name: path} of a file, or of the files in a folder. Names have "/" between folders on every
+    system.
 
-
-def tinycode_folder(data):
-    """Where the problems and facts of a corpus are that data/tinycode.py wrote: beside it. Else
-    None."""
-    if data == "tinycode":
-        return TINYCODE
-    path = Path(data)
-    has_both = all((path.parent / name).exists() for name in ("problems.jsonl", "facts.jsonl"))
-    return path.parent if path.name == "corpus.jsonl" and has_both else None
-
-
-def tinycode_file(folder, name):
-    """The path of problems.jsonl or facts.jsonl in a folder from `tinycode_folder`; the built-in
-    one is written first, where it is not there yet."""
-    if folder == TINYCODE:
-        built_in_file("tinycode")
-    return folder / name
-
-
-def find_files(source, left_out):
-    """{name: path} of the files of a source: a name in BUILT_IN, a file, or a folder.
-
-    In a folder, names that begin with a dot are passed over, and so are caches, runs, and links to
-    a folder, perhaps to one above. Names have "/" between folders on every system.
-    left_out: as for `documents`. Raises UserError.
+    Names that begin with a dot are passed over, and so are caches, runs, and links to a folder,
+    perhaps to one above. left_out: as for `documents`. Raises UserError.
     """
-    root = str(built_in_file(source)) if source in BUILT_IN else source
     if os.path.isfile(root):
         return {os.path.basename(root): root}
     if not os.path.isdir(root):
-        raise UserError(f"--data={source}: no such file or folder, nor one of "
-                        f"{', '.join(BUILT_IN)}{did_you_mean(source, BUILT_IN)}")
+        raise UserError(f"--data={root}: no such file or folder, nor one of "
+                        f"{', '.join(BUILT_IN)}{did_you_mean(root, BUILT_IN)}")
 
     files = {}
     for folder, subfolders, names in os.walk(root, onerror=left_out["folders not read"].append):
@@ -177,18 +145,17 @@ def read_jsonl(path):
 
     Raises UserError for a file that is not there, or has something else in it.
     """
-    number = 1
+    number = 0
     try:
-        for row in rows_and_blanks(path):
+        for number, row in enumerate(rows_and_blanks(path), 1):
             if row is not None:
                 yield number, row
-            number += 1
     except ImportError:
         raise UserError(f"{path}: reading it needs a package, pip install pyarrow") from None
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (ValueError, OSError, EOFError, zlib.error, RuntimeError) as error:
-        raise UserError(f"{path}, near line {number}: expected JSON lines, or parquet "
+        raise UserError(f"{path}, near line {number + 1}: expected JSON lines, or parquet "
                         f"({error})") from None
 
 
@@ -206,11 +173,9 @@ def read_log(path):
 
 def has_rows(path):
     """Whether a file has rows, by its name; a .json if its first line is a row with text."""
-    stem, ending = os.path.splitext(path.lower())
-    if ending in (".gz", ".zst"):
-        return stem.endswith((".jsonl", ".ndjson", ".json"))
-    if ending != ".json":
-        return ending in (".jsonl", ".ndjson", ".parquet")
+    name = path.lower().removesuffix(".gz").removesuffix(".zst")
+    if not name.endswith(".json"):
+        return name.endswith((".jsonl", ".ndjson", ".parquet"))
     try:
         _, row = next(read_jsonl(path), (0, {}))
     except UserError:
@@ -222,30 +187,22 @@ def has_rows(path):
 # where a text is cut
 
 
-def end_of_piece(text, longest):
-    """Where the first piece of `text` (bytes) ends, at most `longest` bytes (5 or more).
-
-    It ends after the last newline in reach; where there is none, between two UTF-8 characters. So
-    with longest = 7 the pieces of b"ab\\ncd\\nefgh" are b"ab\\ncd\\n" and b"efgh".
-    """
-    if len(text) <= longest:
-        return len(text)
-    end = text.rfind(b"\n", 0, longest) + 1
-    if end:
-        return end
-    # A byte 10xxxxxx continues a character. A character has at most 4 bytes, so in valid text one
-    # begins 3 steps back or nearer; what is not UTF-8 may be cut anywhere.
-    end = longest
-    while end > longest - 4 and text[end] & 0b11000000 == 0b10000000:
-        end -= 1
-    return end
-
-
 def pieces(file, longest):
-    """Yield a binary file in pieces of at most `longest` bytes, by `end_of_piece`."""
+    """Yield a binary file in pieces of at most `longest` bytes (5 or more).
+
+    A piece ends after the last newline in reach; where there is none, between two UTF-8 characters.
+    So with longest = 7 the pieces of b"ab\\ncd\\nefgh" are b"ab\\ncd\\n" and b"efgh".
+    """
     text = file.read(longest + 1)  # with the one byte more it is seen whether it goes on
     while text:
-        end = end_of_piece(text, longest)
+        end = len(text)
+        if end > longest:
+            newline = text.rfind(b"\n", 0, longest)
+            end = longest if newline < 0 else newline + 1
+            # A byte 10xxxxxx continues a character. A character has at most 4 bytes, so in valid
+            # text one begins 3 steps back or nearer; what is not UTF-8 may be cut anywhere.
+            while end > longest - 4 and text[end] & 0b11000000 == 0b10000000:
+                end -= 1
         yield text[:end]
         text = text[end:]
         text += file.read(longest + 1 - len(text))
@@ -280,23 +237,14 @@ def documents_of_text(name, path, alone, left_out):
             yield Document(name, text, begins=alone or number == 0)
 
 
-def text_of_row(row, columns):
-    """The text in the first of `columns` that has one, as bytes; None where there is none."""
-    for column in columns:
-        if isinstance(row.get(column), str):
-            # JSON can spell half a surrogate pair, which strict UTF-8 cannot
-            return row[column].encode("utf-8", "surrogatepass")
-    return None
-
-
 def documents_of_rows(name, path, text_column, left_out):
     """Yield the rows of a file as Documents. Of n rows 10 + n / 100 may lack a text. Raises
     UserError."""
     columns = [text_column] if text_column else TEXT_COLUMNS
     without_text = 0
     for n_rows, (number, row) in enumerate(read_jsonl(path), 1):
-        text = text_of_row(row, columns)
-        if text is None:
+        texts = [row[column] for column in columns if isinstance(row.get(column), str)]
+        if not texts:
             without_text += 1
             fault = (f"{path}, line {number}: expected a string `{'` or `'.join(columns)}`, found "
                      f"{str(row)[:60]}")
@@ -309,6 +257,7 @@ def documents_of_rows(name, path, text_column, left_out):
         if view not in (None, "raw", "comp") or split not in list(SPLITS):
             raise UserError(f"{path}, line {number}: found `view` {view}, `split` {split}; "
                             f"expected raw or comp, and one of {', '.join(filter(None, SPLITS))}")
+        text = texts[0].encode("utf-8", "surrogatepass")  # JSON can spell half a surrogate pair
         yield Document(str(row.get("name") or f"{name}:{number}"), text, view, SPLITS[split])
 
 
@@ -354,24 +303,21 @@ def hold_out(hashes, said, raw, source):
     if len(hashes) < 2:
         raise UserError(f"--data={source}: {len(hashes)} documents with text; expected two or "
                         "more, to hold one out; --text_column=NAME names the field of the text")
-    if (said == 1).all():
-        raise UserError(f'--data={source}: all documents are marked "split": "val"; expected one '
-                        "or more to train on")
     if (said == 0).all():
         print(f'data: all documents of {source} are marked "split": "train"; some are held out '
               "all the same")
         said = said - 1
     free = said < 0
     held_out = np.where(free, hashes < HELD_OUT_SHARE, said == 1)
-    # all have one name, as the pieces of a single file: its end is held out, as in nanoGPT
-    if free.all() and (hashes == hashes[0]).all():
-        held_out[:] = False
-        held_out[-max(1, len(held_out) // 10):] = True
-        return held_out
-    # of a few names it happens that none is held out, or all are: then the nearest one is moved
     may_move = free & raw
-    if may_move.any() and not (held_out & raw).any():
+    if free.all() and (hashes == hashes[0]).all():
+        # all have one name, as the pieces of a single file: its end is held out, as in nanoGPT
+        n_training = len(held_out) - max(1, len(held_out) // 10)
+        held_out = np.arange(len(held_out)) >= n_training
+    elif may_move.any() and not (held_out & raw).any():
+        # of a few names it happens that none is held out: then the nearest one is moved
         held_out |= may_move & (hashes == hashes[may_move].min())
     if held_out.all():
-        held_out &= ~free | (hashes != hashes[free].max())
+        raise UserError(f"--data={source}: all documents are held out; expected one or more to "
+                        'train on, "split": "train"')
     return held_out

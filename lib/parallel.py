@@ -52,8 +52,6 @@ def fast_dtype(device):
     has_units = False
     if kind_of(device) == "cuda":
         has_units = torch.cuda.is_bf16_supported(including_emulation=False)
-        if not has_units:
-            warn_once(f"float32: the {torch.cuda.get_device_name(device)} has no bfloat16 units")
     elif device == "cpu":
         has_units = torch.cpu.get_capabilities().get("amx_bf16", False)
     return "bfloat16" if has_units else "float32"
@@ -119,9 +117,11 @@ class Processes:
         """A block in which only the first process prints."""
         return contextlib.nullcontext() if self.is_first else contextlib.redirect_stdout(None)
 
-    def rows(self, n):
-        """This process's share of n rows, a range; the shares together are all of them."""
-        return range(self.rank, n, self.world_size)
+    def micro_batches(self, n, at_once):
+        """This process's share of the rows 0 .. n-1, a list of ranges of up to `at_once` rows. The
+        shares of all processes together are all of the rows."""
+        rows = range(self.rank, n, self.world_size)
+        return [rows[i:i + at_once] for i in range(0, len(rows), at_once)]
 
     def sum(self, value):
         """The sum of a number over all processes."""

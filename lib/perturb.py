@@ -1,17 +1,18 @@
 """
 ReCode's perturbations of a prompt (Wang et al. 2022, arXiv 2212.10264): changes that keep the
-meaning. And noise in a text's bytes.
+meaning.
 
 A model that has understood a prompt solves the perturbed one too: lib/probes.py measures it. (Of
 ReCode's four kinds "syntax", new names for variables, is not here.)
 """
-import ast
 import builtins
 import math
 import random
 import re
 from dataclasses import dataclass
 from functools import partial
+
+from lib.data import meaning
 
 
 @dataclass
@@ -25,12 +26,8 @@ class Program:
     def meaning(self):
         """What it does, as a string: its syntax tree, without docstrings and the function's name.
         Raises SyntaxError."""
-        tree = ast.parse(self.prompt + self.solution)
-        for node in ast.walk(tree):
-            may_have_one = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
-            if may_have_one and ast.get_docstring(node) is not None:
-                del node.body[0]
-        return re.sub(f"(id|name)='{self.entry_point}'", "the function", ast.dump(tree))
+        tree = meaning(self.prompt + self.solution)
+        return re.sub(f"(id|name)='{self.entry_point}'", "the function", tree)
 
 
 # A *way* is a function (program, rng) -> (prompt, solution, entry_point), changed, or None where it
@@ -180,16 +177,3 @@ def perturb(problem, kind, seed):
         if meaning_stays and changed[0] != problem["prompt"]:
             return changed
     return unchanged
-
-
-# -----------------------------------------------------------------------------
-# byte noise
-
-
-def add_noise(text, share, rng):
-    """(text, which of its bytes were drawn anew), of a text uint8 (n,): this share of the bytes,
-    which are then any of the 256."""
-    replaced = rng.random(len(text)) < share
-    noisy = text.copy()
-    noisy[replaced] = rng.integers(256, size=replaced.sum())
-    return noisy, replaced

@@ -59,29 +59,28 @@ def flops_per_symbol(model, byte_rows=0, raw_share=0.0, attended=None):
 def mean_of_drawn(pool, values):
     """The mean of `values`, one for each sample of the corpus, over what a Pool of mix.py draws."""
     mean = 0.0
-    for chance, samples in zip(np.diff(pool.cumulative, prepend=0), pool.sources):
+    for chance, samples in zip(pool.chances, pool.sources):
         if chance > 0:
-            mean += values[samples].mean() * chance / pool.cumulative[-1]
+            mean += values[samples].mean() * chance / pool.chances.sum()
     return mean
 
 
 def expected_raw_share(mixer):
     """The share of a training's positions that hold a raw byte, expected from its schedule and the
     lengths of its views: it depends on no seed."""
-    raw_bytes = mixer.views.raw_lengths.astype(np.int64)  # (samples,)
+    raw_bytes = mixer.views.raw.lengths.astype(np.int64)  # (samples,)
     symbols = raw_bytes                                   # of raw bytes only, where none is drawn
     if mixer.options.mix > 0:
-        symbols = mixer.views.comp_lengths.astype(np.int64)
+        symbols = mixer.views.comp.lengths.astype(np.int64)
     # the raw bytes of each sample, shown as each kind, and all its symbols, sentinels included
     shown = [("raw", raw_bytes, raw_bytes + 2), ("comp", 0 * raw_bytes, symbols + 2),
              ("pair", raw_bytes, raw_bytes + symbols + 4)]
-    raw, length, length_squared = np.ones((3, 3))  # means over what is drawn of each kind
-    for i, (kind, n_raw, n) in enumerate(shown):
+    means = np.ones((3, 3))  # of each kind, over what is drawn of it
+    for row, (kind, n_raw, n) in zip(means, shown):
         pool = mixer.pools[kind]
         if len(pool.samples):
-            raw[i] = mean_of_drawn(pool, n_raw)
-            length[i] = mean_of_drawn(pool, n)
-            length_squared[i] = mean_of_drawn(pool, n ** 2)
+            row[:] = [mean_of_drawn(pool, values) for values in (n_raw, n, n ** 2)]
+    raw, length, length_squared = means.T
 
     share = 0.0
     steps = np.linspace(0, mixer.total_steps, 1001)
@@ -228,8 +227,6 @@ def print_plan(options, GPT, config, loss_positions):
     fits = total <= 1e9 * options.gpu_memory
     print(f"  {'in all':16} {total / 1e9:8.2f} GB a GPU: {'fits' if fits else 'does not fit'}, "
           "eager, with AdamW; torch.compile keeps less")
-    if not fits:
-        print("  less with --activation_checkpointing, --fsdp, more --gpus or less --block_size")
 
     # a sample's first symbol attends to one, its last to all: to half of it, on average
     length = min(options.sample_length or config.block_size, config.block_size)

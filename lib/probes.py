@@ -10,11 +10,12 @@ import re
 
 import numpy as np
 
-from lib.data import TINYCODE, read_jsonl, tinycode_file, tinycode_folder
+from lib.data import read_jsonl
 from lib.options import warn_once
 from lib.perturb import PERTURBATIONS, perturb
 from lib.judge import counts_to_know, read_problems, score
 from lib.tables import with_progress
+from lib.views import tinycode_file
 
 # What ends a function: HumanEval's stop sequences, and decorators. Where a file has prompts without
 # a `def`, as MBPP's, the function is still to come, and evalplus's stop sequences are used.
@@ -50,8 +51,9 @@ def choose_problems(run, options):
 
     Raises UserError for a file that has none.
     """
-    tinycode = tinycode_folder(run.options.data) or TINYCODE
-    problems = read_problems(options.problems or tinycode_file(tinycode, "problems.jsonl"))
+    problems = read_problems(options.problems
+                             or tinycode_file(run.options.data, "problems.jsonl")
+                             or tinycode_file("tinycode", "problems.jsonl"))
     if not 0 < options.limit < len(problems):
         return problems, {}
     chosen = spread(list(problems), options.limit)
@@ -79,7 +81,7 @@ def score_rows(problems, rows, options):
     those in somebody's --samples only with --unconfined.
     """
     unconfined = options.unconfined or not options.samples
-    scored = score(problems, rows, options.timeout, options.memory << 20, unconfined)
+    scored = score(problems, rows, options.timeout, unconfined=unconfined)
     return scored, counts_to_know(scored)
 
 
@@ -127,17 +129,16 @@ def robustness(run, options):
             kinds.append(kind)
             rows += of_kind
 
-    scored, known = score_rows(problems, rows, options)
-    results |= known
+    scored, notes = score_rows(problems, rows, options)
+    results |= notes
     solved = {kind: dict.fromkeys(problems, True) for kind in (None, *kinds)}
     for row in scored:
         if not row["passed"]:
             solved[row["kind"]][row["task_id"]] = False
     results |= with_interval("greedy pass@1", list(solved[None].values()))
-    for kind in kinds:
-        results |= with_interval(f"robust {kind}", list(solved[kind].values()))
     greedy = results["greedy pass@1"]
     for kind in kinds:
+        results |= with_interval(f"robust {kind}", list(solved[kind].values()))
         if greedy > 0:  # a drop from 0 is undefined
             results[f"drop {kind}"] = 1 - results[f"robust {kind}"] / greedy
     return results
@@ -178,6 +179,7 @@ def translate(run, views, given, wanted):
         given "comp":    <comp> 17 9 </comp> <raw>    ->    d e f _ f </raw>
     """
     opening, _ = run.sentinels(wanted)
+    block_size = run.model.config.block_size
     texts = {}
     task_ids = list(views)
     for start in with_progress(range(0, len(task_ids), TRANSLATIONS_AT_ONCE), "translating"):
@@ -186,7 +188,7 @@ def translate(run, views, given, wanted):
         for task_id in batch:
             view = views[task_id][given]
             prompts.append((np.append(view.symbols, opening), np.append(view.suffix, 0)))
-        for task_id, symbols in zip(batch, run.continue_view(prompts, wanted)):
+        for task_id, symbols in zip(batch, run.continue_view(prompts, wanted, block_size)):
             texts[task_id] = decoded(run, wanted, symbols)
     return texts
 
@@ -210,8 +212,8 @@ def translation(run, options):
             right = (problem["prompt"] + problem["canonical_solution"]).encode()
             exact.append(text == right)
             rows.append({"task_id": task_id, "solution": text.decode("utf-8", "replace")})
-        scored, known = score_rows(problems, rows, options)
-        results |= known
+        scored, notes = score_rows(problems, rows, options)
+        results |= notes
         results |= with_interval(f"{given} to {wanted}, exact", exact)
         results |= with_interval(f"{given} to {wanted}, pass@1", [row["passed"] for row in scored])
     return results
@@ -225,11 +227,11 @@ def recall_facts(run, options):
     """The share of tinycode's facts that greedy decoding gives back from their prompts:
     "facts_any", of those that may be seen raw, "facts_comp", of those that are only seen
     compressed, where there are such; and "facts_chance", what guessing would give."""
-    folder = tinycode_folder(run.options.data)
-    if not folder:
+    path = tinycode_file(run.options.data, "facts.jsonl")
+    if not path:
         warn_once(f"facts left out: --data={run.options.data} has none")
         return {}
-    facts = [row for _, row in read_jsonl(tinycode_file(folder, "facts.jsonl"))]
+    facts = [row for _, row in read_jsonl(path)]
     prompts = [fact["prompt"].encode() for fact in facts]
     completions = run.complete(prompts, stops=(b"\n",), view=options.view, max_new=24,
                                temperature=0)

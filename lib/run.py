@@ -9,7 +9,7 @@ and its closing report. A run is never overwritten unless its user says so.
         proxy.pt        the compressor that the model was trained with; inference does without
         report.json     the closing report
         results.json    what eval.py has measured
-        byte_heads.pt   of runs/byte_heads.py: guesses that make greedy writing faster
+        byte_heads.pt   of runs/byte_heads.py
 
 train.py writes all but the last two; sample.py and eval.py read checkpoints.
 """
@@ -44,7 +44,7 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 # of checkpoints: one more when what they hold gets another meaning. Older ones can be sampled from
 # and evaluated, but their training can't go on
-VERSION = 2
+VERSION = 3
 
 FILES = ("config.json", "log.jsonl", "ckpt.pt", "proxy.pt", "report.json", "results.json",
          "byte_heads.pt")
@@ -61,37 +61,30 @@ def files_of_run(folder):
 
 
 def check_folder(out, overwrite):
-    """Refuse what is no folder, and one with files of a run, or of such names. Raises UserError."""
-    folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out={out}: is a file; expected a folder")
-    in_the_way = files_of_run(folder)
+    """Refuse a folder with files of a run, or of such names. Raises UserError."""
+    in_the_way = files_of_run(Path(out))
     if in_the_way and not overwrite:
-        resume = f"go on with --resume={out}, " if (folder / "ckpt.pt").exists() else ""
-        raise UserError(f"--out={out}: there is a run in it ({in_the_way[0].name}); {resume}give "
-                        "another name, or replace it with --overwrite")
+        raise UserError(f"--out={out}: there is a run in it ({in_the_way[0].name}); go on with "
+                        f"--resume={out}, give another name, or replace it with --overwrite")
 
 
-def new_folder(out, default, overwrite=False):
-    """Make the folder of a new run, and return it: `out`, of which other files stay, or if that is
-    empty the first of default, default-2, default-3 .. that does not exist. Raises UserError."""
-    try:
-        if out:
-            check_folder(out, overwrite)
-            folder = Path(out)
-            folder.mkdir(parents=True, exist_ok=True)
-            for path in files_of_run(folder):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+def new_folder(options):
+    """Make the folder of a new run: --out, of which other files stay, or without it the first of
+    out/PROXY, out/PROXY-2, out/PROXY-3 .. that does not exist. Raises UserError, and OSError."""
+    if options.out:
+        check_folder(options.out, options.overwrite)
+        folder = Path(options.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in files_of_run(folder):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return folder
+    Path("out").mkdir(exist_ok=True)
+    _, _, name = options.proxy.rpartition(":")  # of a proxy of one's own, FILE.py:CLASS, the class
+    for number in itertools.count(1):
+        folder = Path("out", name if number == 1 else f"{name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()  # of two trainings that begin at once only one gets it
             return folder
-        Path(default).parent.mkdir(parents=True, exist_ok=True)
-        for number in itertools.count(1):
-            folder = Path(default if number == 1 else f"{default}-{number}")
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir()  # of two trainings that begin at once only one gets it
-                return folder
-    except OSError as error:
-        raise UserError(f"--out={out or default}: {error.strerror}; expected a folder that can be "
-                        "made") from None
 
 
 def describe(options):
@@ -130,15 +123,6 @@ def newest_run():
 # reading a checkpoint
 
 
-def first_line(error):
-    """An exception's own words, without the stack that torch adds; its name if it has none."""
-    failures = getattr(error, "failures", None)  # of a CheckpointException: {process: (error, ..)}
-    if failures:
-        error, _ = failures[min(failures)]
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 def load_checkpoint(run):
     """What train.py saved in the folder `run`, a dict. Raises UserError if there is nothing
     whole, or if another program or a newer version wrote it."""
@@ -146,13 +130,10 @@ def load_checkpoint(run):
     if not path.exists():
         raise UserError(f"{run}: no run here, expected a file ckpt.pt in it, as train.py writes")
     checkpoint = None
-    try:
-        if zipfile.is_zipfile(path):  # looks at its end, which lists what is inside
+    if zipfile.is_zipfile(path):  # looks at its end, which lists what is inside
+        # the second are other objects; torch's own words advise to run what is in the file
+        with contextlib.suppress(RuntimeError, pickle.UnpicklingError):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        pass  # other objects; torch's own words advise to run what is in the file
-    except (OSError, RuntimeError, MemoryError) as error:
-        raise UserError(f"cannot read {path}: {first_line(error)}") from None
     if not isinstance(checkpoint, dict) or not {"config", "options", "step"} <= checkpoint.keys():
         raise UserError(f"{path} is corrupt or truncated, or another program wrote it; restore it "
                         "or train again")
@@ -168,8 +149,7 @@ def raise_other_version(run, difference):
 
 
 # what earlier versions could do, and the value at which that changed nothing
-GONE = {"shard": "0/1", "schedule": "linear", "rehash": False, "blind": False, "zdict": False,
-        "decay": "cosine", "n_byte_heads": 0}
+GONE = {"n_byte_heads": 0}
 
 
 def restore_options(run, what, dataclass, values):
@@ -203,14 +183,20 @@ def load_shards(run, checkpoint, state):
     """
     import torch.distributed.checkpoint as dcp  # takes a second, which sample.py can do without
     folder = Path(run) / checkpoint["shards"]
-    if not (folder / ".metadata").exists():  # written last
-        raise UserError(f"{folder} is corrupt or incomplete: no .metadata in it; restore it or "
-                        "train again")
     try:
         dcp.load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
-    except (OSError, dcp.api.CheckpointException) as error:
-        raise UserError(f"{folder} is corrupt, incomplete or cannot be read: {first_line(error)}; "
-                        "restore it or train again") from None
+    except dcp.api.CheckpointException as error:
+        reason = str(error).splitlines()[-1]  # after the processes' stacks
+        raise UserError(f"{folder} is corrupt, incomplete or cannot be read: {reason}; restore it "
+                        "or train again") from None
+
+
+def load_weights(run, checkpoint, model):
+    """Put the weights of a run's checkpoint, whole or in shards, into a model. Raises UserError."""
+    if "shards" in checkpoint:
+        load_shards(run, checkpoint, {"model": model.state_dict()})
+    else:
+        restore_weights(run, model, checkpoint["model"])
 
 
 # -----------------------------------------------------------------------------
@@ -272,11 +258,6 @@ def drop_log_from(step, path):
 # what a training writes
 
 
-def shards_of(step):
-    """The name of the folder with the parts of a sharded checkpoint."""
-    return f"shards-{step or 0:07}"
-
-
 def save_shards(folder, model, optimizers, is_alone):
     """Write this process's part of a sharded model and its optimizers. Raises UserError."""
     import torch.distributed.checkpoint as dcp
@@ -285,16 +266,20 @@ def save_shards(folder, model, optimizers, is_alone):
     try:
         dcp.save({"model": model_state, "optimizers": optimizer_state}, checkpoint_id=folder,
                  no_dist=is_alone)
-    except (OSError, dcp.api.CheckpointException) as error:
-        raise UserError(f"cannot write {folder}: {first_line(error)}") from None
+    except dcp.api.CheckpointException as error:
+        reason = str(error).splitlines()[-1]
+        raise UserError(f"cannot write {folder}: {reason}") from None
 
 
 def open_run(options, proxy_path):
     """Make the folder of a new run; returns its name. Raises UserError."""
-    _, _, name = options.proxy.rpartition(":")  # of a proxy of one's own, FILE.py:CLASS, the class
-    folder = new_folder(options.out, f"out/{name}", options.overwrite)
-    if proxy_path:
-        shutil.copy(proxy_path, folder / "proxy.pt")
+    try:
+        folder = new_folder(options)
+        if proxy_path:
+            shutil.copy(proxy_path, folder / "proxy.pt")
+    except OSError as error:
+        raise UserError(f"--out={options.out}: {error.strerror}; expected a folder that can be "
+                        "written to") from None
     # by these two lib/data.py knows the folder for a run, whose files are no text of a corpus
     write_file(folder / "log.jsonl", b"")
     write_file(folder / "config.json", json.dumps(describe(options), indent=1).encode())
@@ -313,7 +298,7 @@ def counted(training):
         "symbols": training.step * training.symbols_per_step,
         "text_bytes": round(training.processes.sum(training.text_bytes)),
         "flops": training.step * training.flops_per_step,
-        "skipped": int(training.skipped),
+        "skipped": training.skipped,
         "seconds": round(time.time() - training.began),
     }
 
@@ -321,8 +306,7 @@ def counted(training):
 class Record:
     """What is written of a training: its folder, its log, its checkpoints, and what it says.
 
-    All processes call it, as numbers are summed over them; the first one writes. A log line or a
-    checkpoint that can't be written is said, and the training goes on.
+    All processes call it, as numbers are summed over them; the first one writes.
     """
     def __init__(self, options, made_from, proxy_path, processes, saved):
         """Open the folder of a new run, or that of `saved`, a checkpoint. Raises UserError.
@@ -332,15 +316,13 @@ class Record:
         self.options = options
         self.made_from = made_from
         self.processes = processes
-        self.saved_step = None  # of the checkpoint on disk
+        self.saved_step = saved["step"] if saved else 0  # nothing is saved at step 0
         if saved is None:
             options.out = processes.from_first(lambda: open_run(options, proxy_path))
-        else:
-            self.saved_step = saved["step"]
-            if saved["made_from"] != made_from:
-                raise UserError(f"{options.out} was trained on {saved['made_from']}, but "
-                                f"--data={options.data} now gives {made_from}; restore that corpus "
-                                "and the code that prepared it, or start a new run")
+        elif saved["made_from"] != made_from:
+            raise UserError(f"{options.out} was trained on {saved['made_from']}, but "
+                            f"--data={options.data} now gives {made_from}; restore that corpus "
+                            "and the code that prepared it, or start a new run")
         self.out = Path(options.out)
         if saved and processes.is_first:
             drop_log_from(saved["step"], self.out / "log.jsonl")
@@ -361,63 +343,54 @@ class Record:
             "lr": training.learning_rate(),
             "loss": None if loss is None else processes.sum(loss.item()),
             **validation,
-            "batch_seconds": round(training.batch_seconds),
         }
         if not processes.is_first:
             return
-        try:
-            with open(self.out / "log.jsonl", "a") as f:
-                f.write(json.dumps(line) + "\n")
-        except OSError as error:  # a full disk, say, which should not end a training
-            say(f"not written to log.jsonl: step {line['step']} ({error.strerror})")
+        with open(self.out / "log.jsonl", "a") as f:
+            f.write(json.dumps(line) + "\n")
         say(log_line(line))
         if self.wandb is not None:
             self.wandb.log(line)
 
     def save(self, training):
-        """Write the checkpoint, which appears in one piece. If it can't be written the old one
-        stays. With --fsdp each process writes its part, into a folder that ckpt.pt names."""
-        if training.step in (0, self.saved_step):
+        """Write the checkpoint, which appears in one piece: what stops it leaves the old one. With
+        --fsdp each process writes its part, into a folder that ckpt.pt names. Raises UserError."""
+        if training.step == self.saved_step:
             return  # nothing that is new
         processes = self.processes
         model, optimizers = training.model, training.optimizers
         state = {
             "version": VERSION,
             "step": training.step,
-            "skipped": int(training.skipped),
+            "skipped": training.skipped,
             "text_bytes": processes.sum(training.text_bytes),
             "loss": processes.sum(training.loss.item()),
             "seconds": time.time() - training.began,
-            "batch_seconds": training.batch_seconds,
             "made_from": self.made_from,
             "options": asdict(self.options),
             "config": asdict(training.config),
         }
-        try:
-            if self.options.fsdp:
-                state["shards"] = shards_of(training.step)
-                is_alone = processes.world_size == 1
-                save_shards(self.out / state["shards"], model, optimizers, is_alone)
-            else:
-                state["model"] = model.state_dict()
-                state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
-            # one process writes, and what goes wrong there is raised in all of them
-            processes.from_first(lambda: write_torch(self.out / "ckpt.pt", state))
-            self.saved_step = training.step
-        except UserError as error:
-            processes.print0(f"checkpoint skipped: {error}")
+        if self.options.fsdp:
+            state["shards"] = f"shards-{training.step:07}"
+            is_alone = processes.world_size == 1
+            save_shards(self.out / state["shards"], model, optimizers, is_alone)
+        else:
+            state["model"] = model.state_dict()
+            state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
+        # one process writes, and what goes wrong there is raised in all of them
+        processes.from_first(lambda: write_torch(self.out / "ckpt.pt", state))
+        self.saved_step = training.step
         if processes.is_first:  # no checkpoint names these parts: they are old, or half written
             for folder in self.out.glob("shards-*"):
-                if folder.name != shards_of(self.saved_step):
+                if folder.name != state.get("shards"):
                     shutil.rmtree(folder, ignore_errors=True)
 
     def interrupted(self, training):
         """Save after Ctrl-C, and say how to go on."""
         self.save(training)
-        outcome = "saved" if self.saved_step == training.step else "not saved"
-        line = f"interrupted at step {training.step}, {outcome}."
-        if self.saved_step is not None:
-            line += f" To go on: python train.py --resume={self.out}"
+        line = f"interrupted at step {training.step}"
+        if training.step > 0:
+            line += f", saved. To go on: python train.py --resume={self.out}"
         self.processes.print0(line)
 
 
@@ -429,8 +402,6 @@ def log_line(line):
             shown.append(f"{name} {line[name]:.3f}")
     if line["skipped"]:
         shown.append(f"skipped {line['skipped']}")
-    if line["batch_seconds"] > 0.5 * line["seconds"]:  # then a faster device would not help
-        shown.append(f"waits for batches: {line['batch_seconds']} of {line['seconds']} s")
     return "  ".join(shown)
 
 
@@ -461,19 +432,19 @@ def modified(path):
 
 
 class Results:
-    """The results.json of a run's folder; of a model without a checkpoint nothing is kept.
+    """The results.json of a run's folder.
 
     A result counts for its task and all settings, until there is another checkpoint, or a file that
     a setting names has changed.
     """
     def __init__(self, folder):
-        self.folder = Path(folder or "")
-        self.checkpoint = modified(self.folder / "ckpt.pt") if folder else 0.0
+        self.folder = Path(folder)
+        self.checkpoint = modified(self.folder / "ckpt.pt")
 
     def read(self):
         """The rows that are kept of this checkpoint: [{"task", "settings", "results", ..}]."""
         path = self.folder / "results.json"
-        if not self.checkpoint or not path.exists():
+        if not path.exists():
             return []
         try:
             rows = json.loads(path.read_text(encoding="utf-8"))
@@ -483,11 +454,11 @@ class Results:
 
     def kept(self, task, settings):
         """The results {name: number} of a task, None if it is to be measured."""
-        texts = [value for value in settings.values() if isinstance(value, str)]
-        files = [name for text in texts for name in (text, *text.split(","))]
+        named = ",".join(str(value) for value in settings.values()).split(",")
+        newest_file = max(map(modified, named))
         for row in self.read():
             same = row["task"] == task and row["settings"] == settings
-            if same and row["time"] >= max(map(modified, files), default=0.0):
+            if same and row["time"] >= newest_file:
                 changed = [name for name in MEASURING if modified(ROOT / name) > row["time"]]
                 if changed:
                     warn_once(f"{self.folder}: {task} is kept, and {', '.join(changed)} has "
@@ -497,12 +468,11 @@ class Results:
 
     def keep(self, task, settings, results):
         """Keep what was measured. Where it can't be written, stderr says so."""
-        if not self.checkpoint or not results:
+        if not results:
             return
-        others = []  # read again: another evaluation of the run may have added to them
-        for row in self.read():
-            if row["task"] != task or row["settings"] != settings:
-                others.append(row)
+        # read again: another evaluation of the run may have added to them
+        others = [row for row in self.read()
+                  if (row["task"], row["settings"]) != (task, settings)]
         new = {"task": task, "settings": settings, "results": results,
                "checkpoint": self.checkpoint, "time": time.time()}
         try:
@@ -530,8 +500,7 @@ ROWS = [
 
 
 def print_report(report, options, seconds):
-    """The closing report, and commands to go on with. seconds: since this program began; those of
-    the training are a part of it, but of a resumed run they count from its beginning."""
+    """The closing report, and commands to go on with. seconds: since this program began."""
     print(f"\n{options.out}: proxy {options.proxy}, mix {options.mix}, {options.size}, "
           f"seed {options.seed}")
     reads_symbols = "bpb_comp" in report

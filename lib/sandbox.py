@@ -225,7 +225,7 @@ MOST_DESCRIPTORS = 64
 OPEN_DESCRIPTORS = 1024  # of the keeper, at most
 OWN_MEMORY = 1 << 32     # bytes of the tests' process
 OWN_SECONDS = 20         # that it may compute, longer than the completion
-MOST_THREADS = 1024     # of all the user's processes together, where this is not root
+MOST_THREADS = 1024      # of all the user's processes together, where this is not root
 
 
 def confine(folder, user, memory, seconds, landlock):

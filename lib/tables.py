@@ -32,12 +32,6 @@ bits/byte: of symbols of a fixed width. exact: samples decoded as they were. dri
 the symbols, over their number, after 1 % or 10 % of the bytes are deleted. -whole: no segments."""
 DRIFT_TEXTS = 60  # for the drift: edit distance takes time quadratic in the length
 
-# A symbol carries over what is learned of it if the same text gives the same symbols. The proxies
-# that do so here change 1 to 2 symbols for a deleted byte, those that do not 10 and more.
-STABLE = 2.5
-FEW_SYMBOLS = 4096  # more are rows of the output layer that a small model has no text to learn
-COMPRESSES = 1.2    # bytes a symbol
-
 
 def levenshtein(a, b):
     """Edit distance of two arrays over the longer one's length (Levenshtein 1966): from 0 to 1.
@@ -91,46 +85,23 @@ def collisions(proxy, texts):
     return tuple(sum(counted) / max(1, len(counted)) for counted in (sharing, close, white))
 
 
-class Measured:
-    """What the table says of a proxy, measured on `texts`, a list of bytes."""
-
-    def __init__(self, proxy, texts):
-        began = time.perf_counter()
-        codes = proxy.encode_batch(texts)
-        seconds = time.perf_counter() - began
-        n_bytes = sum(map(len, texts))
-        is_exact = [proxy.decode(code) == text for code, text in zip(codes, texts)]
-        self.name = proxy.name
-        self.n_symbols = proxy.n_symbols
-        self.ratio = n_bytes / sum(map(len, codes))  # bytes a symbol
-        self.speed = n_bytes / seconds
-        self.exact = np.mean(is_exact)               # share of the texts
-        self.drift_1 = drift(proxy, texts[:DRIFT_TEXTS], 0.01)
-        self.drift_10 = drift(proxy, texts[:DRIFT_TEXTS], 0.10)
-        self.changed = self.drift_1 / (0.01 * self.ratio)  # symbols, by one deleted byte
-
-    def row(self):
-        bits = np.log2(self.n_symbols) / self.ratio
-        return (f"{self.name:22} {self.ratio:12.2f} {bits:9.2f} {self.speed / 1e6:8.2f} "
-                f"{self.exact:8.1%} {self.drift_1:9.3f} {self.drift_10:9.3f}")
-
-
-def advice(measured):
-    """One line: of the stable proxies with few symbols the one that compresses most."""
-    suited = []
-    for proxy in measured:
-        is_stable = proxy.changed <= STABLE and proxy.n_symbols <= FEW_SYMBOLS
-        if proxy.exact == 1 and is_stable and proxy.ratio >= COMPRESSES:
-            suited.append(proxy)
-    if not suited:
-        return "advice: raw bytes; no proxy with few and stable symbols compresses this text"
-    best = max(suited, key=lambda proxy: proxy.ratio)
-    return (f"advice: {best.name}, {best.ratio:.2f} bytes a symbol; a deleted byte changes "
-            f"{best.changed:.1f} of its symbols")
+def table_row(proxy, texts):
+    """The line for a proxy: what is measured of it on `texts`, a list of bytes."""
+    began = time.perf_counter()
+    codes = proxy.encode_batch(texts)
+    seconds = time.perf_counter() - began
+    n_bytes = sum(map(len, texts))
+    ratio = n_bytes / sum(map(len, codes))
+    bits = np.log2(proxy.n_symbols) / ratio  # a byte, of symbols of a fixed width
+    is_exact = [proxy.decode(code) == text for code, text in zip(codes, texts)]
+    drift_1 = drift(proxy, texts[:DRIFT_TEXTS], 0.01)
+    drift_10 = drift(proxy, texts[:DRIFT_TEXTS], 0.10)
+    return (f"{proxy.name:22} {ratio:12.2f} {bits:9.2f} {n_bytes / seconds / 1e6:8.2f} "
+            f"{np.mean(is_exact):8.1%} {drift_1:9.3f} {drift_10:9.3f}")
 
 
 def print_proxy_table(title, proxies, texts):
-    """Print a row for each of `proxies`, the collisions of the fuzzy ones, and one line of advice.
+    """Print a row for each of `proxies`, and the collisions of the fuzzy ones.
 
     title: the corpus's name; texts: held-out samples of it, a list of bytes.
     """
@@ -138,18 +109,15 @@ def print_proxy_table(title, proxies, texts):
     print(f"\n{title}: {len(texts)} held-out samples of up to {max(lengths):,} bytes, "
           f"{sum(lengths) / 1e6:.2f} MB")
     print(HEADING)
-    measured = []
     for proxy in proxies:
-        measured.append(Measured(proxy, texts))
-        print(measured[-1].row(), flush=True)  # a row may take a minute
+        print(table_row(proxy, texts), flush=True)  # a row may take a minute
     print(LEGEND)
     for proxy in proxies:
-        if proxy.fuzzy and hasattr(proxy, "segments"):
+        if proxy.fuzzy and hasattr(proxy, "segments"):  # one of your own may have none
             share, close, white = collisions(proxy, texts)
             print(f"{proxy.name}: {share:.1%} of the distinct segments share their code with "
                   f"another,\n{close:.1%} of such pairs have a common prefix of at least 0.8; "
                   f"{white:.1%} differ in white space alone.")
-    print(f"\n{advice(measured)}")
 
 
 # -----------------------------------------------------------------------------

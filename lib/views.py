@@ -23,7 +23,6 @@ import json
 import os
 import pickle
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -37,8 +36,7 @@ from tqdm import tqdm
 
 from lib import data as data_file
 from lib.data import (
-    BUILT_IN, ROOT, built_in_file, code_of, documents, find_files, hash01, hold_out, key,
-    parse_data, pieces)
+    BUILT_IN, ROOT, code_of, documents, find_files, hash01, hold_out, key, parse_data, pieces)
 from lib.options import UserError
 
 # an empty variable is no variable, as the XDG rule has it
@@ -69,19 +67,16 @@ def locked(folder):
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "CACHEDIR.TAG").write_bytes(CACHE_TAG)
-        lock = FileLock(folder / "lock")
         try:
-            lock.acquire(timeout=1)
+            lock = FileLock(folder / "lock").acquire(timeout=1)
         except Timeout:
             print(f"waiting for another process that is at work in {folder}")
-            lock.acquire()
+            lock = FileLock(folder / "lock").acquire()
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error}; set NANOPROXY_CACHE to a folder "
                         "that can be written") from None
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 @contextlib.contextmanager
@@ -130,9 +125,28 @@ def file_id(path):
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
-def progress_bar(what, n_bytes):
-    """A bar on the terminal over so many bytes; none where stderr is a file or a pipe."""
-    return tqdm(total=n_bytes, desc=what, unit="B", unit_scale=True, leave=False, disable=None)
+# -----------------------------------------------------------------------------
+# built-in corpora
+
+
+def built_in_file(name):
+    """The path of a built-in corpus, written first where it is not there, or older than its
+    script. Raises UserError where the script fails."""
+    script = BUILT_IN[name]
+    path = script.with_suffix("") / "corpus.jsonl"
+    with locked(CACHE / "built-in"):  # one process writes it
+        if not path.exists() or path.stat().st_mtime < script.stat().st_mtime:
+            if subprocess.run([sys.executable, script]).returncode:
+                raise UserError(f"--data={name}: the corpus was not written; see the lines above")
+    return path
+
+
+def tinycode_file(data, name):
+    """The path of problems.jsonl or facts.jsonl, which data/tinycode.py writes beside its corpus;
+    None where `data` is no such corpus. The built-in one is written first. Raises UserError."""
+    corpus = built_in_file(data) if data == "tinycode" else Path(data)
+    path = corpus.parent / name
+    return path if corpus.name == "corpus.jsonl" and path.exists() else None
 
 
 # -----------------------------------------------------------------------------
@@ -140,10 +154,7 @@ def progress_bar(what, n_bytes):
 
 
 class Sequences:
-    """The samples of a corpus in one view, memory-mapped: number i is self[i], an array.
-
-    lengths: of each, uint32 (n,).
-    """
+    """One view of every sample of a corpus, memory-mapped. lengths: of each, uint32 (n,)."""
 
     def __init__(self, paths, dtype):
         lengths = [np.fromfile(f"{path}.lengths", np.uint32) for path in paths]
@@ -153,7 +164,8 @@ class Sequences:
         ends = [np.cumsum(some, dtype=np.int64) for some in lengths]   # within its shard
         self.ends = np.concatenate(ends)
 
-    def __getitem__(self, i):
+    def __call__(self, i):
+        """The symbols of sample i, an array."""
         shard = self.shards[np.searchsorted(self.first, i, side="right") - 1]
         end = int(self.ends[i])
         return shard[end - int(self.lengths[i]):end]
@@ -162,54 +174,36 @@ class Sequences:
 class Views:
     """Both views of every sample of a corpus, in the order of its documents.
 
-    id: what its text is and what of it is held out, wherever and however long its samples are.
+    raw(i), comp(i): the bytes and the proxy's symbols of sample i; raw.lengths, comp.lengths: how
+        many each sample has, (n,). `encode` sets comp.
+    id: what the text is and what of it is held out, wherever and however long its samples are.
     allowed: uint8 (n,), which views may be shown: ANY, RAW_ONLY or COMP_ONLY. held_out: bool (n,).
     sources: (first sample, weight) of each source; those without a weight of their own, which count
         by their size, are one.
     symbol_lengths: how many bytes of text each proxy symbol stands for, or None.
-    raw_lengths, comp_lengths: how many bytes and symbols each sample has, (n,).
     """
+    comp = symbol_lengths = None
 
-    def __init__(self, id, flags, sources, raw_view, folder=None):
+    def __init__(self, id, flags, sources, raw, folder=None):
         self.id = id
         self.flags = flags
         self.allowed = flags & 3
         self.held_out = (flags & HELD_OUT) > 0
         self.sources = sources
+        self.raw = raw
         self.folder = folder
-        self.raw_view = raw_view
-        self.raw_lengths = raw_view.lengths
-        self.text_bytes = int(raw_view.lengths.sum(dtype=np.int64))
-        self.set_comp(None)
-
-    def set_comp(self, comp_view, symbol_lengths=None):
-        self.comp_view = comp_view
-        self.comp_lengths = None if comp_view is None else comp_view.lengths
-        self.symbol_lengths = symbol_lengths
+        self.text_bytes = int(raw.lengths.sum(dtype=np.int64))
 
     def __len__(self):
         return len(self.flags)
 
-    def raw(self, i):
-        """The bytes of sample i, uint8 (n,)."""
-        return self.raw_view[i]
-
-    def comp(self, i):
-        """The proxy's symbols of sample i, (n,) of the proxy's dtype."""
-        return self.comp_view[i]
-
     def texts(self, samples):
         """The texts of some samples, numbers in order, a list of bytes; neighbours of one document
         are one text."""
-        texts = []
-        before = -2
-        for i in samples.tolist():
-            if i == before + 1 and not self.flags[i] & BEGINS:
-                texts[-1] += self.raw(i).tobytes()
-            else:
-                texts.append(bytearray(self.raw(i)))
-            before = i
-        return [bytes(text) for text in texts]
+        is_next = np.diff(samples, prepend=-2) == 1
+        begins_text = ~is_next | (self.flags[samples] & BEGINS > 0)
+        neighbours = np.split(samples, np.flatnonzero(begins_text))[1:]  # the first is empty
+        return [b"".join(map(self.raw, some.tolist())) for some in neighbours]
 
     def held_out_documents(self):
         """The held-out documents that may be shown raw, whole: a list of bytes."""
@@ -227,15 +221,13 @@ class Source:
     def __init__(self, name, weight):
         self.name = name
         self.weight = weight  # None: it counts by its size
-        if name in BUILT_IN:
-            with locked(CACHE / "built-in"):  # one process writes it
-                built_in_file(name)
         self.left_out = defaultdict(list)  # what of it is not read: {what: [where, ..]}
-        self.files = find_files(name, self.left_out)
+        path = str(built_in_file(name)) if name in BUILT_IN else name
+        self.files = find_files(path, self.left_out)
         # of each document; arrays that grow, and hold a number in 8 bytes where a list takes 40
         self.hashes = array("d")
         self.said = array("b")
-        self.views = array("B")
+        self.allowed = array("B")
         self.n_samples = array("L")
 
     def key(self):
@@ -261,7 +253,7 @@ class Source:
             if document.begins:
                 self.hashes.append(hash01(document.name))
                 self.said.append(-1 if document.held_out is None else document.held_out)
-                self.views.append(VIEW_FLAGS[document.view])
+                self.allowed.append(VIEW_FLAGS[document.view])
                 self.n_samples.append(0)
             for sample in pieces(io.BytesIO(document.text), longest):
                 self.n_samples[-1] += 1
@@ -272,10 +264,10 @@ class Source:
         for what, places in self.left_out.items():
             if places:
                 print(f"data: {len(places):,} {what}, the first: {places[0]}", flush=True)
-        views = np.array(self.views)
-        held_out = hold_out(np.array(self.hashes), np.array(self.said), views != COMP_ONLY,
+        allowed = np.array(self.allowed)
+        held_out = hold_out(np.array(self.hashes), np.array(self.said), allowed != COMP_ONLY,
                             self.name)
-        of_documents = views + HELD_OUT * held_out.astype(np.uint8)
+        of_documents = allowed + HELD_OUT * held_out.astype(np.uint8)
         digest.update(of_documents)
         n_samples = np.array(self.n_samples, np.int64)
         flags = np.repeat(of_documents, n_samples)
@@ -309,7 +301,8 @@ def write_samples(folder, sources, text_column, longest):
     digest = hashlib.sha256()
 
     def all_samples():
-        with progress_bar("samples", None) as progress:
+        # a bar on the terminal; none where stderr is a file or a pipe
+        with tqdm(desc="samples", unit="B", unit_scale=True, leave=False, disable=None) as progress:
             for source in sources:
                 for sample in source.samples(text_column, longest):
                     digest.update(sample)
@@ -336,20 +329,17 @@ def open_samples(data, text_column, longest):
     names, weights = parse_data(data)
     sources = list(map(Source, names, weights or [None] * len(names)))
     about_files = [source.key() for source in sources]
-    # what decides the files in the folder: the rest of this file may be edited
-    code = [code_of(thing) for thing in (data_file.__file__, Source, write_shards, write_samples,
-                                         Sequences, fitting_texts, encode_shard)]
-    constants = SHARD_BYTES, FIT_BYTES, FIT_STRETCH, VIEW_FLAGS, HELD_OUT, BEGINS
-    folder_key = key(about_files, weights, text_column, longest, code, constants)
+    code = code_of(data_file.__file__), code_of(__file__)
+    folder_key = key(about_files, weights, text_column, longest, code)
     called = ",".join(Path(name).resolve().name for name in names)  # to know it by
     folder = CACHE / re.sub(r"\W+", "-", f"{called[:30]}-{folder_key}")
     with locked(folder):
         if not (folder / "meta.json").exists():
             write_samples(folder, sources, text_column, longest)
     meta = json.loads((folder / "meta.json").read_text())
-    raw_view = Sequences(sorted(folder.glob("*.raw")), np.uint8)
+    raw = Sequences(sorted(folder.glob("*.raw")), np.uint8)
     flags = np.fromfile(folder / "flags.bin", np.uint8)
-    return Views(meta["id"], flags, meta["sources"], raw_view, folder)
+    return Views(meta["id"], flags, meta["sources"], raw, folder)
 
 
 # -----------------------------------------------------------------------------
@@ -364,7 +354,7 @@ def fitting_texts(views):
     texts = []
     for first, end, weight in zip(first_samples, [*first_samples[1:], len(views)], weights):
         training = first + np.flatnonzero(~views.held_out[first:end])
-        n_bytes = int(views.raw_lengths[training].sum(dtype=np.int64))
+        n_bytes = int(views.raw.lengths[training].sum(dtype=np.int64))
         n_stretches = max(1, n_bytes // FIT_STRETCH)
         # every step-th stretch is taken
         step = max(1.0, n_bytes / (FIT_BYTES * weight / sum(weights)))
@@ -408,52 +398,34 @@ def encode_shard(raw_path, comp_path, proxy):
         write_file(f"{comp_path}.lengths", comp_lengths)
 
 
-def encode_shards(paths, proxy, wait=False):
-    """Encode every shard that is not there and that no other process is at. Yields the path of each
-    when it is passed.
+def encode_shards(paths, proxy, parent=None, wait=False):
+    """Encode every shard that is not there and that no other process is at.
 
-    paths: (raw, comp) of each shard. wait: for who is at it; then it is there or, where that
-    process was killed, to be done here.
+    paths: (raw, comp) of each shard. parent: the process that this one helps, and ends with. wait:
+    for who is at a shard; then it is there or, where that process was killed, to be done here.
     """
     patience = -1 if wait else 0  # seconds; -1: as long as it takes
-    for raw_path, comp_path in paths:
+    for raw_path, comp_path in tqdm(paths, "encoding", unit="shard", leave=False, disable=None):
+        if parent and os.getppid() != parent:
+            return
         with contextlib.suppress(Timeout), FileLock(f"{comp_path}.lock", timeout=patience):
             if not comp_path.exists():
                 for left_over in comp_path.parent.glob(f"{comp_path.name}.*.tmp"):
                     left_over.unlink()  # by a killed process
                 encode_shard(raw_path, comp_path, proxy)
-        yield raw_path
 
 
-def help_to_encode(paths, pickled, load, proxy_path, parent):
-    """Encode shards until none is free, or the process `parent` has ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this one
-    try:
-        proxy = pickle.loads(pickled)  # without torch, and so with 140 MB less than its file takes
-    except (EOFError, ImportError, AttributeError):
-        proxy = load(proxy_path)
-    with contextlib.suppress(UserError):  # it goes wrong in the parent too, and is said there
-        for _ in encode_shards(paths, proxy):
-            if os.getppid() != parent:
-                return
-
-
-def start_helper(paths, proxy, load, proxy_path):
-    """A process that calls `help_to_encode`.
+def start_helper(work):
+    """A process that does `work()`, in silence: what goes wrong there goes wrong here too.
 
     It is a program of its own, not a copy of this process by `multiprocessing`, which would run the
     user's script again from its top.
     """
     program = "import pickle, sys; pickle.load(sys.stdin.buffer)()"
-    pickled = b""  # it stays so where the proxy can't be pickled
-    with contextlib.suppress(pickle.PicklingError, AttributeError, TypeError):
-        pickled = pickle.dumps(proxy)
-    work = functools.partial(help_to_encode, paths, pickled, load, proxy_path, os.getpid())
     search_path = os.pathsep.join(map(os.path.abspath, sys.path))
-    # there is a process for each core
-    settings = {"PYTHONPATH": search_path, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    settings = {"PYTHONPATH": search_path, "OMP_NUM_THREADS": "1"}  # each helper has one core
     process = subprocess.Popen([sys.executable, "-P", "-c", program], stdin=subprocess.PIPE,
-                               env=os.environ | settings)
+                               stderr=subprocess.DEVNULL, env=os.environ | settings)
     with contextlib.suppress(OSError), process.stdin:  # OSError: it has ended already
         process.stdin.write(pickle.dumps(work))
     return process
@@ -467,7 +439,7 @@ def seconds_a_byte(views, proxy):
     return (time.perf_counter() - began) / sum(map(len, texts))
 
 
-def encode_together(views, paths, proxy, load, proxy_path):
+def encode_together(views, paths, proxy):
     """Encode shards in one process a core, with whoever else is at them. Then all are there."""
     n_cores = min(len(paths), os.cpu_count() or 1)
     n_bytes = sum(raw_path.stat().st_size for raw_path, _ in paths)
@@ -476,31 +448,24 @@ def encode_together(views, paths, proxy, load, proxy_path):
           "it is interrupted is kept", flush=True)
     # under torchrun so many processes of this machine come here, and each starts its share
     n_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    helpers = [start_helper(paths, proxy, load, proxy_path) for _ in range(n_cores // n_here - 1)]
+    work = functools.partial(encode_shards, paths, proxy, parent=os.getpid())
+    helpers = [start_helper(work) for _ in range(n_cores // n_here - 1)]
     try:
-        with progress_bar("encoding", n_bytes) as progress:
-            for raw_path in encode_shards(paths, proxy):
-                progress.update(raw_path.stat().st_size)
-        for _ in encode_shards(paths, proxy, wait=True):
-            pass
-        for helper in helpers:
-            if helper.poll():  # not None, and not 0
-                print(f"proxy: a helping process ended with status {helper.returncode} (out of "
-                      "memory, or as said above); its part was done here", flush=True)
+        encode_shards(paths, proxy)
+        encode_shards(paths, proxy, wait=True)
     finally:
         for helper in helpers:
             helper.kill()
             helper.wait()
 
 
-def encode(views, proxy, path, load):
-    """Have the Views hold a proxy's symbols, too: from the cache, or encoded now. Raises UserError.
-
-    path: the proxy's file, which `load` reads.
-    """
+def encode(views, proxy, folder):
+    """Have the Views hold a proxy's symbols, too: from its folder, or encoded now. Raises
+    UserError."""
     raw_paths = sorted(views.folder.glob("*.raw"))
-    comp_paths = [path.with_name(f"{raw_path.stem}.comp") for raw_path in raw_paths]
+    comp_paths = [folder / f"{raw_path.stem}.comp" for raw_path in raw_paths]
     missing = [(raw, comp) for raw, comp in zip(raw_paths, comp_paths) if not comp.exists()]
     if missing:
-        encode_together(views, missing, proxy, load, path)
-    views.set_comp(Sequences(comp_paths, proxy.dtype), proxy.symbol_lengths)
+        encode_together(views, missing, proxy)
+    views.comp = Sequences(comp_paths, proxy.dtype)
+    views.symbol_lengths = proxy.symbol_lengths

@@ -32,8 +32,16 @@ class Row:
     """What is written after a prompt."""
     suffix: int  # the last 7 bytes of the text so far, packed (lib/attention.py)
     rest: bytes  # what must still be written before anything else
-    room: int    # how many more symbols fit into the context; 0: it has ended
+    room: int    # how many more symbols fit into the cache; 0: it has ended
     written: list = field(default_factory=list)
+
+    def write(self, symbol, text):
+        """Add a symbol, which stands for `text`, bytes."""
+        self.written.append(symbol)
+        self.room -= 1
+        self.rest = self.rest[len(text):]
+        for byte in text:
+            self.suffix = next_suffix(self.suffix, byte)
 
 
 def forbidden_before(rest, symbol_bytes):
@@ -49,9 +57,8 @@ def forbidden_before(rest, symbol_bytes):
 @torch.inference_mode()
 def write_view(model, cache, prompts, first_id, closing, symbol_bytes, pick_one, rests=None):
     """Go on from prompts that end inside a view, each up to the `closing` sentinel or to the end of
-    the context. Returns a list of symbols, counted from 0, for each.
+    the cache. Returns a list of symbols, counted from 0, for each.
 
-    cache: an empty KVCache for a whole context.
     prompts: (symbols, suffix) of each, int64 arrays.
     first_id: of the view's first symbol.
     symbol_bytes: the bytes of each symbol, None if it stands for none.
@@ -63,29 +70,21 @@ def write_view(model, cache, prompts, first_id, closing, symbol_bytes, pick_one,
     n_symbols = len(symbol_bytes)
     rows = []
     for (symbols, suffix), rest in zip(prompts, rests or [b""] * len(prompts)):
-        room = cache.length - len(symbols)
-        rows.append(Row(int(suffix[-1]), rest, room))
+        rows.append(Row(int(suffix[-1]), rest, room=cache.length - len(symbols)))
     states = read_prompts(model, cache, prompts)
     while True:
         logits = model.logits(states)
         of_view = logits[:, first_id:first_id + n_symbols]
         choices = torch.cat((of_view, logits[:, closing, None]), dim=1)  # (B, n_symbols + 1)
-        for rest in {row.rest for row in rows} - {b""}:
-            forbidden = forbidden_before(rest, symbol_bytes).to(device)
-            its_rows = torch.tensor([row.rest == rest for row in rows], device=device)
-            choices[its_rows[:, None] & forbidden] = -torch.inf
-
+        for row, its_choices in zip(rows, choices):
+            if row.rest:
+                its_choices[forbidden_before(row.rest, symbol_bytes).to(device)] = -torch.inf
         picked = pick_one(choices)  # (B,)
         for row, symbol in zip(rows, picked.tolist()):
-            if symbol == n_symbols or row.room == 0:
+            if symbol == n_symbols:
                 row.room = 0
-                continue
-            row.room -= 1
-            row.written.append(symbol)
-            text = symbol_bytes[symbol] or b""
-            row.rest = row.rest[len(text):]
-            for byte in text:
-                row.suffix = next_suffix(row.suffix, byte)
+            elif row.room > 0:
+                row.write(symbol, symbol_bytes[symbol] or b"")
         if all(row.room == 0 for row in rows):
             return [row.written for row in rows]
 
@@ -101,8 +100,8 @@ def complete_in_symbols(run, prompts, n=1, max_new=256, temperature=0.8, seed=0)
     """The texts (bytes) that a Run writes after each prompt, a list of n for each, where it reads
     and writes its proxy's symbols: what a tokenizer model does. Raises UserError if it can't.
 
-    Each view is written to its end, and only then cut, to max_new bytes. Of a prompt it reads at
-    most half of a context, so that there is room to write.
+    They are cut to max_new bytes. Of a prompt it reads at most half of a context, so that there is
+    room to write.
 
     Token healing: the last bytes of a prompt may share a symbol with what follows. The model does
     not read these `rests` but writes them once more, in symbols as it has seen them in training.
@@ -121,8 +120,9 @@ def complete_in_symbols(run, prompts, n=1, max_new=256, temperature=0.8, seed=0)
         suffix = np.append(view.suffix[0], view.suffix[start:-1])
         shown += [(ids, suffix)] * n
         rests += [rest] * n
+    max_symbols = max_new + max(map(len, rests))  # each stands for a byte at least
+    written = run.continue_view(shown, "comp", max_symbols, rests, temperature, seed)
     texts = []
-    written = run.continue_view(shown, "comp", rests, temperature, seed)
     for rest, symbols in zip(rests, written):
         text = run.proxy.decode(symbols)[len(rest):]  # nothing but the rest can come first
         texts.append(text[:max_new])

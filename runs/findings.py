@@ -27,6 +27,9 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from model import SIZES  # noqa: E402
+
 RESULTS = ROOT / "runs" / "results" / "runs.jsonl"
 FIVE_SEEDS = (1, 2, 3, 4, 5)
 THREE_SEEDS = (1, 2, 3)
@@ -78,40 +81,21 @@ def at_equal_compute(methods, flops, more=""):
     return {name: join(flags, more, f"--flops={flops:.0e}") for name, flags in methods.items()}
 
 
-def text_groups(corpus):
-    """The groups of a corpus that has no problems to solve, only bits per byte."""
-    methods = FOUR_METHODS | {"tokenizer, shuffled": SHUFFLED}
-    return {
-        f"{corpus}, nano, 3e+12 FLOPs": at_equal_compute(
-            methods, 3e12, f"--size=nano --data={corpus}"),
-        f"{corpus}, micro, 1e+13 FLOPs": at_equal_compute(
-            THREE_METHODS, 1e13, f"--data={corpus}"),
-    }
+def at_nano(methods, more=""):
+    """The methods at nano and 6e12 FLOPs: three minutes a run."""
+    return at_equal_compute(methods, 6e12, join("--size=nano", more))
 
 
-def long_context_groups():
-    """The standard library in samples of 1,022 bytes (gzip: 1,006) in place of 222."""
-    methods = {"raw bytes": RAW_BYTES, "proxy: tokenizer": TOKENIZER, "proxy: gzip": GZIP}
-    flags = "--size=nano --data=stdlib --block_size=2048 --batch_size=2"
-    return {
-        "stdlib, contexts of 2,048, nano, 3e+12 FLOPs": at_equal_compute(methods, 3e12, flags),
-        "stdlib, contexts of 2,048, nano, 1e+13 FLOPs": at_equal_compute(methods, 1e13, flags),
-    }
-
-
-def variations(base, changes):
+def variations(changes, base=TOKENIZER):
     """{name: flags} of the method `base` with each of some changes {name: flags}."""
-    methods = {name: join(base, change) for name, change in changes.items()}
-    return at_equal_compute(methods, 1e13)
+    return at_nano({name: join(base, change) for name, change in changes.items()})
 
 
 def sizes(methods, *settings):
     """{heading: methods} with a group for each (size, FLOPs)."""
     groups = {}
     for size, flops in settings:
-        # micro is train.py's default
-        size_flag = "" if size == "micro" else f"--size={size}"
-        groups[f"{size}, {flops:.0e} FLOPs"] = at_equal_compute(methods, flops, size_flag)
+        groups[f"{size}, {flops:.0e} FLOPs"] = at_equal_compute(methods, flops, f"--size={size}")
     return groups
 
 
@@ -122,6 +106,22 @@ def with_equal_bytes(groups):
         raw, _, _ = methods["raw bytes"].rpartition(" --flops=")
         reference = methods["proxy: tokenizer"]
         methods["raw, equal bytes"] = f"{raw} --budget={{{reference}}}"
+    return groups
+
+
+def in_blocks(size):
+    """The parameters in a model's blocks: all but embeddings and output layer."""
+    n_layer, n_embd, _, mlp_hidden, _ = SIZES[size]
+    return n_layer * (4 * n_embd ** 2 + 3 * n_embd * mlp_hidden)
+
+
+def at_equal_symbols(methods, *settings):
+    """{heading: methods} with a group for each (size, symbols for each parameter in its blocks)."""
+    groups = {}
+    for size, symbols in settings:
+        flags = f"--size={size} --budget={symbols * in_blocks(size)}"
+        groups[f"{size}, {symbols} symbols a parameter"] = {
+            name: join(method, flags) for name, method in methods.items()}
     return groups
 
 
@@ -140,11 +140,13 @@ class Study:
 TEXT = {"text_bytes": "text, MB", "bpb": "bits per byte"}
 PASS = {"pass@1": "pass@1"}
 REPORT = TEXT | {"bpb_solutions": "of solutions"} | PASS | {"pass@10": "pass@10"}
-LENGTHS = {
-    "pass@1, 2 operations": "2 operations",
+PARTS = {
     "pass@1, 3 operations": "3 operations",
+    "pass@1, 4 operations": "4 operations",
+    "pass@1, 5 operations": "5 operations",
+    "facts_any": "facts",
+    "facts_comp": "facts, comp",
 }
-PARTS = LENGTHS | {"facts_any": "facts", "facts_comp": "facts, comp"}
 TRANSLATION = PASS | {
     "comp to raw, exact": "comp to raw",
     "raw to comp, exact": "raw to comp",
@@ -157,20 +159,20 @@ ROBUSTNESS = {
     "bpb, 10% noise": "bpb at 10 %",
 }
 
-MIXING_RATES = variations(TOKENIZER, {
+MIXING_RATES = {
     "0.9": "",
     "0.5": "--mix=0.5",
     "0.7": "--mix=0.7",
     "0.95": "--mix=0.95",
     "1, read as tokens": "--mix=1.0",
-})
-RAW_PHASES = variations(TOKENIZER, {
+}
+RAW_PHASES = {
     "in the last 60 %": "",
     "never": "--raw_phase=0",
     "in the last 10 %": "--raw_phase=0.1",
     "in the last 25 %": "--raw_phase=0.25",
     "in the last 50 %": "--raw_phase=0.5",
-})
+}
 ADDITIONS = {
     "all of them": "",
     "not aligned": "--no-align",
@@ -180,67 +182,42 @@ ADDITIONS = {
 PAIRS = {
     "in the warm-up": "",
     "always": "--pairs=always",
+    "always, no raw phase": "--pairs=always --raw_phase=0",
     "none": "--mode=sentinel",
     "none, no sentinels": "--mode=vanilla",
 }
-ALWAYS = f"{TOKENIZER} --pairs=always --raw_phase=0"
 
 # raw bytes, the proxies, and the models of symbols
-MAIN = with_equal_bytes(sizes(
-    FOUR_METHODS | TOKENIZER_MODEL | NEURAL_MODEL, ("nano", 6e12), ("micro", 1e13),
-    ("micro", 2e13)))
-BUDGETS = sizes(THREE_METHODS, ("nano", 3e12), ("nano", 6e12))
+ALL_METHODS = FOUR_METHODS | TOKENIZER_MODEL | NEURAL_MODEL
+MAIN = with_equal_bytes(sizes(ALL_METHODS, ("nano", 6e12), ("nano", 2e13), ("micro", 2e13)))
 # raw bytes alone: how much compute would they need to be as good as a proxy?
-BUDGETS["nano, 1e+13 FLOPs"] = {"raw bytes": f"{RAW_BYTES} --size=nano --flops=1e+13"}
-MULTIPLIED = BUDGETS | sizes(THREE_METHODS, ("micro", 1e13))
-MULTIPLIED["micro, 2e+13 FLOPs"] = {"raw bytes": f"{RAW_BYTES} --flops=2e+13"}
-
-# three and eight times the compute of the main table: does a proxy catch up with the tokenizer
-# model?
-LONGER = sizes(TOKENIZER_MODEL | RAW_AND_NEURAL, ("nano", 2e13), ("nano", 5e13))
-
-# more steps for the same symbols
-BATCHES = {
-    "nano, 6e+12 FLOPs, 8 contexts": at_equal_compute(
-        THREE_METHODS | TOKENIZER_MODEL, 6e12, "--size=nano"),
-    "nano, 6e+12 FLOPs, 4 contexts": at_equal_compute(
-        THREE_METHODS | TOKENIZER_MODEL, 6e12, "--size=nano --batch_size=4"),
-    "micro, 2e+13 FLOPs, 8 contexts": at_equal_compute(RAW_AND_NEURAL, 2e13),
-    "micro, 2e+13 FLOPs, 4 contexts": at_equal_compute(RAW_AND_NEURAL, 2e13, "--batch_size=4"),
-}
+MULTIPLIED = sizes(THREE_METHODS, ("nano", 6e12), ("nano", 2e13))
+for flops in (3e12, 1e13, 4e13):
+    MULTIPLIED |= sizes({"raw bytes": RAW_BYTES}, ("nano", flops))
+# does the gain grow with scale? The paper's models had 20 symbols a parameter and more
+SCALE = at_equal_symbols(THREE_METHODS | TOKENIZER_MODEL, ("nano", 10), ("nano", 20), ("nano", 40),
+                         ("micro", 10), ("micro", 20), ("mini", 10))
 
 STUDIES = {
     "main": Study(REPORT, MAIN, seeds=FIVE_SEEDS),
     "parts": Study(PARTS, MAIN, seeds=FIVE_SEEDS),
-    "longer": Study({"text_bytes": "text, MB"} | PASS | LENGTHS | {"facts_comp": "facts, comp"},
-                    LONGER, seeds=FIVE_SEEDS),
-    "budget": Study(REPORT, BUDGETS, seeds=FIVE_SEEDS),
-    "gzip": Study(REPORT, {
-        "nano, 6e+12 FLOPs": at_equal_compute(GZIP_CONTROLS, 6e12, "--size=nano"),
-    }, seeds=FIVE_SEEDS),
-    "batch": Study(REPORT, BATCHES, seeds=(1,)),
-    "text": Study(TEXT, text_groups("stdlib") | text_groups("shakespeare")),
-    "long": Study(TEXT, long_context_groups()),
-    "sizes": Study(REPORT, sizes(
-        THREE_METHODS, ("micro", 1e13), ("micro", 2e13), ("mini", 2e13), ("mini", 4e13),
-        ("midi", 4e13))),
+    "budget": Study(REPORT, MULTIPLIED, seeds=FIVE_SEEDS),
+    "gzip": Study(REPORT, {"nano, 6e+12 FLOPs": at_nano(GZIP_CONTROLS)}),
     "mixing": Study(REPORT, {
-        "mixing rate r": MIXING_RATES,
-        "r falls to 0": RAW_PHASES,
-        "sample mask": variations(TOKENIZER, {"on": "", "off": "--no-sample_mask"}),
-        "additions to the paper": variations(TOKENIZER, ADDITIONS),
-        "raw bytes": variations(RAW_BYTES, {"as above": "", "--paper: no n-grams": "--paper"}),
+        "mixing rate r": variations(MIXING_RATES),
+        "r falls to 0": variations(RAW_PHASES),
+        "sample mask": variations({"on": "", "off": "--no-sample_mask"}),
+        "additions to the paper": variations(ADDITIONS),
+        "raw bytes": variations({"as above": "", "--paper: no n-grams": "--paper"}, RAW_BYTES),
     }),
-    "pairs": Study(TRANSLATION, {
-        "pairs": variations(TOKENIZER, PAIRS),
-        "always, no raw phase": {
-            "1e+13 FLOPs": f"{ALWAYS} --flops=1e+13",
-            "4e+13 FLOPs": f"{ALWAYS} --flops=4e+13",
-        },
-    }, task="translate"),
+    "pairs": Study(TRANSLATION, {"pairs": variations(PAIRS)}, task="translate"),
     "robust": Study(ROBUSTNESS, {
-        "micro, 1e+13 FLOPs": at_equal_compute(FOUR_METHODS | TOKENIZER_MODEL, 1e13),
+        "nano, 6e+12 FLOPs": at_nano(FOUR_METHODS | TOKENIZER_MODEL),
     }, task="robust,noise"),
+    "text": Study(TEXT, {
+        corpus: at_nano(FOUR_METHODS, f"--data={corpus}") for corpus in ("stdlib", "shakespeare")
+    }),
+    "scale": Study(REPORT, SCALE),
 }
 
 # -----------------------------------------------------------------------------

@@ -42,7 +42,7 @@ OPERATORS = {  # and what becomes of an operator, by their names in the module a
 def other(operator):
     """The operator that becomes of one; None if it stays."""
     name = OPERATORS.get(type(operator).__name__)
-    return name and getattr(ast, name)()
+    return getattr(ast, name)() if name else None
 
 
 def change(node, rng):

@@ -5,10 +5,8 @@
 set -eo pipefail
 cd "$(dirname "$0")/.."
 
-proxies=tokenizer,neural,gzip,runs/controls.py:PresetGzip,runs/controls.py:Shuffled
-
 table() {  # table CORPUS FILE FLAG..
-    python proxies.py --report --proxy=$proxies --data=$1 "${@:3}" |
+    python proxies.py --report --data=$1 "${@:3}" |
         sed -E '/^(data|proxy|wrote)/d; /^bits.byte/,/^the symbols/d' | sed '/./,$!d' |
         tee runs/results/$2.tmp
     mv runs/results/$2.tmp runs/results/$2.txt  # a table that failed leaves the old one
