@@ -14,7 +14,7 @@ other, so the model can learn that they say the same thing. Then r stays for a w
 *raw phase* it falls to 0: a small model turns to the representation that it will be used with. (In
 the paper an optional last phase lowers r; that it falls to 0, over 60 % of the training, is ours.)
 
-r counts views, not symbols: at r = 0.9 and 3.7 bytes a symbol seven of ten symbols are compressed.
+r counts views, not symbols: at r = 0.9 and 3.8 bytes a symbol seven of ten symbols are compressed.
 
 For given data and options a row of a batch is a function of (seed, step, row), and of no earlier
 row. So there is no loader state to save, resuming is exact, and one process or eight train on the
@@ -36,8 +36,7 @@ from lib.views import ANY, COMP_ONLY, RAW_ONLY, encode, fitted_proxy, open_sampl
 from model import BYTE0, NO_TARGET, PROXY0, loss_groups
 from proxies import ProxyOptions, load_proxy, make_proxy
 
-# the vocabulary of both views, as in the paper: 64 special symbols, the 256 bytes (from BYTE0), the
-# proxy's symbols (from PROXY0)
+# the special symbols in use, ids below BYTE0
 PAD, BOS, EOS, RAW, END_RAW, COMP, END_COMP = range(7)
 
 MODES = {
@@ -123,9 +122,9 @@ def format_view(raw, comp=None, symbol_lengths=None, mode="sentinel", with_suffi
     """The View of a sample: raw, or compressed where `comp` is given.
 
     raw: its bytes, uint8. comp: its proxy symbols. symbol_lengths: how many bytes each proxy symbol
-    stands for; None where that is not known, as of gzip's: then there are no suffixes. with_suffix:
-    False leaves them out. In the View a byte b is BYTE0 + b and a proxy symbol s is PROXY0 + s; the
-    example shows b and s.
+    stands for; None where that is not known, as of gzip's: a compressed view then has suffix 0
+    throughout. with_suffix: False leaves all suffixes out. In the View a byte b is BYTE0 + b and a
+    proxy symbol s is PROXY0 + s; the example shows b and s.
 
         text        def_f             of two proxy symbols, "def" is 17 and "_f" is 9
         raw view    <raw> d  e  f  _  f </raw>      suffixes 0  d  de  def  def_  def_f  0
@@ -191,7 +190,7 @@ class Context:
         self.symbols = np.full(size, PAD)        # what the model reads
         self.targets = np.full(size, NO_TARGET)  # what comes next
         self.suffix = np.zeros(size, np.int64)   # for the n-gram features
-        self.sample = np.zeros(size, np.int64)   # rising; attention stays between equal numbers
+        self.sample = np.zeros(size, np.int64)   # sample numbers, rising; attention stays in one
         self.filled = 0
         self.sample_number = 0                   # of what is being written
         self.text_bytes = 0.0                    # a pair counts twice, a cut view in proportion
@@ -277,9 +276,10 @@ class Mixer:
         self.pools = make_pools(views, options, held_out)
 
     def r(self, step):
-        """The mixing rate at a step: it rises to `mix`, stays, and falls to 0 in the raw phase."""
+        """The mixing rate at a step. It rises to `mix`, stays, and falls to 0 in the raw phase. At
+        mix=1, the proxy only, it is 1 throughout."""
         options = self.options
-        if options.mix == 1:  # the proxy only: no warm-up, no raw phase
+        if options.mix == 1:
             return options.mix
         start = min(options.mix_start, options.mix)  # it never starts above its goal
         end = 0.0 if options.raw_phase else options.mix
@@ -306,7 +306,7 @@ class Mixer:
                            self.with_suffix)
 
     def row(self, step, row, only=None):
-        """Context number `row` of the batch of `step`. It depends on no other one.
+        """The Context that is row `row` of the batch of `step`. It depends on no other one.
 
         only: "raw" or "comp", a context of that view alone, for validation; else the schedule
         decides.
@@ -329,7 +329,7 @@ class Mixer:
                 view = self.view(index, kind)
                 context.write(view, min(len(view.symbols), context.room))
         if not self.options.sample_mask:
-            context.sample[:] = 0
+            context.sample[:] = 0  # all one sample
         return context
 
     def pair_order(self, rng):
@@ -361,8 +361,8 @@ class Mixer:
         contexts = [self.row(step, row, only) for row in rows]
 
         def stack(name):
-            columns = np.stack([getattr(context, name) for context in contexts])
-            return torch.from_numpy(columns[:, :-1])
+            stacked = np.stack([getattr(context, name) for context in contexts])
+            return torch.from_numpy(stacked[:, :-1])
 
         idx = stack("symbols")
         return {"idx": idx, "targets": stack("targets"), "suffix": stack("suffix"),

@@ -6,7 +6,7 @@ Proxy compression (Zheng et al. 2026, arXiv 2602.04289, "the paper" in these fil
 on two views of its text: raw bytes, and the symbols that a compressor makes of them. Nothing in a
 transformer has to change for that. Bytes and the compressor's symbols are ids of one vocabulary,
 
-    0 .. 63   special symbols      64 .. 319   the 256 bytes      320 ..   the proxy's symbols
+    0 .. 63   special symbols, 7 in use    64 .. 319   the 256 bytes    320 ..   the proxy's symbols
 
 and the loss is next-symbol cross-entropy. Two optional inputs of `forward` help the model to learn:
 
@@ -50,7 +50,7 @@ SIZES = {  # n_layer, n_embd, n_head, mlp_hidden, block_size
     "micro": (4, 128, 4, 384, 768),
     "mini":  (5, 192, 6, 512, 768),
     "midi":  (6, 288, 6, 768, 768),
-    "small": (6, 384, 6, 1024, 512),
+    "small": (6, 384, 6, 1024, 768),
     "124M":  (12, 768, 12, 3072, 1024),
     "0.5B":  (24, 1024, 16, 4096, 16384),
     "1.5B":  (20, 2048, 16, 8192, 16384),
@@ -91,7 +91,7 @@ def rotary_angles(positions, head_dim):
     """(cos, sin) of the rotation at `positions` (B, T), each float32 (B, 1, T, head_dim / 2)."""
     channel = torch.arange(0, head_dim, 2, device=positions.device)
     frequency = 10000.0 ** (-channel / head_dim)
-    angle = positions[:, None, :, None] * frequency  # only their differences matter
+    angle = positions[:, None, :, None] * frequency  # attention depends on differences alone
     return angle.cos(), angle.sin()
 
 
@@ -163,7 +163,7 @@ class NgramEmbedding(nn.Module):
         return features * has_text
 
 
-def call(function, *inputs, recompute):
+def maybe_checkpoint(function, *inputs, recompute):
     """function(*inputs). With `recompute` only the inputs are kept for the backward pass, which
     computes the rest again (activation checkpointing): that takes less memory and more time."""
     if recompute and torch.is_grad_enabled():
@@ -176,8 +176,8 @@ def call(function, *inputs, recompute):
 # the loss
 
 CHUNK_LOGITS = 2 ** 19  # logits of one chunk: 2 MB in float32, about what a core's cache holds
-CPU_POSITIONS = 256     # but at least so many: each chunk reads the whole output layer
-GPU_POSITIONS = 2048    # a GPU's chunk also writes a gradient as large as the output layer
+CPU_POSITIONS = 256     # but at least so many: each chunk reads all of the output layer, and
+GPU_POSITIONS = 2048    # writes a gradient as large. A GPU needs more for that to weigh little
 KEPT_LOGITS = 2 ** 26   # more than this are not kept: the backward pass computes them again
 
 
@@ -202,8 +202,8 @@ def chunked_cross_entropy(states, unembedding, targets):
     recompute = len(states) * len(unembedding) > KEPT_LOGITS
     losses = []
     for some_states, some_targets in zip(states.split(at_once), targets.split(at_once)):
-        losses.append(call(cross_entropy, some_states, unembedding, some_targets,
-                           recompute=recompute))
+        losses.append(maybe_checkpoint(cross_entropy, some_states, unembedding, some_targets,
+                                       recompute=recompute))
     return torch.cat(losses)
 
 
@@ -226,6 +226,7 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.aligned:
+            assert config.vocab_size > PROXY0, "aligned: there are no proxy symbols to align"
             n_proxy = config.vocab_size - PROXY0
             self.register_buffer("n_bytes", torch.ones(config.vocab_size, dtype=torch.long))
             self.register_buffer("first_byte", torch.full((n_proxy,), BYTE0))  # an id
@@ -263,9 +264,9 @@ class GPT(nn.Module):
         targets: (B, T), NO_TARGET where there is nothing to predict. The loss is (B, T) in nats, 0
             without a target: no mean, since bits per byte need sums over chosen positions.
         suffix: int64 (B, T), from `pack_suffix`; None: no n-gram features.
-        mask: from `sample_mask`; None is plainly causal.
+        mask: from `sample_mask`; None is plainly causal. Not with a cache, which makes its own.
         cache: a KVCache, whose rows idx continues; the caller then moves `cache.filled` on.
-        groups: `loss_groups(idx)`, if made with the batch: a GPU would have to be waited for here.
+        groups: `loss_groups(idx)`, made on the CPU with the batch: here `nonzero` stalls a GPU.
         """
         x = self.states(idx, suffix, mask, cache)
         if targets is None:
@@ -283,7 +284,7 @@ class GPT(nn.Module):
         rotary = rotary_angles(positions, self.config.n_embd // self.config.n_head)
         x = self.embed_symbols(idx, suffix)  # (B, T, C)
         for block in self.blocks:
-            x = call(block, x, rotary, mask, cache, recompute=self.recompute)
+            x = maybe_checkpoint(block, x, rotary, mask, cache, recompute=self.recompute)
         return norm(x)
 
     def embed_symbols(self, idx, suffix):
@@ -323,10 +324,10 @@ class GPT(nn.Module):
         after_raw, after_other: the positions at which the model has just read a raw byte, and all
         others, from `loss_groups`.
 
-        Not in the paper: after a raw byte there can follow another byte or a closing sentinel,
-        never a proxy symbol. Which ids are possible is known there without looking at the text. So
-        those positions compete among the first PROXY0 ids only, those of a model of raw bytes. It
-        is also cheaper. With 1,024 proxy symbols, of which p7 is one:
+        Not in the paper: after a raw byte only a byte or a closing sentinel can follow, so those
+        positions compete among the first PROXY0 ids only, as in a model of raw bytes. That is also
+        cheaper. All other positions compete among all ids, as in the paper. Two samples, with 1,024
+        proxy symbols, such as p7 (in a pair `</raw>` is followed by `<comp>`, as in mix.py):
 
             read            <raw>   d    e    </raw>  <comp>   p7   </comp>
             target            d     e  </raw>  none     p7   </comp>  none
@@ -382,8 +383,7 @@ class KVCache:
         head_dim = config.n_embd // config.n_head
         shape = (config.n_layer, 2, batch_size, config.n_head, length, head_dim)
         self.kv = torch.zeros(shape, device=device)
-        # how many slots of each row are in use, (B,)
-        self.filled = torch.zeros(batch_size, dtype=torch.long, device=device)
+        self.filled = torch.zeros(batch_size, dtype=torch.long, device=device)  # slots in use, (B,)
         # [row, s]: the position that a row has reached after its first s symbols
         self.reached = torch.zeros(batch_size, length + 1, dtype=torch.long, device=device)
         self.slots = None  # (B, T) where the symbols of the present forward pass go

@@ -15,7 +15,7 @@ Each turns bytes into an array of symbols, 0 .. n_symbols - 1, and back:
 The neural coder works in *windows* of `bits` bits (equal-information windows: Lester et al. 2024,
 arXiv 2404.03626). A window is an interval of 2**bits codewords, and each byte of the text narrows
 it to that byte's share, which is in proportion to the byte LM's probability. When the next byte's
-share is empty, or one codeword is left, or `longest` bytes are in it, the window is full: the first
+share is empty, or one codeword is left, or 48 bytes are in it, the window is full: the first
 codeword of the interval reached so far is written for it, and a fresh window starts, for which the
 LM forgets what came before. Where the LM predicts the text well, the interval shrinks slowly, and
 one symbol holds many bytes.
@@ -44,13 +44,14 @@ with their codewords. The exact *codebook* of the example:
      0 (no text)   1 a     2 aa    3 aaa   4 aab   5 ab    6 aba   7 ac
      8 b           9 ba   10 baa  11 bc   12 c    13 ca   14 caa  15 cc
 
-So encoding takes the longest of these strings that the text begins with, and so on from where it
-ends, and decoding looks them up; neither runs the LM. The codewords that the corpus uses become the
-symbols. A string whose codeword is not among them is written as several shorter ones.
+To encode, take the longest listed string that the text begins with, write its codeword, and go on
+after it. To decode, look the codewords up. Neither runs the LM. The codewords that 2 to 4 MB of the
+corpus use, and those of the 256 single bytes, become the symbols. A string whose codeword is not
+among them is written as several shorter ones.
 
 Before it is coded, a text is cut into *segments* where the next byte is hard to predict, and each
 segment starts a fresh window. This costs compression, since the window before a cut is left partly
-empty: with 12 bits a symbol of tinycode holds 3.73 bytes, and would hold 4.35 without cuts. What it
+empty: with 12 bits a symbol of tinycode holds 3.77 bytes, and would hold 4.41 without cuts. What it
 buys is that an edit changes the symbols near it and no others. By that stability the paper explains
 what a model carries over. (In small models something else decides: "Why gzip fails" in
 runs/README.md.)
@@ -179,25 +180,25 @@ def share_edges(sizes, p, own, certain):
     8, 12, 16. (Rounding down would leave each interval's remainder to the last byte, 0xff: a third
     of the codebook would go to strings that no text has.)
     """
-    n_bytes = p.shape[1]
-    left = sizes - own - certain * n_bytes  # (N,)
-    cumulative = np.zeros((len(p), n_bytes + 1))
+    n_letters = p.shape[1]
+    to_share = sizes - own - certain * n_letters  # (N,)
+    cumulative = np.zeros((len(p), n_letters + 1))
     cumulative[:, 1:] = np.cumsum(p, axis=1)
     cumulative /= cumulative[:, -1:]  # to end at 1 exactly
-    shares = np.floor(cumulative * left[:, None] + 0.5).astype(np.int64)  # to the nearest one
-    return own + certain * np.arange(n_bytes + 1) + shares
+    shared_edges = np.floor(cumulative * to_share[:, None] + 0.5)  # rounded to the nearest
+    return own + certain * np.arange(n_letters + 1) + shared_edges.astype(np.int64)
 
 
 def list_codebook(predict, n_codewords, own, longest):
-    """{string: codeword} of all strings, of at most `longest` bytes, that a window of so many
-    codewords can hold, the shortest first.
+    """{string: codeword} of every string of 1 to `longest` bytes that a window of n_codewords
+    holds, shortest first.
 
     A string whose interval has more than one codeword can grow: the LM says how the bytes share
     them. own: as `share_edges` takes it. predict(strings): the LM's probabilities (N, 256) of the
-    byte that follows each of `strings`, uint8 (N, length). They are float64, so that rounding,
-    which differs between machines, almost never moves an edge.
+    byte that follows each of `strings`, uint8 (N, length). They are float64, so that for a given LM
+    rounding almost never moves an edge; another machine trains a slightly different LM.
     """
-    codebook = {b"": 0}
+    codebook = {}
     # the strings of the present length that can grow, their bytes (N, length) and their intervals:
     # first codewords (N,) and sizes (N,). At first the empty string, which has the whole window
     strings = np.zeros((1, 0), np.uint8)
@@ -218,7 +219,6 @@ def list_codebook(predict, n_codewords, own, longest):
     return codebook
 
 
-@dataclass
 class Trie:
     """The codebook as a tree, to walk along a text. Each node is one of its strings, a byte longer
     than its parent's; node 0 is the empty string.
@@ -226,26 +226,16 @@ class Trie:
     Nodes are numbered by length: every shorter string comes first. Every single byte has a node, so
     there is always a way to go on.
     """
-    parent: np.ndarray    # (nodes,) int32
-    byte: np.ndarray      # (nodes,) the last byte of each string
-    codeword: np.ndarray  # (nodes,) what stands for it; in the fuzzy code several may share one
-
-    @classmethod
-    def of(cls, codebook):
-        """The Trie of what `list_codebook` returned."""
-        node_of = {string: node for node, string in enumerate(codebook)}
-        parent = [node_of[string[:-1]] for string in codebook]
-        byte = [0, *[string[-1] for string in codebook if string]]
-        columns = parent, byte, list(codebook.values())
-        return cls(*np.array(columns, dtype=np.int32))
-
-    def __post_init__(self):
-        # child[node, byte] is the node that is this byte longer, or 0 where there is none
-        self.child = np.zeros((len(self.parent), 256), np.int32)
-        self.child[self.parent[1:], self.byte[1:]] = np.arange(1, len(self.parent))
-        self.strings = [b""]  # of each node
-        for parent, byte in zip(self.parent[1:].tolist(), self.byte[1:].tolist()):
-            self.strings.append(self.strings[parent] + bytes([byte]))
+    def __init__(self, codebook):
+        """codebook: what `list_codebook` returned."""
+        self.strings = [b"", *codebook]  # of each node
+        node_of = {string: node for node, string in enumerate(self.strings)}
+        # child[node, byte] is the node that is this byte longer, or 0 where there is none: 0, the
+        # root, is nobody's child
+        self.child = np.zeros((len(self.strings), 256), np.int32)
+        for node, string in enumerate(codebook, start=1):
+            parent = node_of[string[:-1]]
+            self.child[parent, string[-1]] = node
 
     def walk(self, text):
         """Go down the trie with each byte of `text`, and from its root again where no child has it.
@@ -261,38 +251,6 @@ class Trie:
                 child = self.child[0, byte]
             node = child
         yield node
-
-    def walk_all(self, data, starts):
-        """`walk` with all segments of `data`, uint8 (bytes,), side by side, a byte at a time: a
-        hundred times as fast.
-
-        starts: where the segments begin; one ends where the next begins. Returns what `walk` yields
-        for each of them, as an array (bytes,): at the last byte of a window its node, elsewhere 0.
-
-        The longest segments come first, so those that are not at their end are always the first n:
-
-            byte     0 1 2 3 4 5
-            "return" r e t u r n     n = 3 for bytes 0 and 1, 2 for bytes 2 and 3, then 1
-            "self"   s e l f
-            "if"     i f
-        """
-        node_at = np.zeros(len(data), np.int32)
-        lengths = np.diff(starts, append=len(data))
-        longest_first = np.argsort(-lengths, kind="stable")
-        position = starts[longest_first]        # of each segment's next byte
-        node = np.zeros(len(starts), np.int32)  # where each segment is in the trie
-        # [t]: how many segments are longer than t bytes
-        n_longer = len(lengths) - np.cumsum(np.bincount(lengths))
-        for n in n_longer[:-1].tolist():        # the last is 0
-            byte = data[position[:n]]
-            child = self.child[node[:n], byte]
-            full = np.flatnonzero(child == 0)   # there is no way on: the window ends
-            node_at[position[full] - 1] = node[full]
-            child[full] = self.child[0, byte[full]]  # from the root again
-            node[:n] = child
-            position[:n] += 1
-        node_at[position - 1] = node  # the last window of each segment
-        return node_at
 
 
 # -----------------------------------------------------------------------------
@@ -319,7 +277,8 @@ def uncertain_bigrams(texts, cut_rate):
     # rounded, since logarithms differ between machines in the last bit
     entropy = entropy.round(9)
     most_uncertain_first = np.argsort(-entropy, kind="stable")
-    # bigrams are taken while the middle of their stretch of positions lies within the share
+    # from the most uncertain on; the bigram at the border is taken if at least half of its
+    # positions are within the share
     positions = total[most_uncertain_first]
     middle = np.cumsum(positions) - positions / 2
     chosen = most_uncertain_first[middle <= cut_rate * total.sum()]
@@ -334,13 +293,12 @@ def uncertain_bigrams(texts, cut_rate):
 
 class Neural(Proxy):
     """The neural coder. It has three kinds of numbers: *nodes* of the trie, the *codewords* that
-    stand for them, and *symbols*: the codewords that the corpus uses, numbered anew."""
+    stand for them, and *symbols*: the codewords that are kept, numbered anew."""
     kind = "neural"
     settings = ("bits", "fuzzy", "segment")
-    learned = ("cut_after", "nodes", "kept")
+    learned = ("cut_after", "codebook", "kept_codewords")
     # not model.py: so an edit there keeps the proxies in the cache
     fitted_by = (ROOT / "lib/byte_lm.py", share_edges, list_codebook, Trie, uncertain_bigrams)
-    longest = 48            # bytes that a window may hold; strings in use are rarely so long
     cut_rate = 0.1          # share of the positions that start a segment
     keep_bytes = 2_000_000  # 2 to 4 MB of text decide which codewords become symbols
 
@@ -370,66 +328,63 @@ class Neural(Proxy):
             self.cut_after = uncertain_bigrams(texts, self.cut_rate)
         own = 0 if self.fuzzy else 1  # codewords that a string keeps for itself
         predict = byte_lm.predictor(self.lm)
-        trie = Trie.of(list_codebook(predict, 2 ** self.bits, own, self.longest))
-        self.nodes = np.stack((trie.parent, trie.byte, trie.codeword))  # (3, nodes)
+        self.codebook = list_codebook(predict, 2 ** self.bits, own, byte_lm.LM_BYTES)
 
         # Symbols are the codewords that a part of the texts uses, and those of single bytes, nodes
         # 1 to 256. Any other would be a row of the model's output layer that it learns never to
         # choose.
+        trie = Trie(self.codebook)
+        used = set(range(1, 257))
         every_nth = max(1, sum(map(len, texts)) // self.keep_bytes)
-        node_at, _ = self.windows(trie, texts[::every_nth])
-        used = trie.codeword[node_at[node_at > 0]]
-        self.kept = np.union1d(used, trie.codeword[1:257])
+        for text in texts[::every_nth]:
+            for segment in self.segments(text):
+                used.update(trie.walk(segment))
+        used.discard(0)  # no text
+        kept = {self.codebook[trie.strings[node]] for node in used}
+        self.kept_codewords = np.array(sorted(kept))
         return self.build()
 
     def build(self):
         """Number the kept codewords, and find out how each string of the trie is written with them.
 
-        A string whose codeword is no symbol is written as several: first its longest beginning that
-        has a symbol, then the rest, as a text of its own. The rest is shorter than the string, and
-        shorter strings come first in the trie, so the symbols of the rest are known already.
+        Nodes come shortest first, so `encode_segment`, which looks `node_symbols` up, can already
+        write any shorter string. If in the example 10 (baa) were not kept, it would be written as
+        its longest beginning that is, 9 (ba), and then the rest, 1 (a).
         """
-        self.trie = trie = Trie(*self.nodes)
-        self.n_symbols = len(self.kept)
-        symbol_of = {codeword: symbol for symbol, codeword in enumerate(self.kept.tolist())}
-        codebook = dict(zip(trie.strings, trie.codeword.tolist()))
+        self.trie = Trie(self.codebook)
+        self.n_symbols = len(self.kept_codewords)
+        symbol_of = dict(zip(self.kept_codewords.tolist(), range(self.n_symbols)))
         self.symbol_strings = [b""] * self.n_symbols  # the longest, if several share a symbol
         self.node_symbols = [[]]                      # what the string of each node is written as
-        for string in trie.strings[1:]:
+        for string in self.codebook:
             beginning = string
-            while codebook[beginning] not in symbol_of:
+            while self.codebook[beginning] not in symbol_of:
                 beginning = beginning[:-1]
-            symbol = symbol_of[codebook[beginning]]
+            symbol = symbol_of[self.codebook[beginning]]
             if beginning == string:
                 self.symbol_strings[symbol] = string
             rest = string[len(beginning):]
             self.node_symbols.append([symbol, *self.encode_segment(rest)])
-        # the same in one array, for encode_batch
-        self.symbol_count = np.array([len(symbols) for symbols in self.node_symbols])
-        self.first_symbol = np.cumsum(self.symbol_count) - self.symbol_count
-        in_one_list = list(itertools.chain.from_iterable(self.node_symbols))
-        self.all_symbols = np.array(in_one_list, dtype=self.dtype)
+        # the same as an array, for encode_batch, with -1 where a node has no more symbols
+        columns = itertools.zip_longest(*self.node_symbols, fillvalue=-1)
+        self.symbol_table = np.array(list(columns), np.int32).T  # (nodes, most symbols of a node)
         if not self.fuzzy:
             self.symbol_lengths = np.array([len(string) for string in self.symbol_strings])
         return self
 
-    def ends_segment(self, data):
-        """Whether a segment ends with each byte of data but the first, uint8 (n,): bool (n - 1,).
+    def segments(self, text):
+        """The pieces of a text that are coded on their own, a list of bytes. The last one may still
+        grow, or be empty.
 
         The coder forgets there what came before, so equal segments are coded equally, and a change
         of the text does not spread. In tinycode the segments look like this:
 
             def |add_|up(values):\\n    return |s|um(|values)\\n
         """
-        data = data.astype(np.uint16)
-        return self.cut_after[data[:-1] * 256 + data[1:]]
-
-    def segments(self, text):
-        """The pieces of a text that are coded on their own, a list of bytes. The last one may still
-        grow, or be empty."""
         # what stands before a text is taken for the end of a line
-        data = np.frombuffer(b"\n" + text, np.uint8)
-        cuts = np.flatnonzero(self.ends_segment(data)) + 1
+        data = np.frombuffer(b"\n" + text, np.uint8).astype(np.uint16)
+        bigrams = data[:-1] * 256 + data[1:]  # (bytes,): that byte, and the one before it
+        cuts = np.flatnonzero(self.cut_after[bigrams]) + 1
         edges = [0, *cuts.tolist(), len(text)]
         return [text[start:end] for start, end in itertools.pairwise(edges)]
 
@@ -440,41 +395,11 @@ class Neural(Proxy):
             symbols += self.node_symbols[node]
         return symbols
 
-    def windows(self, trie, texts):
-        """Where the windows of some texts end: (node_at, begins).
-
-        The texts lie end to end, with a newline before each. node_at: at the last byte of a window
-        its node, elsewhere 0, (bytes,). begins: where each text begins. A segment starts there,
-        after the end of another one, and at the newlines, which so keep the texts apart.
-        """
-        data = np.frombuffer(b"\n" + b"\n".join(texts), np.uint8)
-        lengths = np.array([len(text) + 1 for text in texts])
-        begins = np.cumsum(lengths) - lengths + 1
-        starts_segment = np.zeros(len(data), dtype=bool)
-        starts_segment[2:] = self.ends_segment(data)[:-1]
-        starts_segment[begins - 1] = True
-        starts_segment[begins[begins < len(data)]] = True  # an empty last text begins at the end
-        node_at = trie.walk_all(data, np.flatnonzero(starts_segment))
-        node_at[begins - 1] = 0  # the newlines are no part of the texts
-        return node_at, begins
-
     def encode(self, text):
-        return self.encode_batch([text])[0]
-
-    def encode_batch(self, texts):
-        """`encode_segment` of every segment of every text, for all of them at once."""
-        if not texts:
-            return []
-        node_at, begins = self.windows(self.trie, texts)
-        last_bytes = np.flatnonzero(node_at)  # of windows
-        nodes = node_at[last_bytes]
-        # each node's stretch of all_symbols, one after the other
-        count = self.symbol_count[nodes]
-        ends = np.cumsum(count)
-        index = np.arange(count.sum()) + np.repeat(self.first_symbol[nodes] - ends + count, count)
-        symbols = self.all_symbols[index]
-        windows_before = np.searchsorted(last_bytes, begins[1:])  # the second text, the third ..
-        return np.split(symbols, np.append(0, ends)[windows_before])
+        symbols = []
+        for segment in self.segments(text):
+            symbols += self.encode_segment(segment)
+        return np.array(symbols, dtype=self.dtype)
 
     def encode_prompt(self, text):
         """All but the last window, which may still grow; or all, if the text ends where a segment
@@ -486,6 +411,55 @@ class Neural(Proxy):
 
     def decode(self, symbols):
         return b"".join([self.symbol_strings[symbol] for symbol in np.asarray(symbols).tolist()])
+
+    # -------------------------------------------------------------------------
+    # `encode` of many texts at once, several times as fast: the rest of the class may be skipped
+
+    def encode_batch(self, texts):
+        """`encode` of each text, a list: the windows of all of them are found side by side."""
+        segments = itertools.chain.from_iterable(map(self.segments, texts))
+        node_at = self.walk_all(list(filter(None, segments)))
+        window_ends = np.flatnonzero(node_at)              # (windows,) at which byte
+        written = self.symbol_table[node_at[window_ends]]  # (windows, most symbols of a node)
+        is_symbol = written >= 0
+        symbols = written[is_symbol].astype(self.dtype)    # of all texts, end to end
+        # how many windows, then how many symbols, each text and those before it have
+        text_ends = np.cumsum([len(text) for text in texts])
+        n_windows = np.searchsorted(window_ends, text_ends)
+        n_symbols = np.append(0, is_symbol.sum(axis=1).cumsum())[n_windows]
+        return np.split(symbols, n_symbols)[:-1]  # nothing is left after the last text
+
+    def walk_all(self, segments):
+        """What `Trie.walk` yields for each of the segments, none of them empty, an array (bytes,)
+        over all of their bytes: at the last byte of a window its node, elsewhere 0.
+
+        The segments are walked side by side, a byte at a time. The longest come first, so those
+        that are not at their end are always the first n:
+
+            byte     0 1 2 3 4 5
+            "return" r e t u r n     n = 3 for bytes 0 and 1, 2 for bytes 2 and 3, then 1
+            "self"   s e l f
+            "if"     i f
+        """
+        child = self.trie.child
+        data = np.frombuffer(b"".join(segments), np.uint8)
+        node_at = np.zeros(len(data), np.int32)
+        lengths = np.array([len(segment) for segment in segments], dtype=int)
+        longest_first = np.argsort(-lengths, kind="stable")
+        position = (np.cumsum(lengths) - lengths)[longest_first]  # of each segment's next byte
+        node = np.zeros(len(segments), np.int32)                  # where each is in the trie
+        # [t]: how many segments are longer than t bytes
+        n_longer = len(lengths) - np.cumsum(np.bincount(lengths))
+        for n in n_longer[:-1].tolist():             # the last is 0
+            byte = data[position[:n]]
+            next_node = child[node[:n], byte]
+            full = np.flatnonzero(next_node == 0)    # there is no way on: the window ends
+            node_at[position[full] - 1] = node[full]
+            next_node[full] = child[0, byte[full]]   # from the root again
+            node[:n] = next_node
+            position[:n] += 1
+        node_at[position - 1] = node  # the last window of each segment
+        return node_at
 
 
 # -----------------------------------------------------------------------------
@@ -574,13 +548,11 @@ def main(options):
     longest = options.sample_bytes if options.report else TRAINING_BYTES
     views = open_samples(options.data, options.text_column, longest)
     fitted = []
-    lm = None  # one serves all neural proxies
+    lm = None  # one serves all neural proxies, and no other has a use for it
     for proxy in unfitted:
-        if isinstance(proxy, Neural):
-            proxy.lm = lm
+        proxy.lm = lm
         fitted.append(fitted_proxy(views, proxy, load_proxy)[0])
-        if isinstance(proxy, Neural):
-            lm = proxy.lm
+        lm = proxy.lm
     if options.report:
         texts = [views.raw(i).tobytes() for i in np.flatnonzero(views.held_out)]
         every_nth = max(1, sum(map(len, texts)) // TABLE_BYTES)

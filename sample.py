@@ -13,7 +13,6 @@ top-k and top-p. (For eval.py's comparisons a Run reads and writes a proxy's sym
 import functools
 import sys
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 import lib  # first: it says what is missing or too old
 import numpy as np
@@ -24,7 +23,7 @@ from lib.options import UserError, command_line, expect, flag
 from lib.parallel import resolve_device
 from lib.run import Results, load_checkpoint, load_weights, newest_run, restore_options
 from lib.tables import with_progress
-from lib.write_view import complete_in_symbols, read_prompts, write_view
+from lib.write_view import complete_in_symbols, prefill, write_view
 from mix import BOS, COMP, END_COMP, END_RAW, EOS, RAW, MixOptions, format_view, suffixes
 from model import BYTE0, PROXY0, GPT, GPTConfig, KVCache
 from proxies import load_proxy
@@ -100,7 +99,7 @@ def read_texts(model, texts, opening, max_new):
         shown.append((np.append(opening, text + BYTE0), np.append(0, suffixes(text))))
     longest = max(len(symbols) for symbols, _ in shown)
     cache = KVCache(model.config, len(shown), min(block_size, longest + max_new), device)
-    states = read_prompts(model, cache, shown)
+    states = prefill(model, cache, shown)
     suffix = torch.tensor([its_suffixes[-1] for _, its_suffixes in shown], device=device)
 
     # each text goes on from a copy of its own
@@ -123,7 +122,7 @@ def next_choices(model, states, closing):
 def generate(model, prompts, n=1, max_new=256, stops=(), temperature=0.8, top_k=0, top_p=1.0,
              seed=0, sentinels=(RAW, END_RAW)):
     """Continue each of `prompts` (bytes) n times. Yields the Texts, n of the first prompt, n of the
-    second and so on, after each step, which adds a byte to all that have not ended.
+    second and so on, after each step, which adds a byte to every text that has a row of the cache.
 
     A text ends with the closing sentinel, with one of `stops` (a tuple of bytes), or after max_new
     bytes. One whose context is full waits until the others are done, or as full; then its last half
@@ -135,11 +134,9 @@ def generate(model, prompts, n=1, max_new=256, stops=(), temperature=0.8, top_k=
     generator = torch.Generator(device).manual_seed(seed)
     texts = []
     for prompt in prompts:
-        for _ in range(n):
-            texts.append(Text(prompt))
-    unfinished = texts
-    while unfinished:  # again only for those whose context was full
-        live = unfinished  # those that have a row of the cache
+        texts += [Text(prompt) for _ in range(n)]
+    # `live`: those that have a row of the cache; all at first, and later those that were full
+    while live := [text for text in texts if not text.ended]:
         cache, states, suffix = read_texts(model, live, opening, max_new)
         while live:
             logits = next_choices(model, states, closing)  # (B, 257)
@@ -163,7 +160,6 @@ def generate(model, prompts, n=1, max_new=256, stops=(), temperature=0.8, top_k=
                 suffix = next_suffix(suffix, byte)
                 states = model.states((BYTE0 + byte)[:, None], suffix[:, None], cache=cache)[:, 0]
                 cache.filled = cache.filled + 1  # the cache has stored a symbol for each row
-        unfinished = [text for text in texts if not text.ended]
 
 
 def complete(model, prompts, n=1, **settings):
@@ -187,31 +183,32 @@ ROWS_AT_ONCE = 256  # completions that are written side by side
 class Run:
     """A trained model, ready to be used.
 
-    options: the options of its training, a dict; `.options` has those that say how text was shown.
-    folder: where its proxy is, and what was measured of it.
+    options: of its training, a dict, kept as .trained_with; .options is a MixOptions made of it.
+    results: what was measured of it, a Results; in the same folder is its proxy.
     corpus_id: the id of the samples that it was trained on; None if that is not known.
     """
-    def __init__(self, model, options, folder, corpus_id):
+    def __init__(self, model, options, results, corpus_id):
         self.model = model
         self.trained_with = options
         names = {field.name for field in fields(MixOptions)}
         # one that an old run does not know has its default
         self.options = MixOptions(**{name: options[name] for name in names & options.keys()})
-        self.folder = Path(folder)
+        self.folder = results.folder
         self.corpus_id = corpus_id
         self.device = model.embed.weight.device
-        self.results = Results(folder)
+        self.results = results
 
     @classmethod
     def load(cls, folder, device="cpu"):
         """The run in a folder. Raises UserError if there is none, or none that can be read."""
+        results = Results(folder)  # first: a training may save again while this loads
         checkpoint = load_checkpoint(folder)
         config = restore_options(folder, "config", GPTConfig, checkpoint["config"])
         model = GPT(config).to(device)
         load_weights(folder, checkpoint, model)
         # version 1 hashed otherwise: its ids can't be compared
         corpus_id = checkpoint["made_from"]["corpus"] if checkpoint["version"] > 1 else None
-        return cls(model.eval(), checkpoint["options"], folder, corpus_id)
+        return cls(model.eval(), checkpoint["options"], results, corpus_id)
 
     @functools.cached_property
     def proxy(self):
@@ -240,7 +237,7 @@ class Run:
 
     def continue_view(self, prompts, view, max_symbols, rests=None, temperature=0.0, seed=0):
         """What the model writes up to the end of a view: for each prompt a list of symbols, counted
-        from 0. It may leave off after max_symbols, and where the context is full.
+        from 0. It stops after max_symbols, or where the context is full.
 
         prompts, rests: as of `write_view` in lib/write_view.py.
         """
@@ -256,7 +253,7 @@ class Run:
             first_id, symbol_bytes = PROXY0, self.proxy.symbol_bytes()
         _, closing = self.sentinels(view)
         return write_view(self.model, cache, prompts, first_id, closing, symbol_bytes, pick_one,
-                          rests)
+                          max_symbols, rests)
 
     def complete(self, prompts, n=1, stops=(), view="raw", seed=0, **settings):
         """The completions (bytes) of each prompt, a list of n for each; cut where a stop begins.
@@ -299,7 +296,7 @@ class SampleOptions:
     device: str = flag("cpu", "cpu, cuda, mps or auto")
 
 
-def read_prompt(options):
+def prompt_given(options):
     """The prompt, bytes."""
     if options.prompt is not None:
         return options.prompt.encode("utf-8", "surrogateescape")
@@ -313,7 +310,10 @@ def main(options):
     expect(options, "from 0 to 2**63 - 1", "seed")
     expect(options, "from 0 to 1", "top_p")
     run = Run.load(options.run or newest_run(), resolve_device(options.device))
-    prompt = read_prompt(options)
+    if run.options.mix == 1:
+        raise UserError(f"{run.folder}: trained with --mix=1, so it reads no raw bytes; python "
+                        f"eval.py {run.folder} --view=comp measures it")
+    prompt = prompt_given(options)
     steps = generate(run.model, [prompt], max_new=options.max_new, temperature=options.temperature,
                      top_k=options.top_k, top_p=options.top_p, seed=options.seed,
                      sentinels=run.sentinels("raw"))

@@ -296,7 +296,7 @@ def greedy_model(ends=True, **changes):
 
 def run_of(model, proxy=None, **options):
     """A Run of a model that was not saved."""
-    run = sample.Run(model, asdict(MixOptions(**options)), "not-saved", None)
+    run = sample.Run(model, asdict(MixOptions(**options)), Results("not-saved"), None)
     run.proxy = proxy
     return run
 
@@ -388,6 +388,11 @@ def test_matrices_that_write_to_the_residual_stream_start_smaller():
         is_smaller = name.endswith(("proj.weight", "down.weight"))
         expected = 0.02 / 16 ** 0.5 if is_smaller else 0.02
         assert p.std().item() == pytest.approx(expected, rel=0.1), name
+
+
+def test_a_model_of_raw_bytes_cannot_be_aligned():
+    with pytest.raises(AssertionError, match="no proxy symbols"):
+        GPT(GPTConfig.named("nano", aligned=True))
 
 
 # -----------------------------------------------------------------------------
@@ -923,12 +928,12 @@ def test_ddp_leaves_compiled_blocks_whole(monkeypatch):
         with cuda_program() as graphs, torch._dynamo.config.patch(optimize_ddp=True):
             model, plain = small_model(), small_model()
             model.compile_blocks()
-            ddp_model = parallel.replicate(model, processes)
+            wrapped = parallel.replicate(model, processes)
             idx = torch.randint(64, 600, (2, 64))
             sample_numbers = torch.arange(64).expand(2, 64) // 20
             # as the plan counts: a copy of the gradients would be 4 bytes a parameter more
-            assert ddp_model.gradient_as_bucket_view
-            ddp_model(idx, idx, mask=sample_mask(sample_numbers)).sum().backward()
+            assert wrapped.gradient_as_bucket_view
+            wrapped(idx, idx, mask=sample_mask(sample_numbers)).sum().backward()
             plain(idx, idx, mask=StripMask(sample_numbers)).sum().backward()
             assert graphs.breaks() == 0
     finally:
@@ -1141,7 +1146,7 @@ def interval_codewords(text, window, own, probabilities):
     held, first, size = b"", 0, window  # what the window holds, and its interval
     for byte in text:
         start, end = edges(held, size)[byte:byte + 2]
-        if start == end or size == 1 or len(held) == proxies.Neural.longest:
+        if start == end or size == 1 or len(held) == byte_lm.LM_BYTES:
             codewords.append(first)  # the window is full: the byte goes into a fresh one
             held, first, size = b"", 0, window
             start, end = edges(held, size)[byte:byte + 2]
@@ -1161,10 +1166,10 @@ def test_the_codes_of_the_example():
     def listed(own):
         return proxies.list_codebook(lambda strings: np.tile(p, (len(strings), 1)), 16, own, 48)
 
-    shown = proxies.__doc__.split("The exact *codebook* of the example:")[1].split("So")[0]
+    shown = proxies.__doc__.split("The exact *codebook* of the example:")[1].split("To")[0]
     exact = {bytes("abc".index(letter) for letter in text): int(codeword)
              for codeword, text in re.findall(r"(\d+) ([abc]*)", shown)}
-    assert listed(own=1) == exact and len(exact) == 16
+    assert {b"": 0} | listed(own=1) == exact and len(exact) == 16
     fuzzy = listed(own=0)
     assert fuzzy[bytes([a, a, c])] == 3
     assert [fuzzy[bytes([a] * n)] for n in range(1, 5)] == [0, 0, 0, 0]
@@ -1282,15 +1287,29 @@ def test_codes_are_invertible_on_any_bytes(fitted, controls, python_texts, kind,
         assert symbol_bytes == [None] * proxy.n_symbols
 
 
+@pytest.mark.parametrize("kind", ["neural", "whole", "fuzzy"])
+def test_a_batch_is_encoded_as_each_of_its_texts_is(fitted, python_texts, kind):
+    """Also where a text is empty, is first or last, or ends where a segment does."""
+    proxy = fitted[kind]
+    line_by_line = python_texts[3][:2000].splitlines(keepends=True)
+    texts = [*ODD_STRINGS, *line_by_line, *random_strings(python_texts, 300, seed=5), b""]
+    for some_texts in (texts, texts[::-1], [b""], [b"", b""], [b"a"], []):
+        batch = proxy.encode_batch(some_texts)
+        for text, symbols in zip(some_texts, batch, strict=True):
+            assert symbols.tolist() == proxy.encode(text).tolist()
+            assert symbols.dtype == proxy.dtype
+    assert any(proxy.segments(text)[-1] == b"" for text in texts if text) == (kind != "whole")
+
+
 # -----------------------------------------------------------------------------
 # proxies.py: the neural proxy's codebook
 
 
-def neural_of(bits, trie, kept, **settings):
-    """A neural proxy without segments, of a trie and of the codewords that are symbols."""
+def neural_of(bits, codebook, kept, **settings):
+    """A neural proxy without segments, of a codebook and of the codewords that are symbols."""
     proxy = proxies.Neural(bits, segment=False, **settings)
-    proxy.nodes = np.stack((trie.parent, trie.byte, trie.codeword))
-    proxy.kept = kept
+    proxy.codebook = codebook
+    proxy.kept_codewords = kept
     return proxy.build()
 
 
@@ -1299,7 +1318,7 @@ def test_codebook_equals_the_interval_coder(fitted, python_texts, bits, own):
     """The LM is asked at each byte. 9 bits have hardly room for the bytes."""
     lm = fitted["whole"].lm
     codebook = proxies.list_codebook(byte_lm.predictor(lm), 2 ** bits, own, 48)
-    proxy = neural_of(bits, proxies.Trie.of(codebook), np.arange(2 ** bits), fuzzy=own == 0)
+    proxy = neural_of(bits, codebook, np.arange(2 ** bits), fuzzy=own == 0)
     double_lm = copy.deepcopy(lm).double()
 
     @functools.cache
@@ -1310,6 +1329,16 @@ def test_codebook_equals_the_interval_coder(fitted, python_texts, bits, own):
     texts = [*random_strings(python_texts, 10, seed=1), python_texts[3][1000:1150], b" " * 120]
     for text in texts:
         assert proxy.encode_segment(text) == interval_codewords(text, 2 ** bits, own, probabilities)
+
+
+def test_no_window_holds_more_than_the_lm_was_trained_on(fitted, monkeypatch):
+    """One constant decides both: with another one the windows change too."""
+    assert max(map(len, fitted["whole"].trie.strings)) <= byte_lm.LM_BYTES
+    monkeypatch.setattr(byte_lm, "LM_BYTES", 3)
+    proxy = proxies.Neural(segment=False)
+    proxy.lm = fitted["whole"].lm
+    proxy.fit([b"some text"])
+    assert max(map(len, proxy.trie.strings)) == 3
 
 
 def test_strings_of_a_codebook(fitted, python_texts):
@@ -1325,20 +1354,19 @@ def test_strings_of_a_codebook(fitted, python_texts):
 def test_symbols_are_the_codewords_that_the_corpus_uses(fitted, python_texts):
     """And those of single bytes. So the corpus is coded as if every codeword were a symbol."""
     proxy = fitted["neural"]
-    every_codeword = neural_of(12, proxy.trie, np.arange(2 ** 12))
-    codewords = set(proxy.trie.codeword[1:257].tolist())  # of the single bytes
-    assert sorted(proxy.trie.strings[1:257]) == [bytes([byte]) for byte in range(256)]
+    every_codeword = neural_of(12, proxy.codebook, np.arange(2 ** 12))
+    codewords = {proxy.codebook[bytes([byte])] for byte in range(256)}
     for text in python_texts:
         expected = []
         for segment in proxy.segments(text):
             expected += every_codeword.encode_segment(segment)
-        assert proxy.kept[proxy.encode(text)].tolist() == expected
+        assert proxy.kept_codewords[proxy.encode(text)].tolist() == expected
         codewords.update(expected)
-    assert proxy.kept.tolist() == sorted(codewords)
-    assert 256 < proxy.n_symbols < len(proxy.trie.parent)
+    assert proxy.kept_codewords.tolist() == sorted(codewords)
+    assert 256 < proxy.n_symbols < len(proxy.codebook)
 
 
-SMALL_TRIE = proxies.Trie.of({b"": 0, b"a": 1, b"b": 4, b"c": 5, b"ab": 2, b"abc": 3})
+SMALL_CODEBOOK = {b"a": 1, b"b": 4, b"c": 5, b"ab": 2, b"abc": 3}
 
 
 @pytest.mark.parametrize("kept, spelling_of_abc, spelling_of_ab", [
@@ -1349,7 +1377,7 @@ SMALL_TRIE = proxies.Trie.of({b"": 0, b"a": 1, b"b": 4, b"c": 5, b"ab": 2, b"abc
 ])
 def test_a_string_without_a_symbol_is_respelled(kept, spelling_of_abc, spelling_of_ab):
     """With the longest beginning that has one."""
-    proxy = neural_of(9, SMALL_TRIE, np.array(kept))
+    proxy = neural_of(9, SMALL_CODEBOOK, np.array(kept))
     ab, abc = 4, 5  # nodes
     assert [proxy.symbol_strings[symbol] for symbol in proxy.node_symbols[abc]] == spelling_of_abc
     assert [proxy.symbol_strings[symbol] for symbol in proxy.node_symbols[ab]] == spelling_of_ab
@@ -1431,7 +1459,7 @@ def test_no_continuation_changes_the_symbols_of_a_prompt(fitted, python_texts, k
         for more in (b"\n    x", b"7", b"s"):
             assert proxy.encode(prompt + more).tolist()[:len(read)] == read.tolist()
         assert proxy.decode(read) + rest == prompt
-        assert len(rest) <= proxies.Neural.longest
+        assert len(rest) <= byte_lm.LM_BYTES
         symbols_left.append(len(proxy.encode(prompt)) - len(read))
     assert max(symbols_left) > 1
 
@@ -2366,7 +2394,7 @@ def test_greedy_text_is_that_of_a_loop_without_a_cache(endless, max_new):
     assert [greedy(model, [prompt], max_new)[0] for prompt in PROMPTS] == texts
     heads = byte_heads.ByteHeads(2, 64, model.raw_unembedding())
     for prompt, text in zip(PROMPTS, texts):
-        assert byte_heads.write(model, heads, prompt, max_new, (RAW, END_RAW))[0] == text
+        assert byte_heads.write_greedily(model, heads, prompt, max_new, (RAW, END_RAW))[0] == text
 
 
 @pytest.mark.parametrize("sentinels", [(RAW, END_RAW), (BOS, EOS)])
@@ -2510,8 +2538,7 @@ def test_a_view_is_written_as_without_a_cache(prepared, ends):
     to_the_end = [BLOCK - len(symbols) for symbols, _ in prompts]
     assert (lengths == to_the_end) != ends
     assert max(lengths) > 20
-    # as many more as the longest of the prompts has; and the one that has nothing to choose from
-    assert short == [symbols[:n] for symbols, n in zip(written, (3 + 6, 3 + 2, 3, 3 + 4))]
+    assert short == [symbols[:3] for symbols in written[:4]]
 
 
 def test_completions_in_symbols_have_their_temperature_and_seed(prepared):
@@ -2580,18 +2607,28 @@ def test_a_run_has_the_sentinels_of_its_training(fitted, monkeypatch, mode, raw,
     assert told[1] == dict(max_new=7, temperature=0.3, top_k=5, top_p=0.6, seed=9, sentinels=raw)
 
 
+@pytest.mark.parametrize("main, options", [
+    (sample.main, sample.SampleOptions), (byte_heads.main, byte_heads.HeadsOptions)])
+@pytest.mark.parametrize("flags", [[], ["--prompt=x"]])
+def test_a_run_that_reads_no_raw_bytes_writes_none(monkeypatch, main, options, flags):
+    run = run_of(small_model(), proxy="tokenizer", mix=1.0)
+    monkeypatch.setattr(sample.Run, "load", lambda folder, device: run)
+    with pytest.raises(UserError, match="^not-saved: trained with --mix=1, so it reads no raw"):
+        main(parse(options, ["not-saved", *flags]))
+
+
 # -----------------------------------------------------------------------------
 # python sample.py
 
 
 def test_where_a_prompt_comes_from(monkeypatch):
     for argument, prompt in (("--prompt=é\udcff", "é".encode() + b"\xff"), ("--prompt=", b"")):
-        assert sample.read_prompt(parse(sample.SampleOptions, [argument])) == prompt
+        assert sample.prompt_given(parse(sample.SampleOptions, [argument])) == prompt
     stdin = SimpleNamespace(isatty=lambda: False, buffer=io.BytesIO(b"x = \xff\n"))
     for stream, prompt in ((stdin, b"x = \xff\n"), (SimpleNamespace(isatty=lambda: True), b""),
                            (None, b"")):  # None: as after `<&-` in a shell
         monkeypatch.setattr(sys, "stdin", stream)
-        assert sample.read_prompt(sample.SampleOptions()) == prompt
+        assert sample.prompt_given(sample.SampleOptions()) == prompt
 
 
 def test_sampling_anywhere(trained_run):
@@ -3266,6 +3303,28 @@ def test_results_are_of_a_checkpoint_files_and_code(counted, monkeypatch, tmp_pa
         assert (said in capsys.readouterr().err) == says
 
 
+def test_results_are_of_the_checkpoint_that_was_read(own_run, monkeypatch):
+    """Not of the one that a training saves while its weights are loaded."""
+    load = sample.load_weights
+
+    def load_slowly(*arguments):
+        load(*arguments)
+        os.utime(own_run / "ckpt.pt", (1, 1))
+    monkeypatch.setattr(sample, "load_weights", load_slowly)
+    sample.Run.load(own_run).results.keep("bpb", {"limit": 1}, {"bpb": 1.5})
+    monkeypatch.undo()
+    assert sample.Run.load(own_run).results.kept("bpb", {"limit": 1}) is None
+
+
+def test_all_code_that_decides_a_number_is_known():
+    """A file of the lesson or of lib/ either decides some, or is one of these."""
+    decide_none = {"train.py", "lib/__init__.py", "lib/bpe.py", "lib/byte_lm.py", "lib/options.py",
+                   "lib/parallel.py", "lib/plan.py", "lib/run.py", "lib/tables.py"}
+    files = [*ROOT.glob("*.py"), *ROOT.glob("lib/*.py"), ROOT / "data/tinycode.py"]
+    names = {str(path.relative_to(ROOT)) for path in files if not path.name.startswith("test_")}
+    assert set(run_file.MEASURING) == names - decide_none
+
+
 def test_two_evaluations_of_a_run_keep_what_both_have_measured(own_run, monkeypatch, capsys):
     one, other = Results(own_run), Results(own_run)
     one.keep("bpb", {"limit": 1}, {"bpb": 1.5})
@@ -3528,7 +3587,7 @@ DEFAULTS = {  # those that decide what is measured, without those of MixOptions
         segment=True, mix=0.9, mix_start=0.4, mix_warmup=0.2, raw_phase=0.6, pairs="warmup",
         mode="translation_random", sample_mask=True, seed=1337),
     train.Options: dict(
-        size="micro", budget=2.5e6, steps=0, flops=0.0, batch_size=2, micro_batch=0, lr_warmup=0.05,
+        size="nano", budget=3.5e6, steps=0, flops=0.0, batch_size=2, micro_batch=0, lr_warmup=0.05,
         weight_decay=0.1, clip=1.0, eval_every=500, eval_rows=16, report="all", fsdp=False,
         activation_checkpointing=False),
     sample.SampleOptions: dict(
@@ -3598,14 +3657,14 @@ def test_what_is_measured_by_default(monkeypatch, data, scores, tasks):
 
 
 @pytest.mark.parametrize("flags, expected", [
-    ("", (False, 6, 0.6, True, True, 4e-3)),
-    ("--size=nano", (False, 6, 0.6, True, True, 8e-3)),
+    ("", (False, 6, 0.6, True, True, 8e-3)),
+    ("--size=micro", (False, 6, 0.6, True, True, 4e-3)),
     ("--size=small --lr=1e-3", (False, 6, 0.6, True, True, 1e-3)),
-    ("--paper --ngram=3", (True, 3, 0.0, False, False, 4e-3)),
-    ("--paper --muon", (True, 0, 0.0, False, True, 4e-3)),
-    ("--no-align", (False, 6, 0.6, False, True, 4e-3)),
-    ("--no-muon", (False, 6, 0.6, True, False, 4e-3)),
-    ("--fsdp", (False, 6, 0.6, True, False, 4e-3)),
+    ("--paper --ngram=3", (True, 3, 0.0, False, False, 8e-3)),
+    ("--paper --muon", (True, 0, 0.0, False, True, 8e-3)),
+    ("--no-align", (False, 6, 0.6, False, True, 8e-3)),
+    ("--no-muon", (False, 6, 0.6, True, False, 8e-3)),
+    ("--fsdp", (False, 6, 0.6, True, False, 8e-3)),
     ("--size=124M", (True, 0, 0.0, False, False, 9e-4)),
     ("--size=124M --no-paper", (False, 6, 0.6, True, True, 9e-4)),
     ("--size=1.5B --ngram=4 --align", (True, 4, 0.0, True, False, 9e-4))])
@@ -3752,8 +3811,10 @@ def test_what_is_trained_is_said_in_numbers(corpus_file):
     assert headline(training, training.options, views) == (
         f"training nano in x: {all_parameters:,} parameters, {multiplying:,} without embeddings, "
         f"{flops:.2e} FLOPs a symbol\n"
-        f"on 1 x cpu, float32, compile no: 7 steps of 576 symbols, {len(views):,} samples, 2.5 MB "
-        "of text")
+        f"on 1 x cpu, float32, Muon and AdamW, compile no: 7 steps of 576 symbols, {len(views):,} "
+        "samples, 2.5 MB of text")
+    training.options.muon = False
+    assert ", float32, AdamW, compile no: " in headline(training, training.options, views)
     # nothing looks suffixes up, and none are made
     assert not training.mixer.batch(0, range(4))["suffix"].any()
 
@@ -4018,6 +4079,15 @@ def test_a_run_of_another_corpus_is_not_resumed(own_run):
         train_with(f"--resume={own_run}")
 
 
+def test_a_run_is_not_resumed_on_a_corpus_that_has_changed(run_train, tmp_path):
+    """Nor is it with as many symbols as its proxy has now, to which its weights would not fit."""
+    data = write_rows(tmp_path / "x.jsonl", tinycode.corpus(200, seed=0))
+    run = run_train(f"--data={data}", "--proxy=neural", "--steps=1")
+    write_rows(data, tinycode.corpus(900, seed=1))
+    with pytest.raises(UserError, match="was trained on .*; restore that corpus"):
+        train_with(f"--resume={run}")
+
+
 # -----------------------------------------------------------------------------
 # folders of runs
 
@@ -4049,12 +4119,19 @@ def test_with_overwrite_a_run_is_replaced(run_train, tmp_path):
     """Nothing of the earlier one is left; what is not a run's stays."""
     out = tmp_path / "run"
     (out / "shards-0000002").mkdir(parents=True)
-    for name in (*run_file.FILES, "shards-0000002/__0_0.distcp", "notes.txt"):
+    for name in (*run_file.FILES, "shards-0000002/__0_0.distcp", "ckpt.pt.0a.tmp", "notes.txt"):
         (out / name).write_text("old")
     run_train("--steps=1", "--proxy=none", "--overwrite", out=out)
     assert len(read_log(out)) == 2
     assert {path.name for path in out.iterdir()} == {
         "ckpt.pt", "config.json", "log.jsonl", "notes.txt", "report.json"}
+
+
+def test_a_checkpoint_that_a_killed_training_half_wrote_is_removed(own_run):
+    for name in ("ckpt.pt.0a1b.tmp", "notes.tmp"):
+        (own_run / name).write_text("half")
+    train_with(f"--resume={own_run}")
+    assert [path.name for path in own_run.glob("*.tmp")] == ["notes.tmp"]
 
 
 def test_a_run_says_what_it_was(run_train, monkeypatch):
@@ -4208,7 +4285,7 @@ def test_the_closing_report_says_its_numbers_with_their_units(capsys):
               "facts_comp": 0.125, "facts_chance": 1 / 9000}
     print_report(report, train.Options(out="out/x y", proxy="neural"), seconds=90.0)
     assert capsys.readouterr().out.splitlines()[1:] == [
-        "out/x y: proxy neural, mix 0.9, micro, seed 1337",
+        "out/x y: proxy neural, mix 0.9, nano, seed 1337",
         "  trained on       1,000,000 symbols, 2,500,000 bytes of text, 3.50e+12 FLOPs, in 61 s",
         "  bits per byte    0.9877 of held-out text, read as raw bytes",
         "  pass@1, pass@10  0.250, 0.500 of completions in raw bytes, on problems of held-out "
@@ -4224,6 +4301,8 @@ def test_the_closing_report_says_its_numbers_with_their_units(capsys):
     printed = capsys.readouterr().out
     assert "\n  this session     12 s\n" in printed
     assert printed.endswith("next:\n  python sample.py x --prompt='import '\n  python eval.py x\n")
+    print_report(report, train.Options(out="x", mix=1.0), seconds=1)  # it reads no raw bytes
+    assert "sample.py" not in capsys.readouterr().out
 
 
 def test_wandb_is_missed_before_anything_is_prepared(tmp_path, monkeypatch):
@@ -4272,9 +4351,9 @@ def wait_for(jobs):
 WANDB = """
 import json, sys
 
-def log(line):
+def log(line, step=None):
     with open(__file__ + ".jsonl", "a") as f:
-        f.write(json.dumps(line) + "\\n")
+        f.write(json.dumps({"at": step, **line}) + "\\n")
 
 def init(project, name, config):
     log({"project": project, "name": name, "seed": config["seed"]})
@@ -4302,8 +4381,8 @@ def test_two_processes_write_and_print_what_one_does(corpus_file, short_run, tmp
         cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=PATIENCE, check=True).stdout
     told = (tmp_path / "wandb.py.jsonl").read_text()
     first, *lines = [json.loads(line) for line in told.splitlines()]
-    assert first == {"project": "classroom", "name": "run", "seed": 1337}
-    assert lines == read_log(out)
+    assert first == {"at": None, "project": "classroom", "name": "run", "seed": 1337}
+    assert lines == [{"at": line["step"], **line} for line in read_log(out)]
     assert_same_log(out, alone)
     assert {path.name for path in out.iterdir()} == {
         "ckpt.pt", "config.json", "log.jsonl", "proxy.pt", "report.json", "results.json"}
@@ -4471,7 +4550,7 @@ BAD_INPUT = [  # a file, its flags, and a part of the line that it answers with
     ("train", "--proxy=none --data={tmp}/two.jsonl --out={tmp}/one.txt/run", "one.txt/run"),
     ("train", "--proxy=none --data={tmp}/two.jsonl --out={tmp}/one.txt", "expected a folder"),
     ("train", "--steps=5 --flops=1e9", "--steps=5 and --flops=1e+09: leave out one"),
-    ("train", "--muon --fsdp", "--muon --fsdp: Muon needs whole matrices; leave out one"),
+    ("train", "--muon --fsdp", "--muon --fsdp: Muon needs whole matrices, of which"),
     ("train", "--compile=maybe", "compile"),
     ("sample", "{tmp}/nowhere --prompt=x", "no run here"),
     ("sample", "--prompt=x", "no run under out/"),
@@ -5043,8 +5122,12 @@ def test_files_are_written_whole_and_a_full_disk_says_so(tmp_path, monkeypatch):
     assert (tmp_path / "file").read_bytes() == bytes([1, 0, 0, 0, 2, 0, 0, 0])
     assert json.loads((tmp_path / "json").read_text()) == {"a": [1]}
     assert torch.load(tmp_path / "state")["weight"].tolist() == [0, 1, 2]
-    with views_file.new_file(tmp_path / "json"):  # so two writers do not meet
-        assert (tmp_path / f"json.{os.getpid()}.tmp").exists()
+    with views_file.new_file(tmp_path / "json") as one:  # writers do not meet, even of one id
+        with views_file.new_file(tmp_path / "json") as other:
+            one.write(b"1")
+            other.write(b"2")
+        assert (tmp_path / "json").read_bytes() == b"2"
+    assert (tmp_path / "json").read_bytes() == b"1"
 
     before = data_files(tmp_path)
     monkeypatch.setattr(views_file, "open", lambda path, mode: FullDisk(path, mode), raising=False)

@@ -5,8 +5,8 @@ Train a byte transformer on the mixed stream, then say how well it reads and wri
     python train.py --proxy=none                          the baseline: raw bytes only
     python train.py --proxy=tokenizer --mix=1.0           the proxy only: a tokenizer model
     python train.py --resume=out/neural                   goes on from the run's checkpoint
-    torchrun --nproc_per_node=8 train.py --size=1.5B      the same batches on eight GPUs (DDP)
-    torchrun --nproc_per_node=8 train.py --size=7B --fsdp      model and optimizer sharded over them
+    torchrun --nproc_per_node=8 train.py --size=1.5B --batch_size=64     on eight GPUs (DDP)
+    torchrun --nproc_per_node=8 train.py --size=7B --batch_size=64 --fsdp    sharded over them
 
 `Training` is the loop: batch, loss, backward, clip, step, and a validation now and then. What a run
 leaves in its folder, and how it goes on from there, is in lib/run.py. On CUDA these differ:
@@ -14,7 +14,7 @@ leaves in its folder, and how it goes on from there, is in lib/run.py. On CUDA t
     resolve        bfloat16, if the card has units for it, and torch.compile are the default
     build_model    blocks are compiled; a card's attention is FlexAttention (lib/attention.py)
     batch_losses   while a batch is copied and computed the CPU goes on, to the next micro-batch
-    take_step      it waits for the card once, to see whether the gradient is finite
+    take_step      it waits for the card, to see whether the gradient is finite
 """
 import argparse
 import gc
@@ -33,8 +33,8 @@ from lib.parallel import (Processes, StopSignals, autocast, clip_gradients, fast
                           gradient_sync, replicate, resolve_device, shard, should_compile,
                           to_device)
 from lib.plan import expected_raw_share, flops_per_symbol
-from lib.run import (Record, check_folder, counted, expect_wandb, headline, print_report,
-                     restore_checkpoint, resumed)
+from lib.run import (Record, check_folder, expect_made_from, expect_wandb, headline, print_report,
+                     restore_checkpoint, resumed, totals)
 from lib.views import file_id, write_json
 from mix import Mixer, MixOptions, prepare
 from model import GPT, PROXY0, SIZES, GPTConfig
@@ -47,7 +47,7 @@ PLAIN_FROM = "124M"  # from this size on the default is the paper's plain recipe
 @dataclass
 class Options(MixOptions):
     # the model
-    size: str = flag("micro", f"size of the model: {', '.join(SIZES)}")
+    size: str = flag("nano", f"size of the model: {', '.join(SIZES)}")
     block_size: int = flag(0, "symbols in a context; 0: the size's own")
     paper: bool = flag(None, "the paper's plain recipe: no n-gram features, no alignment, no raw "
                        f"phase, AdamW alone [from {PLAIN_FROM} up]",
@@ -59,10 +59,10 @@ class Options(MixOptions):
     align: bool = flag(None, "positions in bytes of text, embeddings shared by a proxy symbol and "
                        "its bytes [yes; no with --paper]", action=argparse.BooleanOptionalAction)
     # how long it is trained; --flops and --steps take the place of --budget
-    budget: float = flag(2.5e6, "symbols to train on: raw bytes, proxy symbols and sentinels alike")
+    budget: float = flag(3.5e6, "symbols to train on: raw bytes, proxy symbols and sentinels alike")
     steps: int = flag(0, "steps to train for, in place of --budget")
     flops: float = flag(0.0, "FLOPs to train for, in place of --budget: methods at equal compute "
-                        "(attention is counted over the whole context)")
+                        "(counting attention over the whole context, and no optimizer's work)")
     # the optimizer
     batch_size: int = flag(2, "contexts in a step, over all devices")
     micro_batch: int = flag(0, "contexts that a device takes at once; gradients accumulate; 0: all")
@@ -107,10 +107,11 @@ class Options(MixOptions):
         if self.muon is None:
             self.muon = not self.paper and not self.fsdp
         if self.muon and self.fsdp:
-            raise UserError("--muon --fsdp: Muon needs whole matrices; leave out one")
+            raise UserError("--muon --fsdp: Muon needs whole matrices, of which FSDP's devices "
+                            "hold parts; leave out one")
         if self.lr is None:
             # a wider layer needs a smaller step (Yang et al. 2022, arXiv 2203.03466); at nano 8e-3
-            # gave fewer bits per byte than half and than twice of it, to raw bytes and proxies
+            # gave raw bytes fewer bits per byte than 5e-3 and 12e-3
             self.lr = 9e-4 if is_large else 0.512 / config.n_embd
         super().resolve()
         self.block_size = self.block_size or config.block_size
@@ -145,7 +146,7 @@ def model_config(options, proxy):
 
 
 def build_model(config, options, processes):
-    """A model on this process's device; with --fsdp sharded, and with the same weights."""
+    """A model on the process's device, sharded with --fsdp; the weights are the same either way."""
     with torch.device("meta"):  # a model that no single device could hold starts without memory
         model = GPT(config)
     model.recompute = options.activation_checkpointing
@@ -159,9 +160,9 @@ def build_model(config, options, processes):
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose step is made orthogonal, matrix by matrix: all its singular values become about
-    1, so that rare directions are learned as fast as common ones (Jordan et al. 2024,
-    kellerjordan.github.io/posts/muon).
+    """Momentum whose step is made orthogonal, matrix by matrix (q, k and v are one matrix here,
+    gate and up another): all its singular values become about 1, so that rare directions are
+    learned as fast as common ones (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
     A step has the length of one of AdamW's, so both can have the same rate (Liu et al. 2025, arXiv
     2502.16982, section 2.2). torch.optim.Muon computes in bfloat16, at which many CPUs are slow.
@@ -180,12 +181,14 @@ class Muon(torch.optim.Optimizer):
                 mean = state["mean"].lerp_(p.grad, 1 - group["momentum"])
                 update = orthogonal(p.grad.lerp(mean, group["momentum"]))  # Nesterov's momentum
                 p.mul_(1 - group["lr"] * group["weight_decay"])
+                # an orthogonal matrix has entries of about max(shape) ** -0.5, AdamW's steps of 0.2
                 p.add_(update, alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)
 
 
 def orthogonal(matrix):
     """The matrix with singular values near 1: where it is U S V, about U V. By five steps of a
-    polynomial that sends each value from 0 to 1 to one between 0.7 and 1.2."""
+    polynomial that sends each value from 0.0016 to 1 to one between 0.68 and 1.21; smaller ones are
+    multiplied by up to 485."""
     is_tall = matrix.size(0) > matrix.size(1)
     x = matrix.T if is_tall else matrix  # then x @ x.T is the smaller of the two products
     x = x / x.norm().clamp(min=1e-7)     # no singular value is above 1
@@ -196,17 +199,17 @@ def orthogonal(matrix):
 
 
 def make_optimizers(model, options):
-    """A list: AdamW with the paper's settings, and with --muon also Muon, for the matrices of the
-    blocks. Embeddings have no weight decay."""
+    """A list: AdamW with the paper's settings; with --muon also Muon, for the blocks' matrices."""
     embeddings, matrices = model.split_parameters()
-    muon = []
     if options.muon:
-        muon = [Muon(model.blocks.parameters(), options.lr, options.weight_decay)]
         matrices = [model.head.weight]  # what is left for AdamW
     groups = [{"params": matrices, "weight_decay": options.weight_decay},
               {"params": embeddings, "weight_decay": 0.0}]
     adamw = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.95), eps=1e-15, fused=True)
-    return [adamw, *muon]
+    optimizers = [adamw]
+    if options.muon:
+        optimizers.append(Muon(model.blocks.parameters(), options.lr, options.weight_decay))
+    return optimizers
 
 
 def lr_at(done, options):
@@ -269,12 +272,9 @@ class Training:
         self.model = build_model(self.config, options, processes)
         if self.config.aligned:
             self.model.set_symbol_bytes(proxy.symbol_bytes())
-        self.ddp_model = replicate(self.model, processes)
+        self.wrapped = replicate(self.model, processes)  # by DDP, where there are several
         self.precision = autocast(self.device, options.dtype)
         self.optimizers = make_optimizers(self.model, options)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["initial_lr"] = group["lr"]  # which `lr_at` scales
 
         # data; the mixer is told below how many steps there are
         settings = dict(block_size=options.block_size, total_steps=1,
@@ -287,8 +287,8 @@ class Training:
 
         # how long it takes: --steps, or --flops, or --budget
         self.symbols_per_step = options.batch_size * options.block_size
-        # FLOPs follow from the share of positions that are expected to hold a raw byte: a mean over
-        # the whole schedule, however many steps that has
+        # FLOPs depend on how many positions hold a raw byte; that share follows from the schedule's
+        # shape, so total_steps=1 will do here
         self.raw_share = expected_raw_share(self.mixer)
         flops = flops_per_symbol(self.model, PROXY0, self.raw_share)
         self.flops_per_step = self.symbols_per_step * flops
@@ -324,14 +324,14 @@ class Training:
             while True:
                 is_over = self.step == self.steps
                 if is_over or self.step % options.eval_every == 0:
-                    validation = validate(self.ddp_model, self.val_mixer, options, processes,
+                    validation = validate(self.wrapped, self.val_mixer, options, processes,
                                           self.precision)
                     record.log(self, validation, say=progress.write)
                     record.save(self)
                 # after Ctrl-C in one of the processes all end, at the same step
                 if processes.sum(int(stop.received)):
                     progress.close()
-                    record.interrupted(self)
+                    record.save_interrupted(self)
                     return False
                 if is_over:
                     return True
@@ -341,18 +341,17 @@ class Training:
 
     def take_step(self):
         """Forward, backward, clip, step."""
-        factor = lr_at(self.step / self.steps, self.options)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
+                group["lr"] = self.learning_rate()
 
         # loss and gradient of the batch, in micro-batches
         self.loss = 0.0
         for rows in self.micro_batches:
             batch = self.mixer.batch(self.step, rows)
             self.text_bytes += batch["text_bytes"]
-            with gradient_sync(self.ddp_model, last=rows is self.micro_batches[-1]):
-                losses = batch_losses(self.ddp_model, batch, self.device, self.precision)
+            with gradient_sync(self.wrapped, last=rows is self.micro_batches[-1]):
+                losses = batch_losses(self.wrapped, batch, self.device, self.precision)
                 # divided by a constant, so that micro-batches add up to the whole batch
                 loss = losses.sum() / self.symbols_per_step
                 # DDP and FSDP divide the sum over the processes by their number
@@ -394,6 +393,7 @@ def train(options):
     made_from = {"corpus": views.id, "proxy": file_id(proxy_path) if proxy else "none"}
     processes.connect()
     processes.expect_same(made_from)
+    expect_made_from(options, saved, made_from)
 
     training = Training(options, views, proxy, processes, saved)
     # only now is a folder made: what can't be trained on leaves none
@@ -401,8 +401,8 @@ def train(options):
     processes.print0(headline(training, options, views))
     is_finished = training.train(record)
 
-    # raw bytes: the expected number, the same for every seed. Bytes of text were counted
-    report = counted(training)
+    # raw bytes: what the schedule expects, so the same for every seed; text_bytes were counted
+    report = totals(training)
     report["raw_bytes"] = round(report["symbols"] * training.raw_share)
     # frees the memory for the model that is measured. And DDP has to be freed before its process
     # group: freed last, it can deadlock
@@ -425,7 +425,7 @@ def train(options):
 
 def measure(options, device):
     """What eval.py measures of the run by default, {name: number}; a model that was trained on
-    nothing but symbols is measured on symbols."""
+    nothing but symbols on symbols, where it can be (not with gzip, nor --mode=vanilla)."""
     run = Run.load(options.out, device)
     reads_symbols = (options.mix == 1 and run.proxy.symbol_lengths is not None
                      and options.mode != "vanilla")

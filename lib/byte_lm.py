@@ -14,7 +14,7 @@ from tqdm import tqdm
 from lib.attention import pack_suffix
 
 LM_BOS = 256   # the LM's start symbol; a byte's id is its value here
-LM_BYTES = 48  # the length of a stretch that it is trained on, that of the longest window
+LM_BYTES = 48  # that a window may hold; so it is trained on stretches of that length
 # of a GPTConfig; one layer is enough, as hashed n-gram look-ups do most of the predicting
 LM_CONFIG = dict(vocab_size=257, n_layer=1, n_embd=64, n_head=2, mlp_hidden=128,
                  block_size=LM_BYTES, ngram=6, ngram_buckets=2 ** 15)

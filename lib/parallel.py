@@ -186,9 +186,9 @@ def own_cuda_device(device):
 def shard(model, dtype, processes):
     """FSDP2: shard the model over all processes, block by block, before its weights are there.
 
-    It computes what DDP does, under the same autocast: a block's matrices are sent in the bfloat16
-    that autocast would make of them. Embeddings, residual stream and rotary angles stay float32,
-    and gradients are added up in it.
+    It computes what DDP does with --no-muon, under the same autocast: a block's matrices are sent
+    in the bfloat16 that autocast would make of them. Embeddings, residual stream and rotary angles
+    stay float32, and gradients are added up in it.
     """
     # without a mesh it takes the machine's accelerator, whatever --device says
     mesh = init_device_mesh(kind_of(processes.device), (processes.world_size,))
@@ -211,14 +211,14 @@ def replicate(model, processes):
     return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
-def gradient_sync(ddp_model, last):
+def gradient_sync(wrapped, last):
     """A block for a forward and backward pass, whose gradients DDP sends if it is a step's `last`.
 
     FSDP sends those of every micro-batch: else each device would keep the whole gradient, in
     float32, until the last one. Of 7B that is 28 GB, and not 3.5 on each of eight.
     """
-    if isinstance(ddp_model, DistributedDataParallel) and not last:
-        return ddp_model.no_sync()
+    if isinstance(wrapped, DistributedDataParallel) and not last:
+        return wrapped.no_sync()
     return contextlib.nullcontext()
 
 

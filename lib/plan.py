@@ -226,7 +226,7 @@ def print_plan(options, GPT, config, loss_positions):
     total = sum(parts.values())
     fits = total <= 1e9 * options.gpu_memory
     print(f"  {'in all':16} {total / 1e9:8.2f} GB a GPU: {'fits' if fits else 'does not fit'}, "
-          "eager, with AdamW; torch.compile keeps less")
+          "eager, with AdamW (Muon holds one moment, not two); torch.compile keeps less")
 
     # a sample's first symbol attends to one, its last to all: to half of it, on average
     length = min(options.sample_length or config.block_size, config.block_size)

@@ -229,8 +229,18 @@ def resumed(options, config_class):
     return options, saved
 
 
+def expect_made_from(options, saved, made_from):
+    """Check that a checkpoint, if there is one, is of this corpus and proxy: the symbols of another
+    mean something else, and may be more or fewer. Raises UserError."""
+    if saved and saved["made_from"] != made_from:
+        raise UserError(f"{options.out} was trained on {saved['made_from']}, but "
+                        f"--data={options.data} now gives {made_from}; restore that corpus and the "
+                        "code that prepared it, or start a new run")
+
+
 def restore_checkpoint(out, saved, model, optimizers):
-    """Put a checkpoint into a model and its optimizers; frees its tensors. Raises UserError."""
+    """Put a checkpoint into a model and its optimizers; frees the tensors of one that is whole.
+    Raises UserError."""
     if "shards" in saved:
         from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
         model_state, optimizer_state = get_state_dict(model, optimizers)
@@ -258,14 +268,14 @@ def drop_log_from(step, path):
 # what a training writes
 
 
-def save_shards(folder, model, optimizers, is_alone):
+def save_shards(folder, model, optimizers):
     """Write this process's part of a sharded model and its optimizers. Raises UserError."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import get_state_dict
     model_state, optimizer_state = get_state_dict(model, optimizers)
     try:
         dcp.save({"model": model_state, "optimizers": optimizer_state}, checkpoint_id=folder,
-                 no_dist=is_alone)
+                 no_dist=not dist.is_initialized())
     except dcp.api.CheckpointException as error:
         reason = str(error).splitlines()[-1]
         raise UserError(f"cannot write {folder}: {reason}") from None
@@ -292,7 +302,7 @@ def expect_wandb(project):
         raise UserError(f"--wandb={project}: needs wandb; pip install wandb")
 
 
-def counted(training):
+def totals(training):
     """What a training has come to, {name: number}, over all its processes."""
     return {
         "symbols": training.step * training.symbols_per_step,
@@ -311,7 +321,7 @@ class Record:
     def __init__(self, options, made_from, proxy_path, processes, saved):
         """Open the folder of a new run, or that of `saved`, a checkpoint. Raises UserError.
 
-        made_from: the ids of corpus and proxy, with which alone a run goes on.
+        made_from: the ids of corpus and proxy.
         """
         self.options = options
         self.made_from = made_from
@@ -319,14 +329,13 @@ class Record:
         self.saved_step = saved["step"] if saved else 0  # nothing is saved at step 0
         if saved is None:
             options.out = processes.from_first(lambda: open_run(options, proxy_path))
-        elif saved["made_from"] != made_from:
-            raise UserError(f"{options.out} was trained on {saved['made_from']}, but "
-                            f"--data={options.data} now gives {made_from}; restore that corpus "
-                            "and the code that prepared it, or start a new run")
         self.out = Path(options.out)
-        if saved and processes.is_first:
-            drop_log_from(saved["step"], self.out / "log.jsonl")
-        self.wandb = None  # a run on Weights & Biases, of which one process tells
+        if processes.is_first:
+            for unfinished in self.out.glob("ckpt.pt.*.tmp"):  # by one that was killed as it saved
+                unfinished.unlink()
+            if saved:
+                drop_log_from(saved["step"], self.out / "log.jsonl")
+        self.wandb = None  # a run on Weights & Biases, a new one for each session
         if options.wandb and processes.is_first:
             import wandb  # an optional package
             self.wandb = wandb.init(project=options.wandb, name=self.out.name,
@@ -337,7 +346,7 @@ class Record:
         processes, loss = self.processes, training.loss
         line = {
             "step": training.step,
-            **counted(training),
+            **totals(training),
             "r": round(training.mixer.r(training.step), 4),
             "pairs": training.mixer.draws_pairs(training.step),
             "lr": training.learning_rate(),
@@ -350,7 +359,7 @@ class Record:
             f.write(json.dumps(line) + "\n")
         say(log_line(line))
         if self.wandb is not None:
-            self.wandb.log(line)
+            self.wandb.log(line, step=line["step"])
 
     def save(self, training):
         """Write the checkpoint, which appears in one piece: what stops it leaves the old one. With
@@ -358,7 +367,6 @@ class Record:
         if training.step == self.saved_step:
             return  # nothing that is new
         processes = self.processes
-        model, optimizers = training.model, training.optimizers
         state = {
             "version": VERSION,
             "step": training.step,
@@ -372,11 +380,10 @@ class Record:
         }
         if self.options.fsdp:
             state["shards"] = f"shards-{training.step:07}"
-            is_alone = processes.world_size == 1
-            save_shards(self.out / state["shards"], model, optimizers, is_alone)
+            save_shards(self.out / state["shards"], training.model, training.optimizers)
         else:
-            state["model"] = model.state_dict()
-            state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
+            state["model"] = training.model.state_dict()
+            state["optimizers"] = [optimizer.state_dict() for optimizer in training.optimizers]
         # one process writes, and what goes wrong there is raised in all of them
         processes.from_first(lambda: write_torch(self.out / "ckpt.pt", state))
         self.saved_step = training.step
@@ -385,7 +392,7 @@ class Record:
                 if folder.name != state.get("shards"):
                     shutil.rmtree(folder, ignore_errors=True)
 
-    def interrupted(self, training):
+    def save_interrupted(self, training):
         """Save after Ctrl-C, and say how to go on."""
         self.save(training)
         line = f"interrupted at step {training.step}"
@@ -409,11 +416,12 @@ def headline(training, options, views):
     """What is trained, on what, and for how long: the lines that are printed first."""
     model = training.model
     verb = f"from step {training.step} on, " if training.step else ""
+    optimizers = "Muon and AdamW" if options.muon else "AdamW"
     return (f"training {verb}{options.size} in {options.out}: {model.n_params():,} parameters, "
             f"{model.n_params(embeddings=False):,} without embeddings, "
             f"{training.flops_per_step / training.symbols_per_step:.2e} FLOPs a symbol\n"
             f"on {training.processes.world_size} x {options.device}, {options.dtype}, "
-            f"compile {options.compile}: {training.steps:,} steps of "
+            f"{optimizers}, compile {options.compile}: {training.steps:,} steps of "
             f"{training.symbols_per_step:,} symbols, {len(views):,} samples, "
             f"{views.text_bytes / 1e6:.1f} MB of text")
 
@@ -421,8 +429,10 @@ def headline(training, options, views):
 # -----------------------------------------------------------------------------
 # what eval.py has measured
 
-MEASURING = ("eval.py", "sample.py", "model.py", "mix.py", "lib/probes.py", "lib/judge.py",
-             "lib/perturb.py", "lib/write_view.py")
+# the files whose code decides a number
+MEASURING = ("eval.py", "sample.py", "mix.py", "model.py", "proxies.py", "data/tinycode.py",
+             "lib/attention.py", "lib/data.py", "lib/judge.py", "lib/perturb.py", "lib/probes.py",
+             "lib/proxy.py", "lib/sandbox.py", "lib/views.py", "lib/write_view.py")
 
 
 def modified(path):
@@ -514,7 +524,8 @@ def print_report(report, options, seconds):
     out = shlex.quote(options.out)
     prompt = "def add_up(values):" if options.data == "tinycode" else "import "
     print("next:")
-    print(f"  python sample.py {out} --prompt='{prompt}'")
+    if options.mix < 1:  # else it reads no raw bytes
+        print(f"  python sample.py {out} --prompt='{prompt}'")
     print(f"  python eval.py {out}" + " --view=comp" * reads_symbols)
     if options.proxy != "none" and not options.resume:
         print("  python train.py --proxy=none      # the baseline: raw bytes only, and your flags")

@@ -11,9 +11,9 @@ From documents to what a model is trained on: both views of every sample, memory
 A KEY is a hash of all that decides what is in its folder: names, sizes and times of the files, the
 options, and the code but for its comments. So nothing is looked into to see whether it is right
 still. A file gets its name when it is whole: after a kill -9 the next run goes on with the first
-shard of symbols that is not there. Processes share the work without a word: each takes the next
-shard that is neither there nor locked. One a core is started here; the same command started again,
-on this machine or on others that share the cache, does the same.
+shard of symbols that is not there. Processes share the work through locks alone: each takes the
+next shard that is neither there nor locked. One a core is started here; the same command started
+again, on this machine or on others that share the cache, does the same.
 """
 import contextlib
 import functools
@@ -23,6 +23,7 @@ import json
 import os
 import pickle
 import re
+import secrets
 import subprocess
 import sys
 import time
@@ -83,11 +84,11 @@ def locked(folder):
 def new_file(path):
     """The file that becomes `path` at the end of the block, open for writing bytes.
 
-    Until then it has a temporary name, with the process's id in it: nobody ever reads half a file,
-    and two processes that write the same file do not meet. Raises UserError where it cannot be
-    written; what was at `path` before is then still there.
+    Until then it has a temporary name, with a random part: nobody ever reads half a file, and two
+    processes that write the same file do not meet, on whatever machines. Raises UserError where it
+    cannot be written; what was at `path` before is then still there.
     """
-    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    temporary = Path(f"{path}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -200,7 +201,7 @@ class Views:
     def texts(self, samples):
         """The texts of some samples, numbers in order, a list of bytes; neighbours of one document
         are one text."""
-        is_next = np.diff(samples, prepend=-2) == 1
+        is_next = np.diff(samples, prepend=-2) == 1  # -2: so the first never counts as a neighbour
         begins_text = ~is_next | (self.flags[samples] & BEGINS > 0)
         neighbours = np.split(samples, np.flatnonzero(begins_text))[1:]  # the first is empty
         return [b"".join(map(self.raw, some.tolist())) for some in neighbours]
@@ -312,7 +313,7 @@ def write_samples(folder, sources, text_column, longest):
     write_shards(folder, all_samples())
     flags, weighted, n_samples = [], [], 0
     for source in sources:
-        # of sources without weights the first stands for all
+        # all sources without weights are one, which begins with the first of them
         if source.weight or not weighted:
             weighted.append((n_samples, source.weight or 1.0))
         flags.append(source.flags(digest))
@@ -402,7 +403,7 @@ def encode_shards(paths, proxy, parent=None, wait=False):
     """Encode every shard that is not there and that no other process is at.
 
     paths: (raw, comp) of each shard. parent: the process that this one helps, and ends with. wait:
-    for who is at a shard; then it is there or, where that process was killed, to be done here.
+    for shards that others are at; then encode those whose process was killed.
     """
     patience = -1 if wait else 0  # seconds; -1: as long as it takes
     for raw_path, comp_path in tqdm(paths, "encoding", unit="shard", leave=False, disable=None):

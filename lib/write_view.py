@@ -1,7 +1,7 @@
 """
 Generation inside a view, in that view's symbols. sample.py's Run calls it for what inference on raw
 bytes does not need: models that write a proxy's symbols, and translation from one view to the
-other.
+other. Only `prefill` reads every prompt, raw ones too.
 """
 from dataclasses import dataclass, field
 
@@ -13,7 +13,7 @@ from lib.attention import next_suffix
 from lib.options import UserError
 
 
-def read_prompts(model, cache, prompts):
+def prefill(model, cache, prompts):
     """Read prompts of any length, each (symbols, suffix), two int64 arrays, into an empty cache.
     Returns the model's states (B, C) after each of them."""
     device = model.embed.weight.device
@@ -32,7 +32,7 @@ class Row:
     """What is written after a prompt."""
     suffix: int  # the last 7 bytes of the text so far, packed (lib/attention.py)
     rest: bytes  # what must still be written before anything else
-    room: int    # how many more symbols fit into the cache; 0: it has ended
+    room: int    # how many more symbols may be written; 0: it has ended
     written: list = field(default_factory=list)
 
     def write(self, symbol, text):
@@ -45,8 +45,8 @@ class Row:
 
 
 def forbidden_before(rest, symbol_bytes):
-    """bool (n_symbols + 1): what may not come next where `rest` must be written first. Symbols that
-    write neither its beginning nor all of it and more; and, last, the closing sentinel."""
+    """bool (n_symbols + 1): True where symbol s may not come next: it writes nothing, or text that
+    disagrees with `rest`. The last, the closing sentinel, never may."""
     forbidden = []
     for text in symbol_bytes:
         agrees = text[:len(rest)] == rest[:len(text)]
@@ -55,23 +55,25 @@ def forbidden_before(rest, symbol_bytes):
 
 
 @torch.inference_mode()
-def write_view(model, cache, prompts, first_id, closing, symbol_bytes, pick_one, rests=None):
-    """Go on from prompts that end inside a view, each up to the `closing` sentinel or to the end of
-    the cache. Returns a list of symbols, counted from 0, for each.
+def write_view(model, cache, prompts, first_id, closing, symbol_bytes, pick_one, max_symbols,
+               rests=None):
+    """Go on from prompts that end inside a view, each up to the `closing` sentinel, to max_symbols
+    or to the end of the cache. Returns a list of symbols, counted from 0, for each.
 
     prompts: (symbols, suffix) of each, int64 arrays.
     first_id: of the view's first symbol.
-    symbol_bytes: the bytes of each symbol, None if it stands for none.
+    symbol_bytes: the bytes of each symbol, None where that is not known, as of gzip's.
     pick_one: chooses from logits (B, n_symbols + 1), the last of which is the closing sentinel's.
     rests: for each prompt the bytes that must come before anything else; then each symbol has to
-        stand for bytes, and each single byte has to have a symbol.
+        have known bytes, and each single byte a symbol.
     """
     device = model.embed.weight.device
     n_symbols = len(symbol_bytes)
     rows = []
     for (symbols, suffix), rest in zip(prompts, rests or [b""] * len(prompts)):
-        rows.append(Row(int(suffix[-1]), rest, room=cache.length - len(symbols)))
-    states = read_prompts(model, cache, prompts)
+        room = min(max_symbols, cache.length - len(symbols))
+        rows.append(Row(int(suffix[-1]), rest, room))
+    states = prefill(model, cache, prompts)
     while True:
         logits = model.logits(states)
         of_view = logits[:, first_id:first_id + n_symbols]

@@ -125,7 +125,7 @@ def generating_with_byte_heads(folder, device):
     def with_heads():
         written = []
         for prompt in prompts:
-            text, _ = byte_heads.write(run.model, heads, prompt, 200, sentinels)
+            text, _ = byte_heads.write_greedily(run.model, heads, prompt, 200, sentinels)
             written.append(text)
         return written
 

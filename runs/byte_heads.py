@@ -5,8 +5,8 @@ EvaByte, the paper's backbone, has such heads).
 They are trained on a finished model's frozen states. Writing greedily, the model then reads the
 byte that it has chosen together with the guesses of those after it. A guess is right where the
 model, having read all before it, chooses that same byte. Those up to the first wrong one are kept,
-and the cache forgets the rest; so the text is the one that would have been written a byte at a time
-(blockwise decoding, arXiv 1811.03115).
+and the cache forgets the rest; so the text is, up to rounding, the one that would have been written
+a byte at a time (blockwise decoding, arXiv 1811.03115).
 
     read       r  e  t  x     "r" was chosen before; "e", "t" and "x" are guesses
     chosen     e  t  u  .     after each of them: "e" and "t" were right, "x" was not
@@ -35,7 +35,7 @@ from lib.run import newest_run  # noqa: E402
 from lib.views import write_torch  # noqa: E402
 from mix import Mixer, prepare, suffixes  # noqa: E402
 from model import BYTE0, NO_TARGET  # noqa: E402
-from sample import Run, Text, next_choices, read_prompt, read_texts  # noqa: E402
+from sample import Run, Text, next_choices, prompt_given, read_texts  # noqa: E402
 
 # -----------------------------------------------------------------------------
 # the heads
@@ -92,8 +92,8 @@ class ByteHeads(nn.Module):
 
 
 def load_heads(path, model):
-    """The heads that were trained on this model's states. Raises UserError for another model's, and
-    for a file that is not there or can't be read."""
+    """Heads of the shape that this model's have. Those of an earlier checkpoint fit too: the text
+    is the same, in more steps. Raises UserError otherwise."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         heads = ByteHeads(saved["n_heads"], saved["mlp_hidden"], model.raw_unembedding())
@@ -127,14 +127,14 @@ def train_heads(model, mixer, options):
     optimizer = torch.optim.AdamW(heads.parameters(), lr=peak, betas=(0.9, 0.95))
     for step in tqdm(range(mixer.total_steps), desc="byte heads"):
         done = step / mixer.total_steps
-        rise = min(1.0, 20 * (done + 0.01))  # over the first twentieth
+        rise = min(1.0, 20 * (done + 0.01))  # from 0.2, over the first 25th of the steps
         fall = 0.5 * (1 + math.cos(math.pi * done))
         optimizer.param_groups[0]["lr"] = peak * rise * (0.1 + 0.9 * fall)
         batch = mixer.batch(step, range(options.batch_size))
         names = ("idx", "targets", "suffix", "sample")
-        idx, targets, suffix, numbers = (batch[name].to(device) for name in names)
+        idx, targets, suffix, sample = (batch[name].to(device) for name in names)
         with torch.no_grad():  # the model is finished: only the heads learn
-            states = model.states(idx, suffix, sample_mask(numbers))
+            states = model.states(idx, suffix, sample_mask(sample))
         loss = heads.loss(states, targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(heads.parameters(), 1.0)
@@ -148,7 +148,7 @@ def train_heads(model, mixer, options):
 
 
 @torch.inference_mode()
-def write(model, heads, prompt, max_new, sentinels):
+def write_greedily(model, heads, prompt, max_new, sentinels):
     """(the greedy text after a prompt, bytes, as `generate` of sample.py writes it; in how many
     steps)"""
     opening, closing = sentinels
@@ -203,18 +203,18 @@ def main(options):
     expect(options, "above 0", "max_new", "n_heads", "budget", "batch_size")
     expect(options, "of 0 or more", "lr")
     run = Run.load(options.run or newest_run(), resolve_device(options.device))
+    if run.options.mix == 1:
+        raise UserError(f"{run.folder}: trained with --mix=1, so it reads no raw bytes")
     path = run.folder / "byte_heads.pt"
     if options.prompt is not None:
-        prompt = read_prompt(options)
+        prompt = prompt_given(options)
         heads = load_heads(path, run.model)
         sentinels = run.sentinels("raw")
-        written, n_steps = write(run.model, heads, prompt, options.max_new, sentinels)
+        written, n_steps = write_greedily(run.model, heads, prompt, options.max_new, sentinels)
         sys.stdout.buffer.write(prompt + written + b"\n")
         print(f"{len(written):,} bytes in {n_steps:,} steps", file=sys.stderr)
         return
 
-    if run.options.mix == 1:
-        raise UserError(f"{run.folder}: trained with --mix=1, so it reads no raw bytes")
     block_size = run.model.config.block_size
     n_steps = max(1, round(options.budget / (options.batch_size * block_size)))
     mixer = raw_contexts(run.options, block_size, n_steps)

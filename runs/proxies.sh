@@ -16,5 +16,5 @@ for data in tinycode stdlib shakespeare; do
     table $data proxies-$data
 done
 for data in tinycode stdlib; do
-    table $data proxies-$data-222 --sample_bytes=222
+    table $data proxies-$data-382 --sample_bytes=382
 done
