@@ -4657,6 +4657,8 @@ def test_any_line_can_be_printed_and_is_there_at_once(monkeypatch):
 def test_every_file_runs_from_the_shell_and_its_help_names_every_option(file, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", [f"{file}.py", "--help"])
     monkeypatch.setitem(sys.modules, "proxies", proxies)  # proxies.py puts itself there
+    for kind, cls in proxies.PROXIES.items():             # and its classes here
+        monkeypatch.setitem(proxies.PROXIES, kind, cls)
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(ROOT / f"{file}.py"), run_name="__main__")
     text = capsys.readouterr().out
