@@ -272,7 +272,7 @@ class Training:
         self.model = build_model(self.config, options, processes)
         if self.config.aligned:
             self.model.set_symbol_bytes(proxy.symbol_bytes())
-        self.wrapped = replicate(self.model, processes)  # by DDP, where there are several
+        self.ddp_model = replicate(self.model, processes)  # by DDP, where there are several
         self.precision = autocast(self.device, options.dtype)
         self.optimizers = make_optimizers(self.model, options)
 
@@ -324,7 +324,7 @@ class Training:
             while True:
                 is_over = self.step == self.steps
                 if is_over or self.step % options.eval_every == 0:
-                    validation = validate(self.wrapped, self.val_mixer, options, processes,
+                    validation = validate(self.ddp_model, self.val_mixer, options, processes,
                                           self.precision)
                     record.log(self, validation, say=progress.write)
                     record.save(self)
@@ -350,8 +350,8 @@ class Training:
         for rows in self.micro_batches:
             batch = self.mixer.batch(self.step, rows)
             self.text_bytes += batch["text_bytes"]
-            with gradient_sync(self.wrapped, last=rows is self.micro_batches[-1]):
-                losses = batch_losses(self.wrapped, batch, self.device, self.precision)
+            with gradient_sync(self.ddp_model, last=rows is self.micro_batches[-1]):
+                losses = batch_losses(self.ddp_model, batch, self.device, self.precision)
                 # divided by a constant, so that micro-batches add up to the whole batch
                 loss = losses.sum() / self.symbols_per_step
                 # DDP and FSDP divide the sum over the processes by their number
