@@ -6,10 +6,11 @@ How good is a run, on raw bytes?
 - pass:   pass@k of completions, by running them on a problem file's tests (Chen et al. 2021, arXiv
           2107.03374). And bits per byte of the problems' own solutions, given their prompts: the
           same skill, measured more smoothly.
-- noise:  bits per byte of held-out text some of whose bytes are replaced.
+- noise:  bits per byte of held-out text some of whose bytes are replaced; always raw bytes.
 - robust, translate, facts: the paper's other measurements, in lib/probes.py.
 
-With --view=comp the proxy's symbols are read and written instead, as by a tokenizer model.
+With --view=comp bpb, pass, robust and facts read and write the proxy's symbols instead, as a
+tokenizer model does.
 
 How completions are judged: each is run in a process of its own (lib/judge.py), which may use only
 so much time and memory, and can reach neither your files nor the network (lib/sandbox.py). It is
@@ -66,7 +67,7 @@ class Window:
 
 def raw_windows(text, scored, sentinels, context, stride):
     """Yields a text, uint8 (n,), as Windows of `context` symbols, each `stride` after the one
-    before. scored: bool (n,), which bytes count. With a context of 8 and a stride of 4:
+    before. scored: bool (n,), which bytes count. With a context of 8 and a stride of 4 the targets:
 
         def f(x): return x
         def f(x)                all are scored
@@ -163,7 +164,7 @@ def held_out_texts(run, data, view, limit=0, whole=False):
     only_text = replace(run.options, data=data, proxy="none", mix=mix)
     with contextlib.redirect_stdout(sys.stderr):  # results alone go to stdout
         views, _, _ = prepare(only_text, run.model.config.block_size)
-    if data == run.options.data and run.corpus_id not in (None, views.id):
+    if data == run.options.data and views.id != run.made_from.get("corpus", views.id):
         warn_once(f"{run.folder}: --data={data}, or the code that reads it, has changed since its "
                   "training, so what is held out now may have been trained on")
     if whole:
@@ -306,7 +307,7 @@ def measure_samples_file(options):
 # -----------------------------------------------------------------------------
 # the options
 
-# what can be measured: functions (run, options) -> {name: number}; name_95 is an interval of name
+# what can be measured: functions (run, options) -> {name: number}; or text; name_95 is an interval
 TASKS = {"bpb": measure_bpb, "pass": measure_pass, "noise": measure_noise} | probes.TASKS
 # options that say what is done with the numbers, and decide none
 NOT_SETTINGS = ("runs", "task", "again", "all", "samples", "unconfined", "save", "plot", "json",
@@ -358,6 +359,8 @@ class EvalOptions:
         if self.temperature is None:
             self.temperature = 0.0 if self.n == 1 else 0.2
         expect(self, "of 0 or more", "temperature")
+        if bool(self.runs) + self.all + bool(self.samples) > 1:
+            raise UserError("--all, --samples and names of runs: expected one of these")
         if self.save and (self.all or len(self.runs) > 1):
             raise UserError(f"--save={self.save}: expected one run, whose completions go there; "
                             "name one")

@@ -6,7 +6,7 @@ stream between sentinels, which tell the model what it reads: `<raw> bytes </raw
 symbols </comp>`. Samples are packed into contexts of a fixed size:
 
     corpus -> samples (cut at line ends) -> both views of each, on disk (lib/views.py)
-           -> draw a view for each sample -> sentinels -> pack into contexts
+           -> draw a view for each sample, or both -> sentinels -> pack into contexts
 
 The share of compressed views is the *mixing rate* r. It rises from 0.4 to `mix`, 0.9. While it
 does, a sample may be shown as a *translation pair*: both of its views in one context, one after the
@@ -14,7 +14,8 @@ other, so the model can learn that they say the same thing. Then r stays for a w
 *raw phase* it falls to 0: a small model turns to the representation that it will be used with. (In
 the paper an optional last phase lowers r; that it falls to 0, over 60 % of the training, is ours.)
 
-r counts views, not symbols: at r = 0.9 and 3.8 bytes a symbol seven of ten symbols are compressed.
+r counts views, not symbols: at r = 0.9 and tinycode's 3.8 bytes a symbol seven of ten symbols are
+compressed.
 
 For given data and options a row of a batch is a function of (seed, step, row), and of no earlier
 row. So there is no loader state to save, resuming is exact, and one process or eight train on the
@@ -49,7 +50,7 @@ MODES = {
 }
 NO_PAIRS = ("sentinel", "vanilla")
 MIN_ROOM = 16  # symbols: a context with less room left is padded
-SHORTEST = 32  # bytes: samples must not be cut shorter than that
+SHORTEST = 32  # bytes: the least that the limit on a sample's length may be
 
 
 @dataclass
@@ -91,7 +92,7 @@ def prepare(options, block_size):
     the neural proxy have none, so they see the same samples; gzip's are shorter by 16 bytes.
     """
     unfitted = make_proxy(options)
-    fixed_cost = 4 + (unfitted.overhead if unfitted else 0)  # symbols of any pair
+    fixed_cost = 4 + (unfitted.overhead if unfitted else 0)  # symbols besides one a byte, twice
     longest = (block_size - fixed_cost) // 2
     if longest < SHORTEST:
         raise UserError(f"block size {block_size}: too small for a pair of views, expected at "
@@ -102,7 +103,7 @@ def prepare(options, block_size):
     if unfitted is None:
         return views, None, None
     proxy, path = fitted_proxy(views, unfitted, load_proxy)
-    encode(views, proxy, path.parent)
+    encode(views, proxy, path.parent)  # sets views.comp and views.symbol_lengths
     return views, proxy, path
 
 
@@ -137,7 +138,7 @@ def format_view(raw, comp=None, symbol_lengths=None, mode="sentinel", with_suffi
     else:
         opening, closing = COMP, END_COMP
         body = comp.astype(np.int64) + PROXY0
-        # 1 and more, as no symbol stands for nothing: so `ends - 1` below is a byte of the text
+        # 1 and more, as no text has a symbol that stands for nothing: ends - 1 is a byte of it
         ends = None if symbol_lengths is None else np.cumsum(symbol_lengths[comp])
     if mode == "vanilla":
         opening, closing = BOS, EOS  # the model has to find out which view it reads
@@ -228,7 +229,7 @@ class Pool:
     def __init__(self, samples, views):
         self.samples = samples  # (n,) their numbers, sorted
         first_samples, weights = zip(*views.sources)
-        # the samples of each source; there may be none
+        # the samples of each source, where views.sources has (first, weight); there may be none
         self.sources = np.split(samples, np.searchsorted(samples, first_samples[1:]))
         n_bytes = np.add.reduceat(views.raw.lengths, first_samples, dtype=np.int64)
         mean_length = n_bytes / np.diff([*first_samples, len(views)])
@@ -323,8 +324,8 @@ class Mixer:
             kind = rng.choice(list(probabilities), p=list(probabilities.values()))
             index = self.pools[kind].draw(rng)
             if kind == "pair":
-                first, second = self.pair_order(rng)
-                self.write_pair(context, self.view(index, first), self.view(index, second))
+                first, second = [self.view(index, of_pair) for of_pair in self.pair_order(rng)]
+                self.write_pair(context, first, second)
             else:
                 view = self.view(index, kind)
                 context.write(view, min(len(view.symbols), context.room))
@@ -398,7 +399,7 @@ def show(options):
     mixer = Mixer(views, options, block_size, total_steps=100)
     for step in (0, 33, 66, 99):
         context = mixer.row(step, 0)
-        pairs = "on" if mixer.draws_pairs(step) else "off"
+        pairs = "on" if mixer.probabilities(step)["pair"] > 0 else "off"
         show_context(f"step {step} of 100: r = {mixer.r(step):.2f}, pairs {pairs}, "
                      f"{context.text_bytes / block_size:.2f} bytes of text a symbol",
                      decode_context(context.symbols, proxy))

@@ -11,10 +11,11 @@ transformer has to change for that. Bytes and the compressor's symbols are ids o
 and the loss is next-symbol cross-entropy. Two optional inputs of `forward` help the model to learn:
 
 - `mask` keeps attention inside a sample, since a training context holds several of them.
-- `suffix` is the text that ends at each position, not what follows: its last 7 bytes, packed. With
-  `ngram=6` the model adds hashed embeddings of the last 2 to 6 of those bytes to its input, as BLT
-  does for its bytes (arXiv 2412.09871, section 3.2.1). They belong to a place in the text: a raw
-  byte and a proxy symbol that end there get the same features. So the two views meet at the input.
+- `suffix` is the text that ends at each position, not what follows: its last 7 bytes, packed; 7 is
+  the longest n-gram there can be. With `ngram=6` the model adds hashed embeddings of the last 2 to
+  6 of them to its input, as BLT does (arXiv 2412.09871, section 3.2.1). They belong to a place in
+  the text: a raw byte and a proxy symbol that end there get the same features. So the two views
+  meet at the input.
 
 A small model carries more over from one view to the other if it is also `aligned`. Positions are
 then counted in bytes of text, so a distance means the same in both views. A proxy symbol's input
@@ -36,7 +37,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lib.attention import attend, ngram_hashes
-from lib.options import command_line, expect, expect_one_of
+from lib.options import UserError, command_line, expect_one_of
 from lib.plan import PlanOptions, print_plan, print_sizes
 
 BYTE0, PROXY0 = 64, 320  # the ids of byte 0 and of the proxy's first symbol
@@ -70,7 +71,7 @@ class GPTConfig:
     vocab_size: int = PROXY0
     ngram: int = 0                # longest byte n-gram that has an embedding, 2 to 7; 0: none
     ngram_buckets: int = 2 ** 15  # rows of the hashed table, a power of two
-    aligned: bool = False         # proxy symbols stand where their bytes do, and add these' rows
+    aligned: bool = False         # positions count bytes; proxy symbols add their end bytes' rows
 
     @classmethod
     def named(cls, size, **changes):
@@ -91,7 +92,7 @@ def rotary_angles(positions, head_dim):
     """(cos, sin) of the rotation at `positions` (B, T), each float32 (B, 1, T, head_dim / 2)."""
     channel = torch.arange(0, head_dim, 2, device=positions.device)
     frequency = 10000.0 ** (-channel / head_dim)
-    angle = positions[:, None, :, None] * frequency  # attention depends on differences alone
+    angle = positions[:, None, :, None] * frequency
     return angle.cos(), angle.sin()
 
 
@@ -175,9 +176,9 @@ def maybe_checkpoint(function, *inputs, recompute):
 # -----------------------------------------------------------------------------
 # the loss
 
-CHUNK_LOGITS = 2 ** 19  # logits of one chunk: 2 MB in float32, about what a core's cache holds
+CHUNK_LOGITS = 2 ** 19  # on a CPU, of one chunk: 2 MB in float32, about what a core's cache holds
 CPU_POSITIONS = 256     # but at least so many: each chunk reads all of the output layer, and
-GPU_POSITIONS = 2048    # writes a gradient as large. A GPU needs more for that to weigh little
+GPU_POSITIONS = 2048    # writes a gradient as large. On a GPU always so many: that weighs little
 KEPT_LOGITS = 2 ** 26   # more than this are not kept: the backward pass computes them again
 
 
@@ -189,8 +190,9 @@ def cross_entropy(states, unembedding, targets):
 
 def chunk_positions(vocab_size, device):
     """How many positions a chunk of the loss has. device: "cpu", or any other type."""
-    at_least = CPU_POSITIONS if device == "cpu" else GPU_POSITIONS
-    return max(at_least, CHUNK_LOGITS // vocab_size)
+    if device != "cpu":
+        return GPU_POSITIONS
+    return max(CPU_POSITIONS, CHUNK_LOGITS // vocab_size)
 
 
 def chunked_cross_entropy(states, unembedding, targets):
@@ -255,7 +257,7 @@ class GPT(nn.Module):
         lengths = [len(text) for text in symbol_bytes]
         self.first_byte.copy_(BYTE0 + torch.tensor(first))
         self.last_byte.copy_(BYTE0 + torch.tensor(last))
-        self.n_bytes[:PROXY0] = 1  # a byte or a sentinel moves one position on
+        self.n_bytes[:PROXY0] = 1  # again, as `to_empty` loses __init__'s: one position each
         self.n_bytes[PROXY0:] = torch.tensor(lengths)
 
     def forward(self, idx, targets=None, suffix=None, mask=None, cache=None, groups=None):
@@ -266,7 +268,7 @@ class GPT(nn.Module):
         suffix: int64 (B, T), from `pack_suffix`; None: no n-gram features.
         mask: from `sample_mask`; None is plainly causal. Not with a cache, which makes its own.
         cache: a KVCache, whose rows idx continues; the caller then moves `cache.filled` on.
-        groups: `loss_groups(idx)`, made on the CPU with the batch: here `nonzero` stalls a GPU.
+        groups: `loss_groups(idx)`, made with the batch; None: made here, which stalls a GPU.
         """
         x = self.states(idx, suffix, mask, cache)
         if targets is None:
@@ -278,7 +280,7 @@ class GPT(nn.Module):
         """The final states (B, T, n_embd), normed: all of `forward` but the output layer."""
         n_bytes = self.n_bytes[idx] if self.config.aligned else torch.ones_like(idx)  # (B, T)
         if cache is None:
-            positions = n_bytes.cumsum(1)
+            positions = n_bytes.cumsum(1)  # over all samples: attention sees differences alone
         else:
             positions, mask = cache.begin(n_bytes)
         rotary = rotary_angles(positions, self.config.n_embd // self.config.n_head)
@@ -307,7 +309,7 @@ class GPT(nn.Module):
         return torch.cat((weight[:PROXY0], weight[PROXY0:] + first_rows))
 
     def raw_unembedding(self):
-        """Its rows of all that can follow a raw byte, special symbols and bytes: (PROXY0, C)."""
+        """The rows of all that can follow a raw byte, special symbols and bytes: (PROXY0, C)."""
         return self.head.weight[:PROXY0]
 
     def logits(self, x):
@@ -326,8 +328,8 @@ class GPT(nn.Module):
 
         Not in the paper: after a raw byte only a byte or a closing sentinel can follow, so those
         positions compete among the first PROXY0 ids only, as in a model of raw bytes. That is also
-        cheaper. All other positions compete among all ids, as in the paper. Two samples, with 1,024
-        proxy symbols, such as p7 (in a pair `</raw>` is followed by `<comp>`, as in mix.py):
+        cheaper. All other positions compete among all ids, as in the paper. Two samples that are no
+        pair, with 1,024 proxy symbols, of which p7 is one:
 
             read            <raw>   d    e    </raw>  <comp>   p7   </comp>
             target            d     e  </raw>  none     p7   </comp>  none
@@ -339,12 +341,8 @@ class GPT(nn.Module):
         losses[other] = chunked_cross_entropy(x[other], self.unembedding(), targets[other])
         return losses
 
-    @property
-    def device(self):
-        return self.embed.weight.device
-
     def split_parameters(self):
-        """(embeddings, matrices): the parameters that are looked up, and those that multiply."""
+        """(embeddings, matrices): what is looked up, and what multiplies, the head too."""
         embeddings, matrices = [], []
         for name, p in self.named_parameters():
             is_embedding = name.startswith(("embed", "ngram"))
@@ -376,7 +374,7 @@ class KVCache:
         row 1      a b c Y . .        filled = 3: Y goes to slot 3, and attends to 0 .. 3
 
     The caller moves `filled` on, since only it knows which symbols were padding. What lies beyond,
-    as after row 1's Y, is such padding: it is overwritten before the row gets there.
+    as after row 1's Y, is left from padding or empty: it is overwritten before the row gets there.
     """
     def __init__(self, config, batch_size, length, device=None):
         self.length = length  # symbols that there is room for
@@ -427,7 +425,9 @@ class KVCache:
 
 
 def main(options):
-    expect(options, "above 0", "vocab_size")
+    if options.vocab_size < PROXY0:
+        raise UserError(f"--vocab_size={options.vocab_size}: expected at least {PROXY0}, the "
+                        "special symbols and the bytes")
     if options.plan:
         config = GPTConfig.named(options.size, vocab_size=options.vocab_size)
         print_plan(options, GPT, config, chunk_positions(options.vocab_size, "cuda"))

@@ -108,7 +108,7 @@ class Tokenizer(Proxy):
     fitted_by = (ROOT / "lib/bpe.py",)
 
     def __init__(self, tokenizer="1024"):
-        """tokenizer: how many symbols to fit, in digits. Raises UserError."""
+        """tokenizer: how many symbols to fit, as text (others take a name). Raises UserError."""
         is_number = tokenizer.isascii() and tokenizer.isdigit()
         if not is_number or not 256 < int(tokenizer) <= 2 ** 20:
             raise UserError(f"--tokenizer={tokenizer}: expected 257 to {2 ** 20} symbols; an "
@@ -185,7 +185,7 @@ def share_edges(sizes, p, own, certain):
     cumulative = np.zeros((len(p), n_letters + 1))
     cumulative[:, 1:] = np.cumsum(p, axis=1)
     cumulative /= cumulative[:, -1:]  # to end at 1 exactly
-    shared_edges = np.floor(cumulative * to_share[:, None] + 0.5)  # rounded to the nearest
+    shared_edges = np.floor(cumulative * to_share[:, None] + 0.5)  # rounded, halves up
     return own + certain * np.arange(n_letters + 1) + shared_edges.astype(np.int64)
 
 
@@ -195,8 +195,9 @@ def list_codebook(predict, n_codewords, own, longest):
 
     A string whose interval has more than one codeword can grow: the LM says how the bytes share
     them. own: as `share_edges` takes it. predict(strings): the LM's probabilities (N, 256) of the
-    byte that follows each of `strings`, uint8 (N, length). They are float64, so that for a given LM
-    rounding almost never moves an edge; another machine trains a slightly different LM.
+    byte that follows each of `strings`, uint8 (N, length). They are float64, so that rounding
+    almost never moves an edge, and one LM gives one codebook everywhere. (LMs that were trained on
+    two machines differ slightly, and so do their codebooks.)
     """
     codebook = {}
     # the strings of the present length that can grow, their bytes (N, length) and their intervals:
@@ -267,6 +268,7 @@ def uncertain_bigrams(texts, cut_rate):
     """
     trigrams = []
     for text in texts:
+        # as in Neural.segments, a text is taken to follow the end of a line
         data = np.frombuffer(b"\n" + text, np.uint8).astype(np.uint32)
         trigrams.append(data[:-2] * 2 ** 16 + data[1:-1] * 2 ** 8 + data[2:])
     trigrams, counts = np.unique(np.concatenate(trigrams), return_counts=True)
@@ -317,7 +319,7 @@ class Neural(Proxy):
     def name(self):
         fuzzy = "-fuzzy" if self.fuzzy else ""
         whole = "" if self.segment else "-whole"
-        return f"neural-{self.bits}{fuzzy}{whole}"
+        return f"{self.kind}-{self.bits}{fuzzy}{whole}"
 
     def fit(self, texts):
         from lib import byte_lm
@@ -348,8 +350,8 @@ class Neural(Proxy):
         """Number the kept codewords, and find out how each string of the trie is written with them.
 
         Nodes come shortest first, so `encode_segment`, which looks `node_symbols` up, can already
-        write any shorter string. If in the example 10 (baa) were not kept, it would be written as
-        its longest beginning that is, 9 (ba), and then the rest, 1 (a).
+        write any shorter string. In the example, if 10 (baa) were not kept, "baa" would be written
+        as its longest kept beginning, "ba" (9), and then the rest, "a" (1).
         """
         self.trie = Trie(self.codebook)
         self.n_symbols = len(self.kept_codewords)
@@ -483,13 +485,13 @@ class ProxyOptions:
 
 
 def proxy_of(options):
-    """The unfitted proxy that the ProxyOptions name. Raises UserError."""
+    """The unfitted proxy that the ProxyOptions name, "none" refused. Raises UserError."""
     cls = proxy_class(options.proxy)
     return cls(**{name: getattr(options, name) for name in cls.settings})
 
 
 def make_proxy(options):
-    """`proxy_of` the options; None for raw bytes only."""
+    """The unfitted proxy that the options name, or None for --proxy=none, raw bytes only."""
     return None if options.proxy == "none" else proxy_of(options)
 
 

@@ -23,6 +23,7 @@ from lib.options import UserError, command_line, expect, flag
 from lib.parallel import resolve_device
 from lib.run import Results, load_checkpoint, load_weights, newest_run, restore_options
 from lib.tables import with_progress
+from lib.views import file_id
 from lib.write_view import complete_in_symbols, prefill, write_view
 from mix import BOS, COMP, END_COMP, END_RAW, EOS, RAW, MixOptions, format_view, suffixes
 from model import BYTE0, PROXY0, GPT, GPTConfig, KVCache
@@ -95,8 +96,8 @@ def read_texts(model, texts, opening, max_new):
     distinct = list(dict.fromkeys(recent))  # completions of a prompt start alike: read it once
     shown = []  # (symbols, suffixes) of each
     for text in distinct:
-        text = np.frombuffer(text, np.uint8).astype(np.int64)
-        shown.append((np.append(opening, text + BYTE0), np.append(0, suffixes(text))))
+        raw = np.frombuffer(text, np.uint8).astype(np.int64)
+        shown.append((np.append(opening, raw + BYTE0), np.append(0, suffixes(raw))))
     longest = max(len(symbols) for symbols, _ in shown)
     cache = KVCache(model.config, len(shown), min(block_size, longest + max_new), device)
     states = prefill(model, cache, shown)
@@ -122,12 +123,12 @@ def next_choices(model, states, closing):
 def generate(model, prompts, n=1, max_new=256, stops=(), temperature=0.8, top_k=0, top_p=1.0,
              seed=0, sentinels=(RAW, END_RAW)):
     """Continue each of `prompts` (bytes) n times. Yields the Texts, n of the first prompt, n of the
-    second and so on, after each step, which adds a byte to every text that has a row of the cache.
+    second and so on, after each step, which adds a byte to those that go on.
 
     A text ends with the closing sentinel, with one of `stops` (a tuple of bytes), or after max_new
-    bytes. One whose context is full waits until the others are done, or as full; then its last half
-    context is read, and it goes on from there. That depends on its own length alone: greedy text
-    does not depend on the prompts beside it.
+    bytes. One whose context is full waits until the others are done, or full too; then its last
+    half context is read, and it goes on from there. Where this happens depends on its own length
+    alone: greedy text does not depend on the prompts beside it.
     """
     opening, closing = sentinels
     device = model.embed.weight.device
@@ -177,24 +178,25 @@ def complete(model, prompts, n=1, **settings):
 # -----------------------------------------------------------------------------
 # a run: the model, and what belongs to it
 
-ROWS_AT_ONCE = 256  # completions that are written side by side
+ROWS_AT_ONCE = 256  # completions that are written side by side, or all of a prompt's
 
 
 class Run:
     """A trained model, ready to be used.
 
-    options: of its training, a dict, kept as .trained_with; .options is a MixOptions made of it.
+    trained_with: the options of its training, a dict; .options is a MixOptions made of it.
     results: what was measured of it, a Results; in the same folder is its proxy.
-    corpus_id: the id of the samples that it was trained on; None if that is not known.
+    made_from: the ids of its corpus and its proxy; {} if they are not known.
     """
-    def __init__(self, model, options, results, corpus_id):
+    def __init__(self, model, trained_with, results, made_from={}):
         self.model = model
-        self.trained_with = options
+        self.trained_with = trained_with
         names = {field.name for field in fields(MixOptions)}
         # one that an old run does not know has its default
-        self.options = MixOptions(**{name: options[name] for name in names & options.keys()})
+        known = {name: trained_with[name] for name in names & trained_with.keys()}
+        self.options = MixOptions(**known)
         self.folder = results.folder
-        self.corpus_id = corpus_id
+        self.made_from = made_from
         self.device = model.embed.weight.device
         self.results = results
 
@@ -207,17 +209,21 @@ class Run:
         model = GPT(config).to(device)
         load_weights(folder, checkpoint, model)
         # version 1 hashed otherwise: its ids can't be compared
-        corpus_id = checkpoint["made_from"]["corpus"] if checkpoint["version"] > 1 else None
-        return cls(model.eval(), checkpoint["options"], results, corpus_id)
+        made_from = checkpoint["made_from"] if checkpoint["version"] > 1 else {}
+        return cls(model.eval(), checkpoint["options"], results, made_from)
 
     @functools.cached_property
     def proxy(self):
-        """The proxy, loaded when it is asked for: raw bytes do without. Raises UserError."""
+        """The proxy, loaded when it is asked for: raw bytes do without. Raises UserError if the
+        file is missing, or is not the one that the model was trained with."""
         path = self.folder / "proxy.pt"
         if not path.exists():
             raise UserError(f"{self.folder}: no proxy.pt in it, so the model can't read or write "
                             "symbols")
-        return load_proxy(path, "restore the file")
+        proxy = load_proxy(path, "restore the file")
+        if self.made_from.get("proxy") not in (None, file_id(path)):
+            raise UserError(f"{path} is not the proxy that the run was trained with; restore it")
+        return proxy
 
     def sentinels(self, view):
         """(opening, closing): the symbols around a view, "raw" or "comp", in training."""

@@ -5,16 +5,19 @@ Train a byte transformer on the mixed stream, then say how well it reads and wri
     python train.py --proxy=none                          the baseline: raw bytes only
     python train.py --proxy=tokenizer --mix=1.0           the proxy only: a tokenizer model
     python train.py --resume=out/neural                   goes on from the run's checkpoint
-    torchrun --nproc_per_node=8 train.py --size=1.5B --batch_size=64     on eight GPUs (DDP)
-    torchrun --nproc_per_node=8 train.py --size=7B --batch_size=64 --fsdp    sharded over them
+    torchrun --nproc_per_node=8 train.py --size=124M --budget=1e10 --batch_size=64  on eight GPUs
+
+(`python model.py --plan` says what larger sizes need; --fsdp shards them.)
 
 `Training` is the loop: batch, loss, backward, clip, step, and a validation now and then. What a run
 leaves in its folder, and how it goes on from there, is in lib/run.py. On CUDA these differ:
 
     resolve        bfloat16, if the card has units for it, and torch.compile are the default
     build_model    blocks are compiled; a card's attention is FlexAttention (lib/attention.py)
-    batch_losses   while a batch is copied and computed the CPU goes on, to the next micro-batch
-    take_step      it waits for the card, to see whether the gradient is finite
+    batch_losses   a batch is copied while the card computes, so the CPU makes the next one while
+                   the card works on this one, for as long as nothing looks at a result
+    take_step      looks at no result; the card itself skips a step that is not finite
+    train          looks every BAD_STEPS steps, and waits for the card there
 """
 import argparse
 import gc
@@ -27,7 +30,7 @@ import torch
 from tqdm import tqdm
 
 from eval import EvalOptions, evaluate
-from lib.attention import sample_mask
+from lib.attention import expect_kernel_fits, sample_mask
 from lib.options import UserError, command_line, expect, flag
 from lib.parallel import (Processes, StopSignals, autocast, clip_gradients, fast_dtype,
                           gradient_sync, replicate, resolve_device, shard, should_compile,
@@ -40,7 +43,8 @@ from mix import Mixer, MixOptions, prepare
 from model import GPT, PROXY0, SIZES, GPTConfig
 from sample import Run
 
-BAD_STEPS = 10       # a training ends after so many steps in a row that are not finite
+# a training ends after so many steps in a row that are not finite; it looks every so many steps
+BAD_STEPS = 10
 PLAIN_FROM = "124M"  # from this size on the default is the paper's plain recipe
 
 
@@ -75,7 +79,7 @@ class Options(MixOptions):
     clip: float = flag(1.0, "norm that gradients are clipped to")
     # what is measured, and where it goes
     eval_every: int = flag(500, "steps between validations, log lines and checkpoints")
-    eval_rows: int = flag(16, "contexts of either view in a validation")
+    eval_rows: int = flag(16, "contexts of each view in a validation")
     report: str = flag("all", "what the closing report measures: all that the corpus allows, or "
                        "none", choices=("all", "none"))
     out: str = flag("", "folder of the run [out/<proxy>, or out/<proxy>-2, .. if that exists]")
@@ -130,6 +134,8 @@ class Options(MixOptions):
             self.dtype = fast_dtype(self.device)
         if self.compile == "auto":
             self.compile = "yes" if should_compile(self.device) else "no"
+        if self.compile == "yes":
+            expect_kernel_fits(config.n_embd // config.n_head, self.dtype, self.device)
 
 
 # -----------------------------------------------------------------------------
@@ -166,10 +172,13 @@ class Muon(torch.optim.Optimizer):
 
     A step has the length of one of AdamW's, so both can have the same rate (Liu et al. 2025, arXiv
     2502.16982, section 2.2). torch.optim.Muon computes in bfloat16, at which many CPUs are slow.
+
+    Like torch's fused optimizers, a step does nothing where `found_inf`, a tensor (), is 1.
     """
 
     def __init__(self, matrices, lr, weight_decay, momentum=0.95):
         super().__init__(matrices, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
+        self.found_inf = torch.zeros(())
 
     @torch.no_grad()
     def step(self):
@@ -178,11 +187,14 @@ class Muon(torch.optim.Optimizer):
                 state = self.state[p]
                 if not state:
                     state["mean"] = torch.zeros_like(p)
-                mean = state["mean"].lerp_(p.grad, 1 - group["momentum"])
-                update = orthogonal(p.grad.lerp(mean, group["momentum"]))  # Nesterov's momentum
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                # an orthogonal matrix has entries of about max(shape) ** -0.5, AdamW's steps of 0.2
-                p.add_(update, alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)
+                mean = state["mean"]
+                gradient = torch.where(self.found_inf > 0, mean, p.grad)  # that leaves the mean
+                mean.lerp_(gradient, 1 - group["momentum"])
+                update = orthogonal(gradient.lerp(mean, group["momentum"]))  # Nesterov's momentum
+                # an orthogonal matrix has entries of about max(shape) ** -0.5, AdamW's step of 0.2
+                length = group["lr"] * 0.2 * max(p.shape) ** 0.5
+                kept = p * (1 - group["lr"] * group["weight_decay"])
+                p.copy_(torch.where(self.found_inf > 0, p, kept.add_(update, alpha=-length)))
 
 
 def orthogonal(matrix):
@@ -226,6 +238,7 @@ def batch_losses(model, batch, device, precision):
     """The losses (B, T) of a batch, in nats."""
     names = ("idx", "targets", "suffix", "sample")
     idx, targets, suffix, sample = (to_device(batch[name], device) for name in names)
+    # the positions of raw bytes and all others, whose losses differ
     groups = [to_device(group, device) for group in batch["groups"]]
     with precision:
         return model(idx, targets, suffix, sample_mask(sample), groups=groups)
@@ -233,7 +246,7 @@ def batch_losses(model, batch, device, precision):
 
 @torch.no_grad()
 def validate(model, mixer, options, processes, precision):
-    """{"val_raw": bits per byte of text, "val_comp": ..} on held-out contexts of either view alone.
+    """{"val_raw": bits per byte of text, "val_comp": ..} on held-out contexts of each view alone.
 
     val_comp is an upper bound: the model spreads its probability over all the ways to
     write a text in symbols, and only the proxy's own is counted.
@@ -272,9 +285,12 @@ class Training:
         self.model = build_model(self.config, options, processes)
         if self.config.aligned:
             self.model.set_symbol_bytes(proxy.symbol_bytes())
-        self.ddp_model = replicate(self.model, processes)  # by DDP, where there are several
-        self.precision = autocast(self.device, options.dtype)
+        self.ddp_model = replicate(self.model, processes)  # in DDP, of several without --fsdp
+        self.precision = autocast(self.device, options.dtype)  # a block for forward passes
         self.optimizers = make_optimizers(self.model, options)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["initial_lr"] = group["lr"]  # which `lr_at` scales
 
         # data; the mixer is told below how many steps there are
         settings = dict(block_size=options.block_size, total_steps=1,
@@ -290,7 +306,7 @@ class Training:
         # FLOPs depend on how many positions hold a raw byte; that share follows from the schedule's
         # shape, so total_steps=1 will do here
         self.raw_share = expected_raw_share(self.mixer)
-        flops = flops_per_symbol(self.model, PROXY0, self.raw_share)
+        flops = flops_per_symbol(self.model, byte_rows=PROXY0, raw_share=self.raw_share)
         self.flops_per_step = self.symbols_per_step * flops
         steps = options.steps or round(options.budget / self.symbols_per_step)
         if options.flops:
@@ -302,13 +318,16 @@ class Training:
         self.step = 0
         self.text_bytes = 0.0
         self.loss = None           # of the last step, 0-dimensional
-        self.skipped = 0           # steps that were not finite
-        self.skipped_in_a_row = 0  # in no checkpoint: who resumes lets it try BAD_STEPS more
+        self.skipped = torch.zeros((), device=self.device)  # steps that were not finite
+        # in no checkpoint: who resumes a training that has diverged lets it try BAD_STEPS more
+        self.skipped_in_a_row = torch.zeros((), device=self.device)
+        self.batch_seconds = 0.0                            # that making batches has taken
         self.began = time.time()
         if saved:
             restore_checkpoint(options.out, saved, self.model, self.optimizers)
             self.step = saved["step"]
-            self.skipped = saved["skipped"]
+            self.skipped += saved["skipped"]
+            self.batch_seconds = saved["batch_seconds"]
             self.text_bytes = saved["text_bytes"] if processes.is_first else 0.0
             self.loss = torch.tensor(saved["loss"] if processes.is_first else 0.0)
             self.began -= saved["seconds"]  # as if it had never been interrupted
@@ -336,44 +355,53 @@ class Training:
                 if is_over:
                     return True
                 self.take_step()
-                self.stop_if_diverged()
                 progress.update()
+                if self.step % BAD_STEPS == 0:
+                    self.stop_if_diverged()
 
     def take_step(self):
         """Forward, backward, clip, step."""
+        factor = lr_at(self.step / self.steps, self.options)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate()
+                group["lr"] = group["initial_lr"] * factor
 
         # loss and gradient of the batch, in micro-batches
         self.loss = 0.0
         for rows in self.micro_batches:
+            began = time.perf_counter()
             batch = self.mixer.batch(self.step, rows)
+            self.batch_seconds += time.perf_counter() - began
             self.text_bytes += batch["text_bytes"]
             with gradient_sync(self.ddp_model, last=rows is self.micro_batches[-1]):
                 losses = batch_losses(self.ddp_model, batch, self.device, self.precision)
                 # divided by a constant, so that micro-batches add up to the whole batch
                 loss = losses.sum() / self.symbols_per_step
-                # DDP and FSDP divide the sum over the processes by their number
-                (loss * self.processes.world_size).backward()
+                # backward starts from the number of processes, by which DDP and FSDP divide; or
+                # from NaN where the loss is not finite, so that every process skips the step
+                scale = float(self.processes.world_size)
+                loss.backward(gradient=torch.where(loss.isfinite(), scale, torch.nan))
             self.loss = self.loss + loss.detach()
         norm = clip_gradients(self.model.parameters(), self.options.clip)
 
-        # a step whose gradient is not finite is skipped, by all processes: they have one gradient
-        is_good = bool(norm.isfinite())
+        # a step whose gradient is not finite is skipped
+        is_bad = ~norm.isfinite()  # a tensor (), which nothing has to look at ..
         for optimizer in self.optimizers:
-            if is_good:
+            if isinstance(optimizer, Muon) or optimizer.defaults.get("fused"):
+                optimizer.found_inf = is_bad.float()  # .. with those that do nothing if this is 1
+                optimizer.step()
+            elif not is_bad:  # with any other one the CPU waits for the card
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)  # frees their memory until the next step
+        self.skipped += is_bad
+        self.skipped_in_a_row = (self.skipped_in_a_row + 1) * is_bad
         self.step += 1
-        self.skipped += not is_good
-        self.skipped_in_a_row = 0 if is_good else self.skipped_in_a_row + 1
 
     def stop_if_diverged(self):
-        if self.skipped_in_a_row == BAD_STEPS:
-            raise UserError(f"loss or gradient not finite in {BAD_STEPS} steps in a row, the last "
-                            f"of them {self.step}; nothing was learned in them. Try a lower --lr "
-                            f"than {self.options.lr}, or a longer --lr_warmup")
+        if self.skipped_in_a_row >= BAD_STEPS:  # the CPU waits for the card, and looks
+            raise UserError(f"loss or gradient not finite in {int(self.skipped_in_a_row)} steps in "
+                            f"a row, the last of them {self.step}; nothing was learned in them. "
+                            f"Try a lower --lr than {self.options.lr}, or a longer --lr_warmup")
 
     def learning_rate(self):
         return self.options.lr * lr_at(self.step / self.steps, self.options)
@@ -384,11 +412,11 @@ def train(options):
     started = time.time()
     options, saved = resumed(options, GPTConfig)
     options.resolve()
-    if options.out and not saved:
+    if options.out and not saved:  # again when the folder is made: a fit may take long
         check_folder(options.out, options.overwrite)
     processes = Processes(options.device)
     processes.expect_even_shares(options, "batch_size", "eval_rows")
-    with processes.quiet_others():  # all come here: one prepares, under a lock, and the others read
+    with processes.quiet_others():  # all come here: one cuts and fits, under a lock; all encode
         views, proxy, proxy_path = prepare(options, options.block_size)
     made_from = {"corpus": views.id, "proxy": file_id(proxy_path) if proxy else "none"}
     processes.connect()
@@ -404,16 +432,17 @@ def train(options):
     # raw bytes: what the schedule expects, so the same for every seed; text_bytes were counted
     report = totals(training)
     report["raw_bytes"] = round(report["symbols"] * training.raw_share)
+    is_saved = record.saved_step == training.steps
     # frees the memory for the model that is measured. And DDP has to be freed before its process
     # group: freed last, it can deadlock
     del training
     gc.collect()  # the optimizer and compiled blocks are in reference cycles
     processes.disconnect()
     if not is_finished:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt  # of half a training there is no report
     if not processes.is_first:  # what follows is the first one's work alone
         return {}
-    if options.report == "all":
+    if options.report == "all" and is_saved:
         try:
             report |= measure(options, processes.device)
         except UserError as error:  # what was trained is worth a report all the same

@@ -227,7 +227,7 @@ def is_held_out_pair(first, second):
     return hashlib.sha256(pair.encode()).digest()[0] < 256 * HELD_OUT_PAIRS
 
 
-def held_out_pairs(operations):
+def are_held_out_pairs(operations):
     """For each two neighbours in a chain, whether they are a held-out pair: a list of bool."""
     return [is_held_out_pair(first, second) for first, second in itertools.pairwise(operations)]
 
@@ -331,12 +331,12 @@ def problems(count, seed):
         length = PROBLEM_LENGTHS[len(rows) % len(PROBLEM_LENGTHS)]
         operations = generator.operations(length)
         composition = tuple(operation.code for operation in operations)
-        if not all(held_out_pairs(operations)) or composition in seen:
+        if not all(are_held_out_pairs(operations)) or composition in seen:
             continue
         prompt, body, name = generator.function(operations)
         cases = example_cases(generator, operations, prompt + body, name)
         results = {result for _, result in cases}
-        if len(results) < 4:  # too easy to be right by accident
+        if len(results) < 4:  # too easy to get right by accident
             continue
         tries_in_vain = 0
         seen.add(composition)
@@ -401,7 +401,7 @@ def corpus(functions, seed):
     rows, seen = [], set()
     while len(rows) < functions:
         operations = generator.operations(generator.pick(CHAIN_LENGTHS))
-        if any(held_out_pairs(operations)):
+        if any(are_held_out_pairs(operations)):
             continue
         prompt, body, _ = generator.function(operations)
         text = prompt + body
@@ -449,7 +449,8 @@ def write(options):
 
 def show(options):
     _, documents = facts(options.facts, options.seed + 2)
-    for row in corpus(options.show, options.seed) + documents[:options.show]:
+    one_of_each = documents[::len(VERBS) * len(FACT_FORMS)]
+    for row in corpus(options.show, options.seed) + one_of_each[:options.show]:
         print(row["text"])
 
 

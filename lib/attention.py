@@ -12,10 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from lib.options import UserError
+
 STRIP = 64                # queries that a CPU attends from at once
 BLOCK_DEVICES = {"cuda"}  # where FlexAttention has a backward pass; runs/cuda_on_cpu.py adds a CPU
 # else torch takes its kernel for decoding where contexts are below 128; it spills 38 kB there
 KERNEL_OPTIONS = {"BACKEND": "TRITON"}
+FLOAT32_MEMORY = 148_480  # bytes of shared memory that a block of heads of 128 takes in float32
 
 
 @torch.no_grad()  # else validation would compile a graph of its own for the mask
@@ -49,6 +52,18 @@ def attend(q, k, v, mask):
     if isinstance(mask, StripMask):
         return mask.attend(q, k, v)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+
+
+def expect_kernel_fits(head_dim, dtype, device):
+    """Raise UserError where heads are too large for a GPU's shared memory: in float32, those of 128
+    fit an A100, but no consumer card. dtype: "float32" or "bfloat16"."""
+    if not device.startswith("cuda") or dtype == "bfloat16" or head_dim < 128:
+        return
+    card = torch.cuda.get_device_properties(device)
+    if card.shared_memory_per_block_optin < FLOAT32_MEMORY:
+        raise UserError(f"--dtype=float32: attention with heads of {head_dim} does not fit in the "
+                        f"shared memory of the {card.name}; use --dtype=bfloat16, or a --size with "
+                        "smaller heads")
 
 
 class StripMask:

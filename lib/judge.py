@@ -6,6 +6,7 @@ eval.py reads its files with `read_problems` and `read_samples`, lib/probes.py h
 which then needs nothing but the standard library and lib/sandbox.py, where completions are kept
 from doing harm.
 """
+import ast
 import collections.abc
 import contextlib
 import copy
@@ -96,12 +97,27 @@ def read_problems(path):
     """
     problems = {}
     for number, row in read_jsonl(path):
-        fields = WITH_INPUTS if "base_input" in row else WITH_TEST
-        check_fields(row, fields, f"{path}, line {number}", "a problem")
+        place = f"{path}, line {number}"
+        check_fields(row, WITH_INPUTS if "base_input" in row else WITH_TEST, place, "a problem")
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError:  # JSON can spell what no text has
+            raise UserError(f"{place}: half of a surrogate pair in it, expected text") from None
         problems[row["task_id"]] = row
     if not problems:
         raise UserError(f"{path}: no problems in it")
+    if not any(map(is_in_python, problems.values())):
+        raise UserError(f"{path}: none of its {len(problems):,} problems has tests in Python")
     return problems
+
+
+def is_in_python(problem):
+    """Whether what decides about a problem, its tests or its canonical solution, is Python."""
+    code = canonical_code(problem) if "base_input" in problem else problem["test"]
+    with contextlib.suppress(SyntaxError, ValueError):
+        ast.parse(code)
+        return True
+    return False
 
 
 def read_samples(path, problems):

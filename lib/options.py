@@ -130,6 +130,8 @@ def command_line(main, options, **parser_settings):
 
     Exit status: 2 after a UserError, which is printed as one line, 130 after Ctrl-C.
     """
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # None where the caller has closed it
+    sys.stderr = sys.stderr or open(os.devnull, "w")
     for stream in (sys.stdout, sys.stderr):
         # a log file shows each line at once, and any text can be printed on any terminal
         stream.reconfigure(line_buffering=True, errors="backslashreplace")

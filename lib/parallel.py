@@ -52,6 +52,8 @@ def fast_dtype(device):
     has_units = False
     if kind_of(device) == "cuda":
         has_units = torch.cuda.is_bf16_supported(including_emulation=False)
+        if not has_units:
+            warn_once(f"float32: the {torch.cuda.get_device_name(device)} has no bfloat16 units")
     elif device == "cpu":
         has_units = torch.cpu.get_capabilities().get("amx_bf16", False)
     return "bfloat16" if has_units else "float32"

@@ -16,8 +16,8 @@ from lib.options import UserError, expect_one_of
 from lib.views import write_torch
 # torch is imported where it is used: a process that only encodes is smaller by 140 MB without it
 
-PROXIES = {}         # those with a name of their own for --proxy: {kind: class}
-CHECKED_TEXTS = 100  # of those that a proxy was fitted on: there it has to keep its word
+PROXIES = {}         # the built-in ones, {kind: class}; proxies.py enters them
+CHECKED_TEXTS = 100  # of those that a proxy was fitted on: there `check` looks at them
 
 
 class Proxy:
@@ -28,7 +28,7 @@ class Proxy:
     `symbol_lengths`: how many, an int64 array (n_symbols,). A text has at most one symbol a byte,
     and `overhead` more.
     """
-    kind = ""       # its value for --proxy, and the beginning of its name
+    kind = ""       # of a built-in one the value for --proxy; the beginning of its name
     address = ""    # FILE.py:CLASS of a proxy of your own; `proxy_class` sets it
     settings = ()   # names of the options that it takes: arguments and attributes
     learned = ()    # names of the attributes that `fit` sets, and its file has to keep
@@ -86,7 +86,7 @@ class Proxy:
 
     def key(self):
         """12 hex digits that tell it, fitted or not, from all others in the cache: a hash of its
-        settings and of its code. Of that no comment, docstring or layout counts."""
+        settings and of its code. Comments, docstrings and layout do not count."""
         parts = [*type(self).__mro__[:-1], *self.fitted_by]  # its class and its bases, not `object`
         if self.address:  # all of the file counts: nothing is forgotten
             parts.append(ROOT / self.address.rpartition(":")[0])
@@ -118,7 +118,7 @@ class Proxy:
     def __reduce__(self):
         """Pickled is what its file has: a helping process gets it so, and needs no torch."""
         if self.address:
-            return own_from_state, (self.address, self.state())
+            return own_from_state, (self.state(),)
         return type(self).from_state, (self.state(),)
 
     def check(self, texts):
@@ -155,7 +155,7 @@ def proxy_class(name):
     path = Path(file) if Path(file).exists() else ROOT / file
     if not path.exists():
         raise UserError(f"--proxy={name}: there is no file {file}")
-    module_name = f"proxies_{hash_of(str(path.resolve()))}"  # no other's, and pickle accepts it
+    module_name = f"proxies_{hash_of(str(path.resolve()))}"  # no other's; key() looks there
     if module_name not in sys.modules:
         spec = importlib.util.spec_from_file_location(module_name, path)
         sys.modules[module_name] = importlib.util.module_from_spec(spec)
@@ -168,14 +168,14 @@ def proxy_class(name):
     return cls
 
 
-def own_from_state(address, state):
-    """A proxy of your own, whose `address` and `state` these were."""
-    return proxy_class(address).from_state(state)
+def own_from_state(state):
+    """A fitted proxy of your own, by the address in its state."""
+    return proxy_class(state["proxy"]).from_state(state)
 
 
 def load_proxy(path, advice="delete it and run again"):
     """The proxy that was saved at `path`. Raises UserError, with advice, if that is no proxy file,
-    or if the class of its own that it names is gone."""
+    or if the FILE.py:CLASS that it names is gone."""
     import torch
     try:
         state = torch.load(path, weights_only=True)

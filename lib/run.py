@@ -185,7 +185,7 @@ def load_shards(run, checkpoint, state):
     folder = Path(run) / checkpoint["shards"]
     try:
         dcp.load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
-    except dcp.api.CheckpointException as error:
+    except (OSError, dcp.api.CheckpointException) as error:
         reason = str(error).splitlines()[-1]  # after the processes' stacks
         raise UserError(f"{folder} is corrupt, incomplete or cannot be read: {reason}; restore it "
                         "or train again") from None
@@ -268,6 +268,11 @@ def drop_log_from(step, path):
 # what a training writes
 
 
+def shards_of(step):
+    """The name of the folder with the parts of a sharded checkpoint."""
+    return f"shards-{step or 0:07}"
+
+
 def save_shards(folder, model, optimizers):
     """Write this process's part of a sharded model and its optimizers. Raises UserError."""
     import torch.distributed.checkpoint as dcp
@@ -276,7 +281,7 @@ def save_shards(folder, model, optimizers):
     try:
         dcp.save({"model": model_state, "optimizers": optimizer_state}, checkpoint_id=folder,
                  no_dist=not dist.is_initialized())
-    except dcp.api.CheckpointException as error:
+    except (OSError, dcp.api.CheckpointException) as error:
         reason = str(error).splitlines()[-1]
         raise UserError(f"cannot write {folder}: {reason}") from None
 
@@ -308,7 +313,7 @@ def totals(training):
         "symbols": training.step * training.symbols_per_step,
         "text_bytes": round(training.processes.sum(training.text_bytes)),
         "flops": training.step * training.flops_per_step,
-        "skipped": training.skipped,
+        "skipped": int(training.skipped),
         "seconds": round(time.time() - training.began),
     }
 
@@ -316,7 +321,8 @@ def totals(training):
 class Record:
     """What is written of a training: its folder, its log, its checkpoints, and what it says.
 
-    All processes call it, as numbers are summed over them; the first one writes.
+    All processes call it, as numbers are summed over them; the first one writes. A log line or a
+    checkpoint that can't be written is said, and the training goes on.
     """
     def __init__(self, options, made_from, proxy_path, processes, saved):
         """Open the folder of a new run, or that of `saved`, a checkpoint. Raises UserError.
@@ -326,7 +332,7 @@ class Record:
         self.options = options
         self.made_from = made_from
         self.processes = processes
-        self.saved_step = saved["step"] if saved else 0  # nothing is saved at step 0
+        self.saved_step = saved["step"] if saved else None  # of the checkpoint on disk
         if saved is None:
             options.out = processes.from_first(lambda: open_run(options, proxy_path))
         self.out = Path(options.out)
@@ -348,56 +354,65 @@ class Record:
             "step": training.step,
             **totals(training),
             "r": round(training.mixer.r(training.step), 4),
-            "pairs": training.mixer.draws_pairs(training.step),
+            "pairs": training.mixer.probabilities(training.step)["pair"] > 0,
             "lr": training.learning_rate(),
             "loss": None if loss is None else processes.sum(loss.item()),
             **validation,
+            "batch_seconds": round(training.batch_seconds),
         }
         if not processes.is_first:
             return
-        with open(self.out / "log.jsonl", "a") as f:
-            f.write(json.dumps(line) + "\n")
+        try:
+            with open(self.out / "log.jsonl", "a") as f:
+                f.write(json.dumps(line) + "\n")
+        except OSError as error:  # a full disk, say, which should not end a training
+            say(f"not written to log.jsonl: step {line['step']} ({error.strerror})")
         say(log_line(line))
         if self.wandb is not None:
             self.wandb.log(line, step=line["step"])
 
     def save(self, training):
-        """Write the checkpoint, which appears in one piece: what stops it leaves the old one. With
-        --fsdp each process writes its part, into a folder that ckpt.pt names. Raises UserError."""
-        if training.step == self.saved_step:
+        """Write the checkpoint, which appears in one piece. If it can't be written the old one
+        stays. With --fsdp each process writes its part, into a folder that ckpt.pt names."""
+        if training.step in (0, self.saved_step):
             return  # nothing that is new
         processes = self.processes
         state = {
             "version": VERSION,
             "step": training.step,
-            "skipped": training.skipped,
+            "skipped": int(training.skipped),
             "text_bytes": processes.sum(training.text_bytes),
             "loss": processes.sum(training.loss.item()),
             "seconds": time.time() - training.began,
+            "batch_seconds": training.batch_seconds,
             "made_from": self.made_from,
             "options": asdict(self.options),
             "config": asdict(training.config),
         }
-        if self.options.fsdp:
-            state["shards"] = f"shards-{training.step:07}"
-            save_shards(self.out / state["shards"], training.model, training.optimizers)
-        else:
-            state["model"] = training.model.state_dict()
-            state["optimizers"] = [optimizer.state_dict() for optimizer in training.optimizers]
-        # one process writes, and what goes wrong there is raised in all of them
-        processes.from_first(lambda: write_torch(self.out / "ckpt.pt", state))
-        self.saved_step = training.step
+        try:
+            if self.options.fsdp:
+                state["shards"] = shards_of(training.step)
+                save_shards(self.out / state["shards"], training.model, training.optimizers)
+            else:
+                state["model"] = training.model.state_dict()
+                state["optimizers"] = [optimizer.state_dict() for optimizer in training.optimizers]
+            # one process writes, and what goes wrong there is raised in all of them
+            processes.from_first(lambda: write_torch(self.out / "ckpt.pt", state))
+            self.saved_step = training.step
+        except UserError as error:
+            processes.print0(f"checkpoint skipped: {error}")
         if processes.is_first:  # no checkpoint names these parts: they are old, or half written
             for folder in self.out.glob("shards-*"):
-                if folder.name != state.get("shards"):
+                if folder.name != shards_of(self.saved_step):
                     shutil.rmtree(folder, ignore_errors=True)
 
     def save_interrupted(self, training):
         """Save after Ctrl-C, and say how to go on."""
         self.save(training)
-        line = f"interrupted at step {training.step}"
-        if training.step > 0:
-            line += f", saved. To go on: python train.py --resume={self.out}"
+        outcome = "saved" if self.saved_step == training.step else "not saved"
+        line = f"interrupted at step {training.step}, {outcome}."
+        if self.saved_step is not None:
+            line += f" To go on: python train.py --resume={self.out}"
         self.processes.print0(line)
 
 
@@ -409,6 +424,8 @@ def log_line(line):
             shown.append(f"{name} {line[name]:.3f}")
     if line["skipped"]:
         shown.append(f"skipped {line['skipped']}")
+    if line["batch_seconds"] > 0.5 * line["seconds"]:  # then a faster device would not help
+        shown.append(f"waits for batches: {line['batch_seconds']} of {line['seconds']} s")
     return "  ".join(shown)
 
 

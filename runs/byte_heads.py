@@ -35,7 +35,7 @@ from lib.run import newest_run  # noqa: E402
 from lib.views import write_torch  # noqa: E402
 from mix import Mixer, prepare, suffixes  # noqa: E402
 from model import BYTE0, NO_TARGET  # noqa: E402
-from sample import Run, Text, next_choices, prompt_given, read_texts  # noqa: E402
+from sample import Run, Text, next_choices, pick, prompt_given, read_texts  # noqa: E402
 
 # -----------------------------------------------------------------------------
 # the heads
@@ -92,15 +92,14 @@ class ByteHeads(nn.Module):
 
 
 def load_heads(path, model):
-    """Heads of the shape that this model's have. Those of an earlier checkpoint fit too: the text
-    is the same, in more steps. Raises UserError otherwise."""
+    """The heads in a file, of the shapes that this model needs. Those of an earlier checkpoint fit
+    too: the text is the same, in more steps. Raises UserError otherwise."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         heads = ByteHeads(saved["n_heads"], saved["mlp_hidden"], model.raw_unembedding())
         heads.load_state_dict(saved["weights"])
-    except Exception as error:  # a cut file can raise anything
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: no byte heads of this model ({reason}); train them without "
+    except Exception:  # a cut file can raise anything
+        raise UserError(f"{path}: no byte heads of this model there; train them without "
                         "--prompt") from None
     return heads.to(model.embed.weight.device)
 
@@ -160,7 +159,7 @@ def write_greedily(model, heads, prompt, max_new, sentinels):
         guesses = []
         while True:
             # what is chosen after the byte that was chosen before, and after each of its guesses
-            chosen = next_choices(model, states, closing).argmax(dim=1).tolist()
+            chosen = pick(next_choices(model, states, closing), temperature=0).tolist()
             n_right = 0
             while n_right < len(guesses) and guesses[n_right] == chosen[n_right]:
                 n_right += 1

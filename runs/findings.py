@@ -56,7 +56,6 @@ THREE_METHODS = {
     "proxy: tokenizer": TOKENIZER,
     "proxy: neural": NEURAL,
 }
-RAW_AND_NEURAL = {"raw bytes": RAW_BYTES, "proxy: neural": NEURAL}
 FOUR_METHODS = THREE_METHODS | {"proxy: gzip": GZIP}
 TOKENIZER_MODEL = {"tokenizer model": f"{TOKENIZER} --mix=1.0"}
 NEURAL_MODEL = {"neural model": f"{NEURAL} --mix=1.0"}
