@@ -1,5 +1,5 @@
 """
-"What you will see" in README.md: one training, and its curves from log.jsonl. About six minutes on
+"What you will see" in README.md: one training, and its curves from log.jsonl. About three minutes on
 two cores.
 
     python runs/curves.py              trains, keeps the log, draws it
