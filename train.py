@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from eval import EvalOptions, evaluate
 from lib.attention import expect_kernel_fits, sample_mask
+from lib.muon import Muon
 from lib.options import UserError, command_line, expect, flag
 from lib.parallel import (Processes, StopSignals, autocast, clip_gradients, fast_dtype,
                           gradient_sync, replicate, resolve_device, shard, should_compile,
@@ -163,51 +164,6 @@ def build_model(config, options, processes):
     model.to_empty(device=processes.device)
     model.init_weights()
     return model
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum whose step is made orthogonal, matrix by matrix (q, k and v are one matrix here,
-    gate and up another): all its singular values become about 1, so that rare directions are
-    learned as fast as common ones (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
-
-    A step has the length of one of AdamW's, so both can have the same rate (Liu et al. 2025, arXiv
-    2502.16982, section 2.2). torch.optim.Muon computes in bfloat16, at which many CPUs are slow.
-
-    Like torch's fused optimizers, a step does nothing where `found_inf`, a tensor (), is 1.
-    """
-
-    def __init__(self, matrices, lr, weight_decay, momentum=0.95):
-        super().__init__(matrices, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
-        self.found_inf = torch.zeros(())
-
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            for p in group["params"]:
-                state = self.state[p]
-                if not state:
-                    state["mean"] = torch.zeros_like(p)
-                mean = state["mean"]
-                gradient = torch.where(self.found_inf > 0, mean, p.grad)  # that leaves the mean
-                mean.lerp_(gradient, 1 - group["momentum"])
-                update = orthogonal(gradient.lerp(mean, group["momentum"]))  # Nesterov's momentum
-                # an orthogonal matrix has entries of about max(shape) ** -0.5, AdamW's step of 0.2
-                length = group["lr"] * 0.2 * max(p.shape) ** 0.5
-                kept = p * (1 - group["lr"] * group["weight_decay"])
-                p.copy_(torch.where(self.found_inf > 0, p, kept.add_(update, alpha=-length)))
-
-
-def orthogonal(matrix):
-    """The matrix with singular values near 1: where it is U S V, about U V. By five steps of a
-    polynomial that sends each value from 0.0016 to 1 to one between 0.68 and 1.21; smaller ones are
-    multiplied by up to 485."""
-    is_tall = matrix.size(0) > matrix.size(1)
-    x = matrix.T if is_tall else matrix  # then x @ x.T is the smaller of the two products
-    x = x / x.norm().clamp(min=1e-7)     # no singular value is above 1
-    for _ in range(5):
-        square = x @ x.T
-        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
-    return x.T if is_tall else x
 
 
 def make_optimizers(model, options):

@@ -62,25 +62,22 @@ def code_of(thing):
 
 
 def parse_data(data):
-    """([name of each source], [weight of each] or None), from --data: "a:0.7,b:0.3" or "a,b".
-
-    Raises UserError.
-    """
+    """(name, weight) of each source, a list, from --data: "a:0.7,b:0.3" or, where the weights are
+    None, "a,b". Raises UserError."""
     if os.path.exists(data):  # a path is a path first, even one with a comma or a colon in it
-        return [data], None
-    names, weights = [], []
+        return [(data, None)]
+    sources = []
     for source in data.split(","):
         name, _, weight = source.rpartition(":")
         try:
-            weights.append(float(weight))
+            sources.append((name, float(weight)))
         except ValueError:  # no weight; a colon belongs to the name, as in C:\code
-            name = source
-        names.append(name)
-    positive = all(0 < weight < math.inf for weight in weights)
-    if weights and not (positive and len(weights) == len(names)):
+            sources.append((source, None))
+    weights = {weight for _, weight in sources}
+    if weights != {None} and not all(weight and 0 < weight < math.inf for weight in weights):
         raise UserError(f"--data={data}: expected a weight above 0 for every source, "
                         "as in a:0.7,b:0.3, or for none")
-    return names, weights or None
+    return sources
 
 
 def find_files(root, left_out):
@@ -160,15 +157,15 @@ def read_jsonl(path):
 
 
 def read_log(path):
-    """Yields (line, row) of a log. What is no whole line is left out: its writer was killed, or met
-    a full disk."""
+    """Yield the rows of a log. What is no whole line is left out: its writer was killed, or met a
+    full disk."""
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
         except ValueError:
             continue
         if isinstance(row, dict):
-            yield line, row
+            yield row
 
 
 def has_rows(path):
@@ -294,9 +291,9 @@ def hash01(name):
 def hold_out(hashes, said, raw, source):
     """Which documents of a source are held out: bool (n,).
 
-    hashes: the `hash01` of their names, float (n,). said: what their rows say, int8 (n,), 1 for
-    held out, 0 for trained on, -1 for nothing. raw: bool (n,), which may be shown raw.
-    Raises UserError where nothing is left to train on.
+    hashes: the `hash01` of their names (n,). said: what their rows say (n,), 1 for held out, 0 for
+    trained on, -1 for nothing. raw: bool (n,), which may be shown raw. Raises UserError where
+    nothing is left to train on.
 
     The split follows the name alone: so it never leaks, and a new document moves no other one.
     """

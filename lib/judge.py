@@ -168,12 +168,11 @@ class Failed(BaseException):
 class Keeper:
     """The program that makes processes for tests and completions: see `keep` in lib/sandbox.py.
 
-    Attributes: confines: whether this machine can hold what completions do.
+    confines: whether this machine can hold what completions do. Raises UserError where it does not
+    start.
     """
 
-    def __init__(self, memory):
-        """memory: bytes that a completion may have. Raises UserError where none starts."""
-        self.memory = memory
+    def __init__(self):
         self.orders, theirs = socket.socketpair()
         # Without the user's packages, settings and secrets, and with one seed of hashes: the order
         # of a set must be the one that the canonical solution met.
@@ -188,14 +187,13 @@ class Keeper:
         answer = self.orders.recv(100)
         if not answer:
             raise UserError("the process that runs the tests did not start; see the lines above")
-        self.confines = json.loads(answer)
+        self.confines = answer == b"True"
 
     def ask(self, job):
         """What a process of tests, `run_tests`, finds out about a job, a dict. Raises Failed."""
         verdicts, theirs = socket.socketpair()
         seconds = int(job["limit"]) + 10  # of computing, which no process of a completion passes
-        settings = json.dumps([self.memory, seconds]).encode()
-        socket.send_fds(self.orders, [settings], [theirs.fileno()])
+        socket.send_fds(self.orders, [str(seconds).encode()], [theirs.fileno()])
         theirs.close()
         # The tests keep the time. This is for what they can't end: a machine that gives them no
         # time, or data that keeps them busy, such as numbers that hash alike.
@@ -228,7 +226,8 @@ class Judge:
         self.timeout = min(timeout, A_WEEK)
         self.has_inputs = "base_input" in problem
         self.kinds = KINDS if self.has_inputs else ("test",)
-        self.known = {}  # of the canonical solution: {kind: {"seconds", "expected"}}
+        # of the canonical solution, where it is known: {kind: {"seconds", "expected"}}
+        self.known = {kind: {"seconds": 0.0} for kind in self.kinds}
         self.beside = False
         self.error = None  # how the canonical solution fails, where its outputs are needed
         try:
@@ -257,8 +256,7 @@ class Judge:
     def limit(self, kind):
         """Seconds for the tests of a kind; evalplus's rules, but by the process's own clock."""
         if not self.has_inputs:
-            canonical = self.known[kind]["seconds"] if self.known else 0.0
-            return max(self.timeout, SLOWER * canonical)
+            return max(self.timeout, SLOWER * self.known[kind]["seconds"])
         if self.beside:
             return MOST_SECONDS
         of_inputs = sum(seconds for _, seconds, _ in self.known[kind]["expected"])
@@ -270,7 +268,7 @@ class Judge:
             return CANONICAL + self.error
         failure = "failed"  # what it is called if it fails now
         for kind in self.kinds:
-            expected = self.known.get(kind, {}).get("expected")
+            expected = self.known[kind].get("expected")
             try:
                 self.ask(kind, code, self.beside, self.limit(kind), expected)
             except Failed as failed:
@@ -294,56 +292,47 @@ def can_score():
     return sys.platform != "win32"
 
 
-def score(problems, samples, timeout=3.0, memory=4 << 30, unconfined=False):
+def score(problems, samples, timeout=3.0, unconfined=False):
     """Run the samples, rows {task_id, completion} or {task_id, solution}, on their problems' tests.
 
     timeout: seconds for HumanEval's `check`, if the canonical solution's time does not ask for
-    more; memory: bytes, by default as many as evalplus allows; unconfined: whether to run them on
-    a machine that can't hold them, too. Returns the rows with `result`, "passed" or how it failed,
-    with `passed`, where the problem has base inputs `base_passed`, and `beside` where the problem
-    is tested beside its tests; what else they hold is carried along. Says on stderr which canonical
-    solutions fail. Raises UserError where nothing may run.
+    more; unconfined: whether to run them on a machine that can't hold them, too. Returns the rows
+    with `result`, "passed" or how it failed, with `passed`, where the problem has base inputs
+    `base_passed`, and `beside` where the problem is tested beside its tests; what else they hold is
+    carried along. Raises UserError where nothing may run.
     """
     if not can_score():
         raise UserError("completions can't be scored on Windows, which has no POSIX limits: do it "
                         "on Linux, macOS or WSL, or measure --task=bpb")
-    codes = defaultdict(list)  # by task_id
+    rows = []
+    by_problem = defaultdict(list)
     for sample in samples:
-        task_id = sample["task_id"]
-        if "solution" in sample:
-            codes[task_id].append(sample["solution"])
-        else:
-            codes[task_id].append(problems[task_id]["prompt"] + sample["completion"])
+        row = {name: value for name, value in sample.items() if name not in OF_THE_JUDGE}
+        rows.append(row)
+        by_problem[row["task_id"]].append(row)
 
-    workers = min(os.cpu_count(), max(1, len(codes)))
-    pool = ThreadPoolExecutor(workers)
-    keepers = [Keeper(memory) for _ in range(workers)]
-    free = list(keepers)
-    with tqdm(total=len(samples), desc="running tests", leave=False, disable=None) as progress:
-        def judged(task_id):
-            """The verdicts on a problem's codes, an iterator."""
-            keeper = free.pop()  # there are as many as threads
-            judge = Judge(keeper, problems[task_id], timeout)
-            verdicts = []
-            for code in codes[task_id]:
-                verdicts.append(judge.verdict(code))
+    workers = min(os.cpu_count(), max(1, len(by_problem)))
+    keepers = [Keeper() for _ in range(workers)]
+    progress = tqdm(total=len(rows), desc="running tests", leave=False, disable=None)
+    task_ids = iter(by_problem)
+
+    def add_verdicts(keeper):
+        for task_id in task_ids:  # each thread takes the next one
+            problem = problems[task_id]
+            judge = Judge(keeper, problem, timeout)
+            for row in by_problem[task_id]:
+                is_whole = "solution" in row  # a completion goes on from the prompt
+                code = row["solution"] if is_whole else problem["prompt"] + row["completion"]
+                row |= judge.verdict(code)
                 progress.update()
-            free.append(keeper)
-            return iter(verdicts)
 
+    with progress, ThreadPoolExecutor(workers) as pool:
         try:
             say_unconfined(keepers[0], unconfined)
-            verdicts_on = dict(zip(codes, pool.map(judged, codes)))
+            list(pool.map(add_verdicts, keepers))  # a list: what goes wrong there is raised here
         finally:  # after Ctrl-C the threads find their keepers gone
             for keeper in keepers:
                 keeper.close()
-            pool.shutdown(cancel_futures=True)
-
-    rows = []
-    for sample in samples:
-        row = {name: value for name, value in sample.items() if name not in OF_THE_JUDGE}
-        rows.append(row | next(verdicts_on[sample["task_id"]]))
-    say_canonical_failures(rows)
     return rows
 
 
@@ -359,19 +348,6 @@ def say_unconfined(keeper, unconfined):
               "refuses them as far as it can")
 
 
-def say_canonical_failures(rows):
-    """A line on stderr: which problems no sample can pass."""
-    failures = {}  # in the order of the rows, each once
-    for row in rows:
-        if row["result"].startswith(CANONICAL):
-            cause = row["result"].removeprefix(CANONICAL)
-            failures[f"{row['task_id']} ({cause})"] = True
-    if failures:
-        some = ", ".join([*failures][:5])
-        warn_once(f"{len(failures):,} canonical solutions fail, so no sample of their problems "
-                  f"passes, such as: {some}")
-
-
 # -----------------------------------------------------------------------------
 # what went wrong
 
@@ -380,8 +356,17 @@ def counts_to_know(rows):
     """What a table of results must say of scored rows, what there is of this:
 
     {"canonical solutions that fail": 3, "problems tested beside their tests": 1}
+
+    A line on stderr names some of the problems that no sample can pass.
     """
-    failing = {row["task_id"] for row in rows if row["result"].startswith(CANONICAL)}
+    failing = {}  # {task_id: how}, in the order of the rows
+    for row in rows:
+        if row["result"].startswith(CANONICAL):
+            failing[row["task_id"]] = row["result"].removeprefix(CANONICAL)
+    if failing:
+        some = [f"{task_id} ({how})" for task_id, how in failing.items()][:5]
+        warn_once(f"{len(failing):,} canonical solutions fail, so no sample of their problems "
+                  f"passes, such as: {', '.join(some)}")
     beside = {row["task_id"] for row in rows if "beside" in row}
     counts = {"canonical solutions that fail": len(failing),
               "problems tested beside their tests": len(beside)}
@@ -553,9 +538,9 @@ class Completion:
     spent: the seconds that the tests have waited for it so far.
     """
 
-    def __init__(self, channel, schedstat):
+    def __init__(self, channel, clock):
         self.channel = channel
-        self.schedstat = schedstat  # a descriptor of /proc/PID/schedstat, or None
+        self.clock = clock          # /proc/PID/schedstat, or an empty file
         self.token = ""             # of the last request
         self.waited = 0.0
         self.buffer = bytearray()   # what it has sent and nobody has read
@@ -563,10 +548,9 @@ class Completion:
 
     def now(self):
         """Seconds since some moment, by the process's clock."""
-        if self.schedstat is not None:
-            with contextlib.suppress(OSError, ValueError):  # it has ended, and waits no more
-                _, nanoseconds_waited, _ = os.pread(self.schedstat, 100, 0).split()
-                self.waited = int(nanoseconds_waited) / 1e9
+        with contextlib.suppress(OSError, ValueError):  # it has ended, and waits no more
+            _, nanoseconds_waited, _ = os.pread(self.clock.fileno(), 100, 0).split()
+            self.waited = int(nanoseconds_waited) / 1e9
         return time.monotonic() - self.waited
 
     def write(self, request):
@@ -624,14 +608,14 @@ class Completion:
                 raise Failed("too much output")
 
 
-def run_tests(verdicts, channel, schedstat):
+def run_tests(verdicts, channel, clock):
     """Be the process of the tests: read a job, see `Judge.ask`, and write what it shows.
 
     A line of JSON: {"seconds"}, with {"expected"} of a canonical solution, or {"failed"}: how.
     """
     job = json.loads(verdicts.makefile("rb").readline())
     problem, kind, limit = job["problem"], job["kind"], job["limit"]
-    completion = Completion(channel, schedstat)
+    completion = Completion(channel, clock)
     found = {}
     try:
         completion.write({"code": job["code"], "entry_point": problem["entry_point"]})

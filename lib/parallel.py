@@ -26,19 +26,17 @@ from lib.options import UserError, warn_once
 def resolve_device(device):
     """The device that a --device flag means: `auto` is CUDA, else MPS, else the CPU. Raises
     UserError for one that is not there."""
-    is_there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
-                "cpu": True}
+    here = []
+    if torch.cuda.is_available():
+        here += ["cuda"] + [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        here.append("mps")
+    here.append("cpu")
     if device == "auto":
-        return next(kind for kind in is_there if is_there[kind])
-    kind, colon, number = device.partition(":")
-    if kind not in is_there or (colon and not (kind == "cuda" and number.isdecimal())):
-        raise UserError(f"--device={device}: expected auto, cpu, cuda, cuda:1 or mps")
-    if not is_there[kind]:
-        raise UserError(f"--device={device}: this torch sees no {kind.upper()} device; use "
-                        "--device=cpu")
-    if number and int(number) >= torch.cuda.device_count():
-        raise UserError(f"--device={device}: expected a number below {torch.cuda.device_count()}, "
-                        "the CUDA devices of this machine")
+        return here[0]
+    if device not in here:
+        raise UserError(f"--device={device}: expected auto, or one that torch sees here: "
+                        f"{', '.join(here)}")
     return device
 
 

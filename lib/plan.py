@@ -58,11 +58,8 @@ def flops_per_symbol(model, byte_rows=0, raw_share=0.0, attended=None):
 
 def mean_of_drawn(pool, values):
     """The mean of `values`, one for each sample of the corpus, over what a Pool of mix.py draws."""
-    mean = 0.0
-    for chance, samples in zip(pool.chances, pool.sources):
-        if chance > 0:
-            mean += values[samples].mean() * chance / pool.chances.sum()
-    return mean
+    of_sources = [values[samples].mean() if len(samples) else 0.0 for samples in pool.sources]
+    return np.average(of_sources, weights=pool.chances)
 
 
 def expected_raw_share(mixer):

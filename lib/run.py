@@ -18,7 +18,6 @@ import importlib.util
 import itertools
 import json
 import os
-import pickle
 import platform
 import shlex
 import shutil
@@ -26,7 +25,6 @@ import subprocess
 import sys
 import time
 import warnings
-import zipfile
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -130,10 +128,12 @@ def load_checkpoint(run):
     if not path.exists():
         raise UserError(f"{run}: no run here, expected a file ckpt.pt in it, as train.py writes")
     checkpoint = None
-    if zipfile.is_zipfile(path):  # looks at its end, which lists what is inside
-        # the second are other objects; torch's own words advise to run what is in the file
-        with contextlib.suppress(RuntimeError, pickle.UnpicklingError):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except Exception:  # whatever a broken file makes torch throw
+        pass
     if not isinstance(checkpoint, dict) or not {"config", "options", "step"} <= checkpoint.keys():
         raise UserError(f"{path} is corrupt or truncated, or another program wrote it; restore it "
                         "or train again")
@@ -167,15 +167,6 @@ def restore_options(run, what, dataclass, values):
     return dataclass(**known)
 
 
-def restore_weights(run, model, weights):
-    """Put the weights from a run's checkpoint into a model. Raises UserError if they don't fit."""
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        which = str(error).splitlines()[1].strip()  # the first that is missing, or the like
-        raise_other_version(run, which)
-
-
 def load_shards(run, checkpoint, state):
     """Read into `state`, {"model": a state dict, ..}, what the processes of a sharded run wrote.
 
@@ -192,11 +183,16 @@ def load_shards(run, checkpoint, state):
 
 
 def load_weights(run, checkpoint, model):
-    """Put the weights of a run's checkpoint, whole or in shards, into a model. Raises UserError."""
+    """Put the weights of a run's checkpoint, whole or in shards, into a model; those of a whole one
+    are then no longer in the checkpoint. Raises UserError if they don't fit."""
     if "shards" in checkpoint:
         load_shards(run, checkpoint, {"model": model.state_dict()})
-    else:
-        restore_weights(run, model, checkpoint["model"])
+        return
+    try:
+        model.load_state_dict(checkpoint.pop("model"))
+    except RuntimeError as error:
+        which = str(error).splitlines()[1].strip()  # the first that is missing, or the like
+        raise_other_version(run, which)
 
 
 # -----------------------------------------------------------------------------
@@ -241,14 +237,14 @@ def expect_made_from(options, saved, made_from):
 def restore_checkpoint(out, saved, model, optimizers):
     """Put a checkpoint into a model and its optimizers; frees the tensors of one that is whole.
     Raises UserError."""
+    load_weights(out, saved, model)
     if "shards" in saved:
-        from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-        model_state, optimizer_state = get_state_dict(model, optimizers)
-        load_shards(out, saved, {"model": model_state, "optimizers": optimizer_state})
-        set_state_dict(model, optimizers, model_state_dict=model_state,
-                       optim_state_dict=optimizer_state)
+        from torch.distributed.checkpoint.state_dict import (
+            get_optimizer_state_dict, set_optimizer_state_dict)
+        state = get_optimizer_state_dict(model, optimizers)
+        load_shards(out, saved, {"optimizers": state})
+        set_optimizer_state_dict(model, optimizers, state)
     else:
-        restore_weights(out, model, saved.pop("model"))
         for optimizer, state in zip(optimizers, saved.pop("optimizers"), strict=True):
             optimizer.load_state_dict(state)
 
@@ -256,21 +252,13 @@ def restore_checkpoint(out, saved, model, optimizers):
 def drop_log_from(step, path):
     """Drop the lines of a log from `step` on: a resumed run goes on there, and writes them
     again."""
-    kept = []
-    if path.exists():
-        for line, row in read_log(path):
-            if row.get("step", step) < step:
-                kept.append(line + "\n")
+    rows = read_log(path) if path.exists() else []
+    kept = [json.dumps(row) + "\n" for row in rows if row.get("step", step) < step]
     write_file(path, "".join(kept).encode())
 
 
 # -----------------------------------------------------------------------------
 # what a training writes
-
-
-def shards_of(step):
-    """The name of the folder with the parts of a sharded checkpoint."""
-    return f"shards-{step or 0:07}"
 
 
 def save_shards(folder, model, optimizers):
@@ -332,7 +320,9 @@ class Record:
         self.options = options
         self.made_from = made_from
         self.processes = processes
-        self.saved_step = saved["step"] if saved else None  # of the checkpoint on disk
+        # of the checkpoint on disk: its step, and of --fsdp the folder of its parts
+        self.saved_step = saved["step"] if saved else None
+        self.saved_shards = saved.get("shards") if saved else None
         if saved is None:
             options.out = processes.from_first(lambda: open_run(options, proxy_path))
         self.out = Path(options.out)
@@ -391,19 +381,19 @@ class Record:
         }
         try:
             if self.options.fsdp:
-                state["shards"] = shards_of(training.step)
+                state["shards"] = f"shards-{training.step:07}"
                 save_shards(self.out / state["shards"], training.model, training.optimizers)
             else:
                 state["model"] = training.model.state_dict()
                 state["optimizers"] = [optimizer.state_dict() for optimizer in training.optimizers]
             # one process writes, and what goes wrong there is raised in all of them
             processes.from_first(lambda: write_torch(self.out / "ckpt.pt", state))
-            self.saved_step = training.step
+            self.saved_step, self.saved_shards = training.step, state.get("shards")
         except UserError as error:
             processes.print0(f"checkpoint skipped: {error}")
         if processes.is_first:  # no checkpoint names these parts: they are old, or half written
             for folder in self.out.glob("shards-*"):
-                if folder.name != shards_of(self.saved_step):
+                if folder.name != self.saved_shards:
                     shutil.rmtree(folder, ignore_errors=True)
 
     def save_interrupted(self, training):
@@ -470,14 +460,11 @@ class Results:
 
     def read(self):
         """The rows that are kept of this checkpoint: [{"task", "settings", "results", ..}]."""
-        path = self.folder / "results.json"
-        if not path.exists():
-            return []
         try:
-            rows = json.loads(path.read_text(encoding="utf-8"))
+            rows = json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
             return [row for row in rows if row["checkpoint"] == self.checkpoint]
-        except (ValueError, TypeError, KeyError):
-            return []  # damaged, or an older version's: as if it were not there
+        except (OSError, ValueError, TypeError, KeyError):
+            return []  # not there, damaged, or an older version's
 
     def kept(self, task, settings):
         """The results {name: number} of a task, None if it is to be measured."""

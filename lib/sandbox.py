@@ -7,7 +7,6 @@ standard library alone. `keep` is that program's loop; lib/judge.py says who tal
 import contextlib
 import ctypes
 import gc
-import json
 import os
 import platform
 import random
@@ -104,7 +103,7 @@ def allow(ruleset, path, rights):
 
 # by platform.machine(): the kernel's number of the architecture, then the column of DENIED
 ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
-X32 = 0x40000000  # x86_64 has all calls a second time, from this number on
+X32 = 0x40000000  # x86_64 has all calls a second time, from this number on; aarch64 has none there
 
 DENIED = {  # (number on x86_64, on aarch64)
     # processes (a thread is one by `clone`, see DENIED_IF) and whom to disturb
@@ -154,9 +153,9 @@ def restrict_calls():
         (IS_EQUAL, 1, 0, architecture),  # 1, 0: skip one instruction if so, none if not
         (RETURN, 0, 0, REFUSE),
         (LOAD, 0, 0, NUMBER),
+        (IS_AT_LEAST, 0, 1, X32),
+        (RETURN, 0, 0, REFUSE),
     ]
-    if architecture == ARCHITECTURES["x86_64"][0]:
-        program += [(IS_AT_LEAST, 0, 1, X32), (RETURN, 0, 0, REFUSE)]
     for numbers in DENIED.values():
         if numbers[column] is not None:
             program += [(IS_EQUAL, 0, 1, numbers[column]), (RETURN, 0, 0, REFUSE)]
@@ -223,21 +222,21 @@ MOST_FILE_BYTES = 1 << 24
 MOST_FOLDER_BYTES = 1 << 26
 MOST_DESCRIPTORS = 64
 OPEN_DESCRIPTORS = 1024  # of the keeper, at most
-OWN_MEMORY = 1 << 32     # bytes of the tests' process
-OWN_SECONDS = 20         # that it may compute, longer than the completion
+MEMORY = 4 << 30         # bytes of a process, as many as evalplus allows
+OWN_SECONDS = 20         # that the tests' process may compute, longer than the completion
 MOST_THREADS = 1024      # of all the user's processes together, where this is not root
 
 
-def confine(folder, user, memory, seconds, landlock):
+def confine(folder, user, seconds, landlock):
     """Give up for good what a completion does not need, as root even root's rights.
 
-    folder: where it may write; user: the id that it gets if this is root; memory: bytes; seconds:
-    of computing; landlock: whether the kernel confines, else `guard` does what it can.
+    folder: where it may write; user: the id that it gets if this is root; seconds: of computing;
+    landlock: whether the kernel confines, else `guard` does what it can.
     """
     os.chdir(folder)
     os.environ.update(HOME=folder, TMPDIR=folder)
     tempfile.tempdir = folder
-    limit_resources(memory, seconds)
+    limit_resources(seconds)
     if landlock:
         restrict_files(folder)
     if os.getuid() == 0:
@@ -250,9 +249,9 @@ def confine(folder, user, memory, seconds, landlock):
         guard(folder)
 
 
-def limit_resources(memory, seconds):
+def limit_resources(seconds):
     bounds = {
-        resource.RLIMIT_AS: memory,
+        resource.RLIMIT_AS: MEMORY,
         resource.RLIMIT_CPU: seconds,
         resource.RLIMIT_FSIZE: MOST_FILE_BYTES,
         resource.RLIMIT_NOFILE: MOST_DESCRIPTORS,
@@ -260,8 +259,8 @@ def limit_resources(memory, seconds):
         resource.RLIMIT_CORE: 0,
     }
     for what, bound in bounds.items():
-        # macOS has no limit on the address space; and a huge number is none
-        with contextlib.suppress(ValueError, OSError, OverflowError):
+        # macOS has no limit on the address space
+        with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(what, (bound, bound))
 
 
@@ -283,13 +282,13 @@ def become(user):
         libc("capset", header, struct.pack("6I", rights, rights, 0, 0, 0, 0))
 
 
-def keep_only(*descriptors):
+def keep_only(channels):
     """Close all others. What is read from standard input is empty, what is printed is lost."""
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
     before = 2
-    for descriptor in sorted(descriptors):
+    for descriptor in sorted(channel.fileno() for channel in channels):
         os.closerange(before + 1, descriptor)
         before = descriptor
     os.closerange(before + 1, OPEN_DESCRIPTORS)
@@ -302,9 +301,10 @@ def keep_only(*descriptors):
 def keep(orders, run_tests, run_completion):
     """Make two processes for each order, tests and a completion's, until `orders` is closed.
 
-    orders: a socket, by which come [memory, seconds] together with a socket for the tests, then a
-    byte when they are done. run_tests(that socket, a socket to the completion, a descriptor of its
-    schedstat or None) and run_completion(a socket to the tests) are what the two do.
+    orders: a socket, by which come the seconds that a completion may compute, with a socket for the
+    tests, then a byte when they are done. run_tests(that socket, a socket to the completion, a file
+    that says how long it has waited for a core) and run_completion(a socket to the tests) are what
+    the two do.
 
     The keeper never runs nor reads what comes from others: so nothing of the tests is in the memory
     that the completion's process has a copy of, and no completion can take the keeper down.
@@ -316,7 +316,7 @@ def keep(orders, run_tests, run_completion):
         compile("0", "", "eval")  # its first call costs a millisecond, which every fork would pay
         gc.freeze()  # so that no fork has to copy memory only because it was looked at
         with contextlib.suppress(ConnectionError):  # whoever asks was killed while we started
-            orders.send(json.dumps(landlock).encode())
+            orders.send(str(landlock).encode())
             while keep_one(orders, run_tests, run_completion, base, landlock):
                 pass
     finally:
@@ -327,11 +327,7 @@ def can_confine(base):
     """Whether this machine has what `confine` needs: a process tries."""
     if sys.platform != "linux" or platform.machine() not in ARCHITECTURES:
         return False
-
-    def succeed():
-        os._exit(0)
-
-    child = fork_confined(base, "trial", 1 << 32, 60, True, succeed)
+    child = fork_confined(base, "trial", 60, True, lambda: os._exit(0))
     _, status = os.waitpid(child, 0)
     remove(f"{base}/trial")
     return status == 0
@@ -339,43 +335,35 @@ def can_confine(base):
 
 def keep_one(orders, run_tests, run_completion, base, landlock):
     """Follow one order. Returns whether there may be another."""
-    settings, descriptors, _, _ = socket.recv_fds(orders, 1024, 1)
-    if not settings:
+    order, descriptors, _, _ = socket.recv_fds(orders, 1024, 1)
+    if not order:
         return False
-    memory, seconds = json.loads(settings)
+    seconds = int(order)
     verdicts = socket.socket(fileno=descriptors[0])
     of_tests, of_completion = socket.socketpair()
-
-    def be_completion():
-        keep_only(of_completion.fileno())
-        run_completion(of_completion)
-
-    def be_tests():
-        clock = [] if schedstat is None else [schedstat]
-        keep_only(verdicts.fileno(), of_tests.fileno(), *clock)
-        run_tests(verdicts, of_tests, schedstat)
-
-    completion = fork_confined(base, "completion", memory, seconds, landlock, be_completion)
-    schedstat = None
-    with contextlib.suppress(OSError):  # where there is no such file, no waiting is seen
-        schedstat = os.open(f"/proc/{completion}/schedstat", os.O_RDONLY)
-    tests = fork_confined(base, "tests", OWN_MEMORY, seconds + OWN_SECONDS, landlock, be_tests)
+    completion = fork_confined(base, "completion", seconds, landlock, run_completion, of_completion)
+    schedstat = f"/proc/{completion}/schedstat"
+    if not os.path.exists(schedstat):  # not on macOS: then no waiting is seen
+        schedstat = os.devnull
+    clock = open(schedstat, "rb", buffering=0)
+    tests = fork_confined(base, "tests", seconds + OWN_SECONDS, landlock, run_tests,
+                          verdicts, of_tests, clock)
 
     # these are theirs alone: when one ends, the other sees the socket closed
-    for own in (verdicts, of_tests, of_completion):
+    for own in (verdicts, of_tests, of_completion, clock):
         own.close()
-    if schedstat is not None:
-        os.close(schedstat)
-    is_open = watch(orders, base, {"completion": completion, "tests": tests})
-    for name, child in (("tests", tests), ("completion", completion)):
+    children = {"tests": tests, "completion": completion}
+    is_open = watch(orders, base, children)
+    for name, child in children.items():
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         remove(f"{base}/{name}")
     return is_open
 
 
-def fork_confined(base, name, memory, seconds, landlock, be):
-    """Start a confined process with a folder of its own, which calls `be`. Returns its id."""
+def fork_confined(base, name, seconds, landlock, run, *channels):
+    """Start a confined process with a folder of its own, which calls `run` on what alone is open in
+    it, `channels`. Returns its id."""
     folder = f"{base}/{name}"
     user = random.getrandbits(29) | 1 << 30  # that nobody has
     os.mkdir(folder, 0o700)
@@ -384,8 +372,9 @@ def fork_confined(base, name, memory, seconds, landlock, be):
     child = os.fork()
     if child == 0:
         try:
-            confine(folder, user, memory, seconds, landlock)
-            be()
+            confine(folder, user, seconds, landlock)
+            keep_only(channels)
+            run(*channels)
         finally:  # also after an error: this process must never go on as the keeper does
             os._exit(1)
     return child

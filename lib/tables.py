@@ -218,7 +218,7 @@ def draw_curves(axes, runs):
         if not path.exists():
             continue
         flops, bits = [], []
-        for _, row in read_log(path):
+        for row in read_log(path):
             # 0 FLOPs, before training, have no logarithm; a corpus that may not be shown raw has no
             # bits per raw byte
             if row["flops"] > 0 and "val_raw" in row:

@@ -225,11 +225,9 @@ class Source:
         self.left_out = defaultdict(list)  # what of it is not read: {what: [where, ..]}
         path = str(built_in_file(name)) if name in BUILT_IN else name
         self.files = find_files(path, self.left_out)
-        # of each document; arrays that grow, and hold a number in 8 bytes where a list takes 40
-        self.hashes = array("d")
-        self.said = array("b")
-        self.allowed = array("B")
-        self.n_samples = array("L")
+        # of each document the hash of its name, whether its row says that it is held out (1, 0; -1:
+        # nothing), its views and how many samples it has: an array takes less memory than a list
+        self.documents = array("d")
 
     def key(self):
         """What the key says of its files: of a built-in corpus, which may be written again, its
@@ -252,12 +250,11 @@ class Source:
             if not document.text:
                 continue
             if document.begins:
-                self.hashes.append(hash01(document.name))
-                self.said.append(-1 if document.held_out is None else document.held_out)
-                self.allowed.append(VIEW_FLAGS[document.view])
-                self.n_samples.append(0)
+                said = -1 if document.held_out is None else document.held_out
+                self.documents.extend(
+                    (hash01(document.name), said, VIEW_FLAGS[document.view], 0))
             for sample in pieces(io.BytesIO(document.text), longest):
-                self.n_samples[-1] += 1
+                self.documents[-1] += 1
                 yield sample
 
     def flags(self, digest):
@@ -265,12 +262,11 @@ class Source:
         for what, places in self.left_out.items():
             if places:
                 print(f"data: {len(places):,} {what}, the first: {places[0]}", flush=True)
-        allowed = np.array(self.allowed)
-        held_out = hold_out(np.array(self.hashes), np.array(self.said), allowed != COMP_ONLY,
-                            self.name)
-        of_documents = allowed + HELD_OUT * held_out.astype(np.uint8)
+        hashes, said, allowed, n_samples = np.array(self.documents).reshape(-1, 4).T
+        held_out = hold_out(hashes, said, allowed != COMP_ONLY, self.name)
+        of_documents = (allowed + HELD_OUT * held_out).astype(np.uint8)
         digest.update(of_documents)
-        n_samples = np.array(self.n_samples, np.int64)
+        n_samples = n_samples.astype(np.int64)
         flags = np.repeat(of_documents, n_samples)
         flags[np.cumsum(n_samples) - n_samples] += BEGINS  # the first of each document
         return flags
@@ -327,12 +323,11 @@ def open_samples(data, text_column, longest):
 
     longest: of a sample, in bytes.
     """
-    names, weights = parse_data(data)
-    sources = list(map(Source, names, weights or [None] * len(names)))
-    about_files = [source.key() for source in sources]
+    sources = [Source(name, weight) for name, weight in parse_data(data)]
     code = code_of(data_file.__file__), code_of(__file__)
-    folder_key = key(about_files, weights, text_column, longest, code)
-    called = ",".join(Path(name).resolve().name for name in names)  # to know it by
+    about = [(source.key(), source.weight) for source in sources]
+    folder_key = key(about, text_column, longest, code)
+    called = ",".join(Path(source.name).resolve().name for source in sources)  # to know it by
     folder = CACHE / re.sub(r"\W+", "-", f"{called[:30]}-{folder_key}")
     with locked(folder):
         if not (folder / "meta.json").exists():
@@ -350,8 +345,7 @@ def open_samples(data, text_column, longest):
 def fitting_texts(views):
     """About FIT_BYTES of training text, a list of bytes: stretches of FIT_STRETCH, spread evenly
     over the corpus; of sources with weights as much as they weigh."""
-    first_samples = [first for first, _ in views.sources]
-    weights = [weight for _, weight in views.sources]
+    first_samples, weights = zip(*views.sources)
     texts = []
     for first, end, weight in zip(first_samples, [*first_samples[1:], len(views)], weights):
         training = first + np.flatnonzero(~views.held_out[first:end])

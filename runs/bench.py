@@ -231,7 +231,7 @@ def losses_of_training(*flags):
     """Bits per byte at the validations of a short training."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
         train.train(parse(train.Options, [*flags, f"--out={folder}"]))
-        return [row["val_raw"] for _, row in read_log(Path(folder) / "log.jsonl")]
+        return [row["val_raw"] for row in read_log(Path(folder) / "log.jsonl")]
 
 
 def compiled_against_eager():

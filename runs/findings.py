@@ -4,7 +4,6 @@ The experiments of runs/README.md: the paper's tables in miniature.
     python runs/findings.py main               prints the table of the study "main"
     python runs/findings.py main --train       makes the runs that it lacks first, which takes hours
     python runs/findings.py multiplier         how many times a proxy's compute raw bytes need
-    python runs/findings.py mistakes FILE..    what is wrong in completions, eval.py --save's files
 
 Every run is a line of runs/results/runs.jsonl: its flags, seed, commit and results. Studies share
 runs, and an interrupted --train goes on where it was. All runs are made in float32 and on one core
@@ -19,7 +18,6 @@ import os
 import re
 import subprocess
 import sys
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +25,6 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-from model import SIZES  # noqa: E402
-
 RESULTS = ROOT / "runs" / "results" / "runs.jsonl"
 FIVE_SEEDS = (1, 2, 3, 4, 5)
 THREE_SEEDS = (1, 2, 3)
@@ -108,22 +103,6 @@ def with_equal_bytes(groups):
     return groups
 
 
-def in_blocks(size):
-    """The parameters in a model's blocks: all but embeddings and output layer."""
-    n_layer, n_embd, _, mlp_hidden, _ = SIZES[size]
-    return n_layer * (4 * n_embd ** 2 + 3 * n_embd * mlp_hidden)
-
-
-def at_equal_symbols(methods, *settings):
-    """{heading: methods} with a group for each (size, symbols for each parameter in its blocks)."""
-    groups = {}
-    for size, symbols in settings:
-        flags = f"--size={size} --budget={symbols * in_blocks(size)}"
-        groups[f"{size}, {symbols} symbols a parameter"] = {
-            name: join(method, flags) for name, method in methods.items()}
-    return groups
-
-
 # -----------------------------------------------------------------------------
 # the studies: each is a table
 
@@ -168,9 +147,7 @@ MIXING_RATES = {
 RAW_PHASES = {
     "in the last 60 %": "",
     "never": "--raw_phase=0",
-    "in the last 10 %": "--raw_phase=0.1",
     "in the last 25 %": "--raw_phase=0.25",
-    "in the last 50 %": "--raw_phase=0.5",
 }
 ADDITIONS = {
     "all of them": "",
@@ -188,14 +165,13 @@ PAIRS = {
 
 # raw bytes, the proxies, and the models of symbols
 ALL_METHODS = FOUR_METHODS | TOKENIZER_MODEL | NEURAL_MODEL
-MAIN = with_equal_bytes(sizes(ALL_METHODS, ("nano", 6e12), ("nano", 2e13), ("micro", 2e13)))
+# The gain at two sizes can be compared if they read as many symbols for each of their parameters:
+# at 6e12, 6e13 and 4e14 FLOPs raw bytes read about 7 for each one in the blocks
+MAIN = with_equal_bytes(sizes(ALL_METHODS, ("nano", 6e12), ("nano", 2e13), ("micro", 6e13)))
 # raw bytes alone: how much compute would they need to be as good as a proxy?
-MULTIPLIED = sizes(THREE_METHODS, ("nano", 6e12), ("nano", 2e13))
-for flops in (3e12, 1e13, 4e13):
-    MULTIPLIED |= sizes({"raw bytes": RAW_BYTES}, ("nano", flops))
-# does the gain grow with scale? The paper's models had 20 symbols a parameter and more
-SCALE = at_equal_symbols(THREE_METHODS | TOKENIZER_MODEL, ("nano", 10), ("nano", 20), ("nano", 40),
-                         ("micro", 10), ("micro", 20), ("mini", 10))
+MULTIPLIED = sizes(THREE_METHODS, ("nano", 6e12), ("nano", 2e13), ("micro", 6e13), ("mini", 4e14))
+for size, flops in (("nano", 3e12), ("nano", 1e13), ("micro", 3e13), ("micro", 1e14)):
+    MULTIPLIED |= sizes({"raw bytes": RAW_BYTES}, (size, flops))
 
 STUDIES = {
     "main": Study(REPORT, MAIN, seeds=FIVE_SEEDS),
@@ -216,7 +192,6 @@ STUDIES = {
     "text": Study(TEXT, {
         corpus: at_nano(FOUR_METHODS, f"--data={corpus}") for corpus in ("stdlib", "shakespeare")
     }),
-    "scale": Study(REPORT, SCALE),
 }
 
 # -----------------------------------------------------------------------------
@@ -511,58 +486,14 @@ def complete(study):
             list(pool.map(lambda run: add_run(*run), stage))
 
 
-# -----------------------------------------------------------------------------
-# what a model gets wrong on tinycode: each completion beside the problem's own solution
-#
-# A right answer may be written in another way than the solution, but few are. So the text tells
-# what went wrong: numbers alone, letters alone, or the operation of the first or a later line.
-
-PROBLEMS = ROOT / "data" / "tinycode" / "problems.jsonl"
-KINDS = ["as the solution", "numbers", "letters", "first line", "later line"]
-
-
-def mistake(completion, solution):
-    """Which of KINDS a completion is. What follows the solution's lines does not count."""
-    wanted = solution.splitlines()
-    written = completion.splitlines()[:len(wanted)]
-    if written == wanted:
-        return "as the solution"
-    for kind, pattern in (("numbers", "[0-9]+"), ("letters", "'[a-z]'")):
-        if without(pattern, written) == without(pattern, wanted):
-            return kind
-    return "later line" if written[:1] == wanted[:1] else "first line"
-
-
-def without(pattern, lines):
-    return [re.sub(pattern, "#", line) for line in lines]
-
-
-def print_mistakes(paths):
-    """A line for each file of completions: the share of each kind."""
-    problems = [json.loads(line) for line in PROBLEMS.read_text().splitlines()]
-    solutions = {row["task_id"]: row["canonical_solution"] for row in problems}
-    width = max(map(len, paths))
-    print(" " * width + "".join(f"{kind:>17}" for kind in KINDS))
-    for path in paths:
-        counts = Counter()
-        for line in Path(path).read_text().splitlines():
-            row = json.loads(line)
-            counts[mistake(row["completion"], solutions[row["task_id"]])] += 1
-        shares = [counts[kind] / counts.total() for kind in KINDS]
-        print(f"{path:{width}}" + "".join(f"{share:17.3f}" for share in shares))
-
-
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=[*STUDIES, "multiplier", "mistakes"])
-    parser.add_argument("files", nargs="*", help="of completions, for mistakes")
+    parser.add_argument("study", choices=[*STUDIES, "multiplier"])
     parser.add_argument("--train", action="store_true", help="make the runs that it lacks first")
     options = parser.parse_args()
     if options.study == "multiplier":
         print_multipliers()
-    elif options.study == "mistakes":
-        print_mistakes(options.files)
     else:
         if options.train:
             complete(STUDIES[options.study])
