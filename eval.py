@@ -161,7 +161,8 @@ def held_out_texts(run, data, view, limit=0, whole=False):
     bytes: samples as a run without a proxy cuts them, or whole documents."""
     # only the text is wanted: "none" spares the fit, and `mix` says which view needs samples
     mix = 0.0 if view == "raw" else 1.0
-    only_text = replace(run.options, data=data, proxy="none", mix=mix)
+    column = run.options.text_column if data == run.options.data else ""
+    only_text = replace(run.options, data=data, text_column=column, proxy="none", mix=mix)
     with contextlib.redirect_stdout(sys.stderr):  # results alone go to stdout
         views, _, _ = prepare(only_text, run.model.config.block_size)
     if data == run.options.data and views.id != run.made_from.get("corpus", views.id):
@@ -307,9 +308,9 @@ def measure_samples_file(options):
 # -----------------------------------------------------------------------------
 # the options
 
-# what can be measured: functions (run, options) -> {name: number}; or text; name_95 is an interval
+# what can be measured: function(run, options) -> {name: number or text}; name_95 is name's interval
 TASKS = {"bpb": measure_bpb, "pass": measure_pass, "noise": measure_noise} | probes.TASKS
-# options that say what is done with the numbers, and decide none
+# options that say what is done with the numbers, and change none
 NOT_SETTINGS = ("runs", "task", "again", "all", "samples", "unconfined", "save", "plot", "json",
                 "device")
 
@@ -364,6 +365,9 @@ class EvalOptions:
         if self.save and (self.all or len(self.runs) > 1):
             raise UserError(f"--save={self.save}: expected one run, whose completions go there; "
                             "name one")
+        if self.save and self.task and "pass" not in self.tasks():
+            raise UserError(f"--save={self.save}: expected pass among --task={self.task}, whose "
+                            "completions go there")
         if self.context and self.view == "comp":
             raise UserError(f"--context={self.context} --view=comp: windows are of raw bytes; "
                             "leave one out")
@@ -404,9 +408,10 @@ def evaluate(run, options):
     What the run's folder keeps is not measured again. options: resolved. Raises UserError.
     """
     settings = options.settings()
-    anew = options.again or options.save  # --save needs completions, and none are kept
     results = {}
     for task in options.tasks() or default_tasks(run):
+        # --save needs completions, and none are kept
+        anew = options.again or (options.save and task == "pass")
         found = None if anew else run.results.kept(task, settings)
         if found is None:
             found = TASKS[task](run, options)

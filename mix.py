@@ -50,7 +50,7 @@ MODES = {
 }
 NO_PAIRS = ("sentinel", "vanilla")
 MIN_ROOM = 16  # symbols: a context with less room left is padded
-SHORTEST = 32  # bytes: the least that the limit on a sample's length may be
+SHORTEST = 32  # bytes: a smaller limit on a sample's length is refused
 
 
 @dataclass
@@ -92,7 +92,8 @@ def prepare(options, block_size):
     the neural proxy have none, so they see the same samples; gzip's are shorter by 16 bytes.
     """
     unfitted = make_proxy(options)
-    fixed_cost = 4 + (unfitted.overhead if unfitted else 0)  # symbols besides one a byte, twice
+    # a pair has at most two symbols a byte, four sentinels, and the proxy's overhead
+    fixed_cost = 4 + (unfitted.overhead if unfitted else 0)
     longest = (block_size - fixed_cost) // 2
     if longest < SHORTEST:
         raise UserError(f"block size {block_size}: too small for a pair of views, expected at "
@@ -138,14 +139,13 @@ def format_view(raw, comp=None, symbol_lengths=None, mode="sentinel", with_suffi
     else:
         opening, closing = COMP, END_COMP
         body = comp.astype(np.int64) + PROXY0
-        # 1 and more, as no text has a symbol that stands for nothing: ends - 1 is a byte of it
         ends = None if symbol_lengths is None else np.cumsum(symbol_lengths[comp])
     if mode == "vanilla":
         opening, closing = BOS, EOS  # the model has to find out which view it reads
     symbols = np.concatenate(([opening], body, [closing]))
     suffix = np.zeros(len(symbols), np.int64)
     if with_suffix and ends is not None:
-        suffix[1:-1] = suffixes(raw)[ends - 1]
+        suffix[1:-1] = np.append(0, suffixes(raw))[ends]  # 0: no text yet
     return View(symbols, suffix, len(raw))
 
 

@@ -11,8 +11,8 @@ transformer has to change for that. Bytes and the compressor's symbols are ids o
 and the loss is next-symbol cross-entropy. Two optional inputs of `forward` help the model to learn:
 
 - `mask` keeps attention inside a sample, since a training context holds several of them.
-- `suffix` is the text that ends at each position, not what follows: its last 7 bytes, packed; 7 is
-  the longest n-gram there can be. With `ngram=6` the model adds hashed embeddings of the last 2 to
+- `suffix` is the last 7 bytes of the text up to and including each position, packed; 7 is the
+  longest n-gram there can be. With `ngram=6` the model adds hashed embeddings of the last 2 to
   6 of them to its input, as BLT does (arXiv 2412.09871, section 3.2.1). They belong to a place in
   the text: a raw byte and a proxy symbol that end there get the same features. So the two views
   meet at the input.
@@ -23,7 +23,7 @@ embedding is its own plus that of its last byte, the one just read; its row of t
 its own plus that of its first byte, the one that comes next. This needs a proxy whose symbols stand
 for known bytes each, as a tokenizer's do, and the neural coder's, but not gzip's.
 
-Inference needs raw bytes only, whatever the settings.
+Inference needs raw bytes only, but for a tokenizer model (--mix=1), which knows no others.
 
     python model.py                             the sizes: parameters, FLOPs, KV cache
     python model.py --plan --size=7B --fsdp     will it fit on the GPUs, and how long will it take?
@@ -134,8 +134,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x (B, T, C), the residual stream, and `rotary` stay float32 in bfloat16 training, too: only
-    matrix products are bfloat16. So FSDP must not cast a block's inputs (lib/parallel.py)."""
+    """x (B, T, C), the residual stream, and `rotary` stay float32 in bfloat16 training, too; only
+    what is between matrix products is not. So FSDP must not cast the inputs (lib/parallel.py)."""
 
     def __init__(self, config, layer):
         super().__init__()
@@ -176,10 +176,11 @@ def maybe_checkpoint(function, *inputs, recompute):
 # -----------------------------------------------------------------------------
 # the loss
 
-CHUNK_LOGITS = 2 ** 19  # on a CPU, of one chunk: 2 MB in float32, about what a core's cache holds
-CPU_POSITIONS = 256     # but at least so many: each chunk reads all of the output layer, and
-GPU_POSITIONS = 2048    # writes a gradient as large. On a GPU always so many: that weighs little
-KEPT_LOGITS = 2 ** 26   # more than this are not kept: the backward pass computes them again
+# The loss is computed in chunks of positions, not too few: each reads the whole output layer.
+GPU_POSITIONS = 2048
+CPU_POSITIONS = 256     # at least; more while the chunk has at most
+CHUNK_LOGITS = 2 ** 19  # logits: 2 MB in float32, about what a core's cache holds
+KEPT_LOGITS = 2 ** 26   # if the batch has more logits, the backward pass computes them again
 
 
 def cross_entropy(states, unembedding, targets):
@@ -196,7 +197,7 @@ def chunk_positions(vocab_size, device):
 
 
 def chunked_cross_entropy(states, unembedding, targets):
-    """The same as `cross_entropy`, in chunks; of a large N only one chunk's logits exist at a time.
+    """The same as `cross_entropy`, in chunks; above KEPT_LOGITS only one chunk's exist at a time.
 
     The logits of 16,384 positions and 65,856 symbols would take 4.3 GB, their gradient as much.
     """
@@ -233,7 +234,7 @@ class GPT(nn.Module):
             self.register_buffer("n_bytes", torch.ones(config.vocab_size, dtype=torch.long))
             self.register_buffer("first_byte", torch.full((n_proxy,), BYTE0))  # an id
             self.register_buffer("last_byte", torch.full((n_proxy,), BYTE0))   # an id
-        self.recompute = False  # activation checkpointing: of a block only its input is kept
+        self.recompute = False  # activation checkpointing: only each block's input is kept
         self.init_weights()
 
     def init_weights(self):
@@ -257,7 +258,8 @@ class GPT(nn.Module):
         lengths = [len(text) for text in symbol_bytes]
         self.first_byte.copy_(BYTE0 + torch.tensor(first))
         self.last_byte.copy_(BYTE0 + torch.tensor(last))
-        self.n_bytes[:PROXY0] = 1  # again, as `to_empty` loses __init__'s: one position each
+        # bytes and special symbols: one position each (once more: `to_empty` lost __init__'s ones)
+        self.n_bytes[:PROXY0] = 1
         self.n_bytes[PROXY0:] = torch.tensor(lengths)
 
     def forward(self, idx, targets=None, suffix=None, mask=None, cache=None, groups=None):
@@ -373,7 +375,8 @@ class KVCache:
         row 0      a b c d e X        filled = 5: X goes to slot 5, and attends to 0 .. 5
         row 1      a b c Y . .        filled = 3: Y goes to slot 3, and attends to 0 .. 3
 
-    The caller moves `filled` on, since only it knows which symbols were padding. What lies beyond,
+    A forward pass begins with `begin`; each layer then calls `update`; at last the caller moves
+    `filled` on, since only it knows which symbols were padding. What lies beyond,
     as after row 1's Y, is left from padding or empty: it is overwritten before the row gets there.
     """
     def __init__(self, config, batch_size, length, device=None):

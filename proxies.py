@@ -14,10 +14,10 @@ Each turns bytes into an array of symbols, 0 .. n_symbols - 1, and back:
 
 The neural coder works in *windows* of `bits` bits (equal-information windows: Lester et al. 2024,
 arXiv 2404.03626). A window is an interval of 2**bits codewords, and each byte of the text narrows
-it to that byte's share, which is in proportion to the byte LM's probability. When the next byte's
-share is empty, or one codeword is left, or 48 bytes are in it, the window is full: the first
-codeword of the interval reached so far is written for it, and a fresh window starts, for which the
-LM forgets what came before. Where the LM predicts the text well, the interval shrinks slowly, and
+it to that byte's share, which is in proportion to the byte LM's probability. A window is full when
+the next byte's share is empty, when one codeword is left, or after 48 bytes. Then the first
+codeword of the interval reached so far is written and a fresh window starts; the LM forgets what
+came before. Where the LM predicts the text well, the interval shrinks slowly, and
 one symbol holds many bytes.
 
 In our *exact* code a string keeps the first codeword of its interval for itself, "stop here", and
@@ -365,6 +365,7 @@ class Neural(Proxy):
             symbol = symbol_of[self.codebook[beginning]]
             if beginning == string:
                 self.symbol_strings[symbol] = string
+            # shorter than `string`, so node_symbols has already all that it can be written with
             rest = string[len(beginning):]
             self.node_symbols.append([symbol, *self.encode_segment(rest)])
         # the same as an array, for encode_batch, with -1 where a node has no more symbols
@@ -541,8 +542,7 @@ def to_show(options):
 
 
 def main(options):
-    has_text = options.text is not None
-    if has_text == options.report:  # both, or neither
+    if (options.text is None) != options.report:
         raise UserError("expected either a text to cut into symbols, or --report")
     if options.sample_bytes < 5:
         raise UserError(f"--sample_bytes={options.sample_bytes}: expected 5 or more")

@@ -42,7 +42,7 @@ def pick(logits, temperature, top_k=0, top_p=1.0, generator=None):
     """
     if logits.isnan().any():
         raise UserError("the model's output is not a number (NaN): its training has failed")
-    if temperature == 0:
+    if temperature < 1e-6:  # a smaller one divides to infinity
         return logits.argmax(dim=-1)
     p = torch.softmax(logits.float() / temperature, dim=-1)  # (B, V)
     if top_k == 0 and top_p == 1:
@@ -128,7 +128,7 @@ def generate(model, prompts, n=1, max_new=256, stops=(), temperature=0.8, top_k=
     A text ends with the closing sentinel, with one of `stops` (a tuple of bytes), or after max_new
     bytes. One whose context is full waits until the others are done, or full too; then its last
     half context is read, and it goes on from there. Where this happens depends on its own length
-    alone: greedy text does not depend on the prompts beside it.
+    alone: but for rounding, greedy text does not depend on the prompts beside it.
     """
     opening, closing = sentinels
     device = model.embed.weight.device

@@ -12,8 +12,8 @@ Train a byte transformer on the mixed stream, then say how well it reads and wri
 `Training` is the loop: batch, loss, backward, clip, step, and a validation now and then. What a run
 leaves in its folder, and how it goes on from there, is in lib/run.py. On CUDA these differ:
 
-    resolve        bfloat16, if the card has units for it, and torch.compile are the default
-    build_model    blocks are compiled; a card's attention is FlexAttention (lib/attention.py)
+    resolve        torch.compile is the default, and bfloat16 where there are units for it
+    build_model    blocks are compiled, with FlexAttention (lib/attention.py)
     batch_losses   a batch is copied while the card computes, so the CPU makes the next one while
                    the card works on this one, for as long as nothing looks at a result
     take_step      looks at no result; the card itself skips a step that is not finite
@@ -44,7 +44,7 @@ from mix import Mixer, MixOptions, prepare
 from model import GPT, PROXY0, SIZES, GPTConfig
 from sample import Run
 
-# a training ends after so many steps in a row that are not finite; it looks every so many steps
+# every so many steps it looks: if as many in a row were not finite by then, the training ends
 BAD_STEPS = 10
 PLAIN_FROM = "124M"  # from this size on the default is the paper's plain recipe
 
@@ -241,7 +241,8 @@ class Training:
         self.model = build_model(self.config, options, processes)
         if self.config.aligned:
             self.model.set_symbol_bytes(proxy.symbol_bytes())
-        self.ddp_model = replicate(self.model, processes)  # in DDP, of several without --fsdp
+        # wrapped in DDP if there are several processes and no --fsdp
+        self.ddp_model = replicate(self.model, processes)
         self.precision = autocast(self.device, options.dtype)  # a block for forward passes
         self.optimizers = make_optimizers(self.model, options)
         for optimizer in self.optimizers:
@@ -254,7 +255,7 @@ class Training:
         self.mixer = Mixer(views, options, **settings)
         val_options = replace(options, seed=options.seed + 1)
         self.val_mixer = Mixer(views, val_options, held_out=True, **settings)
-        # of each batch, this process's rows
+        # this process's rows of each batch
         self.micro_batches = processes.micro_batches(options.batch_size, options.micro_batch)
 
         # how long it takes: --steps, or --flops, or --budget
@@ -264,9 +265,10 @@ class Training:
         self.raw_share = expected_raw_share(self.mixer)
         flops = flops_per_symbol(self.model, byte_rows=PROXY0, raw_share=self.raw_share)
         self.flops_per_step = self.symbols_per_step * flops
-        steps = options.steps or round(options.budget / self.symbols_per_step)
         if options.flops:
             steps = round(options.flops / self.flops_per_step)
+        else:
+            steps = options.steps or round(options.budget / self.symbols_per_step)
         self.steps = max(1, steps)
         self.mixer.total_steps = self.steps
 
@@ -275,7 +277,7 @@ class Training:
         self.text_bytes = 0.0
         self.loss = None           # of the last step, 0-dimensional
         self.skipped = torch.zeros((), device=self.device)  # steps that were not finite
-        # in no checkpoint: who resumes a training that has diverged lets it try BAD_STEPS more
+        # not saved: a resumed training gets BAD_STEPS more tries
         self.skipped_in_a_row = torch.zeros((), device=self.device)
         self.batch_seconds = 0.0                            # that making batches has taken
         self.began = time.time()
@@ -333,8 +335,8 @@ class Training:
                 losses = batch_losses(self.ddp_model, batch, self.device, self.precision)
                 # divided by a constant, so that micro-batches add up to the whole batch
                 loss = losses.sum() / self.symbols_per_step
-                # backward starts from the number of processes, by which DDP and FSDP divide; or
-                # from NaN where the loss is not finite, so that every process skips the step
+                # Backward starts from the number of processes, as DDP and FSDP divide by it; or
+                # from NaN if the loss is not finite: then every process skips the step.
                 scale = float(self.processes.world_size)
                 loss.backward(gradient=torch.where(loss.isfinite(), scale, torch.nan))
             self.loss = self.loss + loss.detach()
@@ -368,7 +370,7 @@ def train(options):
     started = time.time()
     options, saved = resumed(options, GPTConfig)
     options.resolve()
-    if options.out and not saved:  # again when the folder is made: a fit may take long
+    if options.out and not saved:  # here, too, before what may be a long fit
         check_folder(options.out, options.overwrite)
     processes = Processes(options.device)
     processes.expect_even_shares(options, "batch_size", "eval_rows")

@@ -2,9 +2,9 @@
 What the model is told of its text besides the symbols: which sample each position is in, so that
 attention stays inside it, and the bytes that end there, for the n-gram features.
 
-A sample's positions are neighbors, so most of the T x T pairs of a context are not allowed. On CUDA
-FlexAttention skips the blocks without any, on a CPU our strips do. train.py makes the mask, mix.py
-the suffixes; model.py attends with the one and looks the other up.
+A sample's positions are neighbours, so most of the T x T pairs of a context are not allowed. On
+CUDA FlexAttention skips the blocks without any; on a CPU, and without Triton, our strips do.
+train.py makes the mask, mix.py the suffixes; model.py attends with the one and looks the other up.
 """
 import functools
 
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from lib.options import UserError
+from lib.parallel import can_compile
 
 STRIP = 64                # queries that a CPU attends from at once
 BLOCK_DEVICES = {"cuda"}  # where FlexAttention has a backward pass; runs/cuda_on_cpu.py adds a CPU
@@ -27,7 +28,7 @@ def sample_mask(sample):
 
     Numbers rise from left to right. A query may see the keys of its sample up to its own position.
     """
-    if sample.device.type not in BLOCK_DEVICES:
+    if sample.device.type not in BLOCK_DEVICES or not can_compile():
         return StripMask(sample)
     B, T = sample.shape
 
@@ -83,7 +84,7 @@ class StripMask:
             stop = min(start + STRIP, T)
             # the first position that the strip's first query may see, in any of the rows
             can_be_seen = sample >= sample[:, start, None]                # (B, T)
-            first_key = int(can_be_seen.int().argmax(dim=1).min())  # argmax: of equals the first
+            first_key = int(can_be_seen.int().argmax(dim=1).min())  # argmax returns the first one
             queries, keys = slice(start, stop), slice(first_key, stop)
             not_after = position[queries, None] >= position[keys]         # (queries, keys)
             same_sample = sample[:, queries, None] == sample[:, None, keys]
@@ -131,7 +132,7 @@ def next_suffix(suffix, byte):
 def ngram_hashes(suffix, longest, buckets):
     """A row of a hashed table for each n-gram, 2 to `longest` bytes, that ends with a suffix.
 
-    suffix: (...); returns (..., longest - 1), from 0 to `buckets`, a power of two. Multiplicative
+    suffix: (...); returns (..., longest - 1), each below `buckets`, a power of two. Multiplicative
     hashing (Knuth, vol. 3, section 6.4). int64 products wrap around in torch, on purpose here: the
     bits that run over the top are not needed.
     """

@@ -62,16 +62,16 @@ def code_of(thing):
 
 
 def parse_data(data):
-    """(name, weight) of each source, a list, from --data: "a:0.7,b:0.3" or, where the weights are
-    None, "a,b". Raises UserError."""
+    """A list of (name, weight), one for each source in --data, as in "a:0.7,b:0.3"; in "a,b" the
+    weights are None. Raises UserError."""
     if os.path.exists(data):  # a path is a path first, even one with a comma or a colon in it
         return [(data, None)]
     sources = []
     for source in data.split(","):
-        name, _, weight = source.rpartition(":")
+        name, colon, weight = source.rpartition(":")
         try:
-            sources.append((name, float(weight)))
-        except ValueError:  # no weight; a colon belongs to the name, as in C:\code
+            sources.append((name, float(weight)) if colon else (source, None))
+        except ValueError:  # no weight; the colon belongs to the name, as in C:\code
             sources.append((source, None))
     weights = {weight for _, weight in sources}
     if weights != {None} and not all(weight and 0 < weight < math.inf for weight in weights):
@@ -220,8 +220,8 @@ class Document:
 
 
 def documents_of_text(name, path, alone, left_out):
-    """Yield a text file as Documents. alone: is it all of its source? Then it is twenty or more,
-    for the last ones to be held out; else a single one, perhaps in pieces."""
+    """Yield a text file as Documents. alone: whether it is the whole source. Then it becomes about
+    twenty Documents or more, so that the last can be held out; else one, perhaps in pieces."""
     longest = PIECE
     if alone:
         longest = min(PIECE, os.path.getsize(path) // 20 + 5)
@@ -262,8 +262,7 @@ def documents(files, text_column, left_out):
     """Yield the Documents of files {name: path}. What can't be read is left out, but for a file
     that is all there is. Raises UserError.
 
-    left_out: a defaultdict {what: [where, ..]}, to which is added what is not read, or not as it
-    is.
+    left_out: a defaultdict {what: [where, ..]}; it collects what is skipped, or read only in part.
     """
     alone = len(files) == 1
     for name, path in files.items():

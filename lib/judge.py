@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 IS_PROGRAM = __name__ == "__main__"
 if IS_PROGRAM:
@@ -65,7 +65,7 @@ LEAST_SECONDS = 1.0     # or this if it is more,
 MOST_SECONDS = 60.0     # and all inputs together this; also the canonical solution, for one
 MANY_SECONDS = 600.0    # the canonical solution, for all inputs
 A_WEEK = 604_800.0      # the longest --timeout: no clock has to count further
-PATIENCE = 10           # on the wall's clock tests may take so many times their limit
+PATIENCE = 10           # in wall-clock time tests may take so many times their limit
 
 # -----------------------------------------------------------------------------
 # problems and samples: the completions of a model, in HumanEval's word
@@ -168,15 +168,15 @@ class Failed(BaseException):
 class Keeper:
     """The program that makes processes for tests and completions: see `keep` in lib/sandbox.py.
 
-    confines: whether this machine can hold what completions do. Raises UserError where it does not
-    start.
+    confines: whether this machine can hold what completions do. The constructor raises UserError
+    if the program does not start.
     """
 
     def __init__(self):
         self.orders, theirs = socket.socketpair()
         # Without the user's packages, settings and secrets, and with one seed of hashes: the order
         # of a set must be the one that the canonical solution met.
-        needed = ("TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+        needed = ("PATH", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
         environment = {name: os.environ[name] for name in needed if name in os.environ}
         environment |= {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
@@ -190,19 +190,24 @@ class Keeper:
         self.confines = answer == b"True"
 
     def ask(self, job):
-        """What a process of tests, `run_tests`, finds out about a job, a dict. Raises Failed."""
+        """What a process of tests, `run_tests`, finds out about a job, a dict. Raises Failed, and
+        UserError if the program has ended."""
         verdicts, theirs = socket.socketpair()
         seconds = int(job["limit"]) + 10  # of computing, which no process of a completion passes
-        socket.send_fds(self.orders, [str(seconds).encode()], [theirs.fileno()])
-        theirs.close()
-        # The tests keep the time. This is for what they can't end: a machine that gives them no
-        # time, or data that keeps them busy, such as numbers that hash alike.
-        verdicts.settimeout(PATIENCE * job["limit"] + 60)
         answer = b""
-        with verdicts, contextlib.suppress(OSError):
-            verdicts.sendall(json.dumps(job).encode() + b"\n")
-            answer = verdicts.makefile("rb").readline()
-        self.orders.send(b".")
+        try:
+            socket.send_fds(self.orders, [str(seconds).encode()], [theirs.fileno()])
+            theirs.close()
+            # The tests keep the time. This is for what they can't end: a machine that gives them no
+            # time, or data that keeps them busy, such as numbers that hash alike.
+            verdicts.settimeout(PATIENCE * job["limit"] + 60)
+            with verdicts, contextlib.suppress(OSError):
+                verdicts.sendall(json.dumps(job).encode() + b"\n")
+                answer = verdicts.makefile("rb").readline()
+            self.orders.send(b".")
+        except ConnectionError:
+            raise UserError("the process that runs the tests has ended; see the lines above, or is "
+                            "there too little memory, or disk for temporary files?") from None
         if not answer.endswith(b"\n"):
             raise Failed("took its tests down")
         found = json.loads(answer)
@@ -226,7 +231,7 @@ class Judge:
         self.timeout = min(timeout, A_WEEK)
         self.has_inputs = "base_input" in problem
         self.kinds = KINDS if self.has_inputs else ("test",)
-        # of the canonical solution, where it is known: {kind: {"seconds", "expected"}}
+        # of the canonical solution, {kind: {"seconds", "expected"}}; 0 seconds until it has passed
         self.known = {kind: {"seconds": 0.0} for kind in self.kinds}
         self.beside = False
         self.error = None  # how the canonical solution fails, where its outputs are needed
@@ -311,7 +316,7 @@ def score(problems, samples, timeout=3.0, unconfined=False):
         rows.append(row)
         by_problem[row["task_id"]].append(row)
 
-    workers = min(os.cpu_count(), max(1, len(by_problem)))
+    workers = min(os.cpu_count() or 1, max(1, len(by_problem)))
     keepers = [Keeper() for _ in range(workers)]
     progress = tqdm(total=len(rows), desc="running tests", leave=False, disable=None)
     task_ids = iter(by_problem)
@@ -329,7 +334,8 @@ def score(problems, samples, timeout=3.0, unconfined=False):
     with progress, ThreadPoolExecutor(workers) as pool:
         try:
             say_unconfined(keepers[0], unconfined)
-            list(pool.map(add_verdicts, keepers))  # a list: what goes wrong there is raised here
+            for thread in as_completed(pool.submit(add_verdicts, keeper) for keeper in keepers):
+                thread.result()  # what goes wrong in one of them is raised here
         finally:  # after Ctrl-C the threads find their keepers gone
             for keeper in keepers:
                 keeper.close()
@@ -591,7 +597,7 @@ class Completion:
         deadline = self.now() + limit
         part = b""
         while b"\n" not in part:
-            # a process that waited for a core has time left when the wall's clock says it's over
+            # a process that waited for a core has time left when the wall clock says it's over
             left = deadline - self.now()
             if left < 0:
                 raise Failed("timed out")

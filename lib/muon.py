@@ -1,14 +1,13 @@
 """
-Muon: momentum whose step is made orthogonal, matrix by matrix. train.py gives it the matrices of
-the blocks; embeddings and output layer are AdamW's.
+The optimizer Muon. train.py gives it the matrices of the blocks; embeddings and output layer are
+AdamW's.
 """
 import torch
 
 
 def orthogonal(matrix):
-    """The matrix with singular values near 1: where it is U S V, about U V. By five steps of a
-    polynomial that sends each value from 0.0016 to 1 to one between 0.68 and 1.21; smaller ones are
-    multiplied by up to 485."""
+    """Of a matrix U S V^T about U V^T. Five steps of a polynomial move singular values in
+    [0.0016, 1] into [0.68, 1.21]; smaller ones grow by up to 485."""
     is_tall = matrix.size(0) > matrix.size(1)
     x = matrix.T if is_tall else matrix  # then x @ x.T is the smaller of the two products
     x = x / x.norm().clamp(min=1e-7)     # no singular value is above 1
@@ -44,7 +43,7 @@ class Muon(torch.optim.Optimizer):
                 gradient = torch.where(self.found_inf > 0, mean, p.grad)  # that leaves the mean
                 mean.lerp_(gradient, 1 - group["momentum"])
                 update = orthogonal(gradient.lerp(mean, group["momentum"]))  # Nesterov's momentum
-                # an orthogonal matrix has entries of about max(shape) ** -0.5, AdamW's step of 0.2
+                # entries of an orthogonal matrix are about max(shape) ** -0.5, of AdamW's step 0.2
                 length = group["lr"] * 0.2 * max(p.shape) ** 0.5
                 kept = p * (1 - group["lr"] * group["weight_decay"])
                 p.copy_(torch.where(self.found_inf > 0, p, kept.add_(update, alpha=-length)))

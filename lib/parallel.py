@@ -57,15 +57,19 @@ def fast_dtype(device):
     return "bfloat16" if has_units else "float32"
 
 
+def can_compile():
+    """Whether torch.compile can work on a card. Triton writes the kernels, and compiles a few lines
+    of C that start them: on Windows it is not there, and in a slim container no compiler."""
+    compilers = [os.environ.get("CC", "gcc"), "gcc", "clang"]
+    has_compiler = any(shutil.which(compiler) for compiler in compilers)
+    return has_compiler and bool(importlib.util.find_spec("triton"))
+
+
 def should_compile(device):
     """What --compile=auto means: does torch.compile pay off on this device, and can it work?"""
     if kind_of(device) != "cuda":
         return False  # on a CPU it takes a minute and gains 10 percent
-    # Triton writes the kernels, and compiles a few lines of C that start them. On Windows it is not
-    # there, and in a slim container no compiler
-    compilers = [os.environ.get("CC", "gcc"), "gcc", "clang"]
-    can_compile = any(shutil.which(compiler) for compiler in compilers)
-    if importlib.util.find_spec("triton") and can_compile:
+    if can_compile():
         return True
     warn_once("not compiled: torch.compile needs Triton and a C compiler (gcc or clang) here; "
               "training works without them, and takes longer")
@@ -223,7 +227,7 @@ def gradient_sync(wrapped, last):
 
 
 def autocast(device, dtype):
-    """Mixed precision: matrix products in bfloat16, all else in float32."""
+    """Mixed precision: matrix products in bfloat16, norms and the residual stream in float32."""
     return torch.autocast(kind_of(device), dtype=torch.bfloat16, enabled=dtype == "bfloat16")
 
 

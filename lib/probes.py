@@ -11,7 +11,7 @@ import re
 import numpy as np
 
 from lib.data import read_jsonl
-from lib.options import warn_once
+from lib.options import UserError, warn_once
 from lib.perturb import PERTURBATIONS, perturb
 from lib.judge import counts_to_know, read_problems, score
 from lib.tables import with_progress
@@ -77,8 +77,8 @@ def complete_problems(run, prompts, n, options, temperature):
 def score_rows(problems, rows, options):
     """(the rows {task_id, completion or solution} with their verdicts, what to know of these).
 
-    A machine that cannot hold completions runs those of a run here, which are the user's own, and
-    those in somebody's --samples only with --unconfined.
+    On a machine that can't confine completions a run's own are run all the same; those of --samples
+    need --unconfined.
     """
     unconfined = options.unconfined or not options.samples
     scored = score(problems, rows, options.timeout, unconfined=unconfined)
@@ -231,7 +231,12 @@ def recall_facts(run, options):
     if not path:
         warn_once(f"facts left out: --data={run.options.data} has none")
         return {}
-    facts = [row for _, row in read_jsonl(path)]
+    facts = []
+    for number, row in read_jsonl(path):
+        if not {"prompt", "answer"} <= row.keys() or row.get("view") not in ("any", "comp"):
+            raise UserError(f"{path}, line {number}: expected `prompt`, `answer`, and a `view`, "
+                            "any or comp")
+        facts.append(row)
     prompts = [fact["prompt"].encode() for fact in facts]
     completions = run.complete(prompts, stops=(b"\n",), view=options.view, max_new=24,
                                temperature=0)

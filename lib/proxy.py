@@ -17,18 +17,18 @@ from lib.views import write_torch
 # torch is imported where it is used: a process that only encodes is smaller by 140 MB without it
 
 PROXIES = {}         # the built-in ones, {kind: class}; proxies.py enters them
-CHECKED_TEXTS = 100  # of those that a proxy was fitted on: there `check` looks at them
+CHECKED_TEXTS = 100  # how many of the texts that a proxy was fitted on `check` tries
 
 
 class Proxy:
-    """A compressor. A subclass defines `encode` and `decode`; if it learns, also `fit`, and
-    `learned` names what.
+    """A compressor. A subclass defines `encode` and `decode`; if it learns, it overrides `fit`, and
+    lists in `learned` the attributes that this sets.
 
     Fitted or loaded, it has `n_symbols` and, if each symbol stands for known bytes,
     `symbol_lengths`: how many, an int64 array (n_symbols,). A text has at most one symbol a byte,
     and `overhead` more.
     """
-    kind = ""       # of a built-in one the value for --proxy; the beginning of its name
+    kind = ""       # the --proxy value of a built-in one; its name begins with it
     address = ""    # FILE.py:CLASS of a proxy of your own; `proxy_class` sets it
     settings = ()   # names of the options that it takes: arguments and attributes
     learned = ()    # names of the attributes that `fit` sets, and its file has to keep

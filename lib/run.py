@@ -11,7 +11,7 @@ and its closing report. A run is never overwritten unless its user says so.
         results.json    what eval.py has measured
         byte_heads.pt   of runs/byte_heads.py
 
-train.py writes all but the last two; sample.py and eval.py read checkpoints.
+train.py writes all but byte_heads.pt; eval.py adds to results.json.
 """
 import contextlib
 import importlib.util
@@ -32,7 +32,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from lib.data import ROOT, read_log
+from lib.data import ROOT, parse_data, read_log
 from lib.options import UserError, warn_once
 from lib.parallel import resolve_device
 from lib.views import write_file, write_json, write_torch
@@ -55,7 +55,8 @@ FILES = ("config.json", "log.jsonl", "ckpt.pt", "proxy.pt", "report.json", "resu
 def files_of_run(folder):
     """The files and folders of a run that there are in a folder, a list of paths."""
     paths = [folder / name for name in FILES]
-    return [path for path in [*paths, *folder.glob("shards-*")] if path.exists()]
+    # os.path.exists, as Path.exists raises where a folder may not be looked into
+    return [path for path in [*paths, *folder.glob("shards-*")] if os.path.exists(path)]
 
 
 def check_folder(out, overwrite):
@@ -122,18 +123,18 @@ def newest_run():
 
 
 def load_checkpoint(run):
-    """What train.py saved in the folder `run`, a dict. Raises UserError if there is nothing
-    whole, or if another program or a newer version wrote it."""
+    """What train.py saved in the folder `run`, a dict. Raises UserError if it can't be read or is
+    not whole, or if another program or a newer version wrote it."""
     path = Path(run) / "ckpt.pt"
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"{run}: no run here, expected a file ckpt.pt in it, as train.py writes")
-    checkpoint = None
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        file = open(path, "rb")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except Exception:  # whatever a broken file makes torch throw
-        pass
+    checkpoint = None
+    with file, contextlib.suppress(Exception):  # whatever a broken file makes torch throw
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     if not isinstance(checkpoint, dict) or not {"config", "options", "step"} <= checkpoint.keys():
         raise UserError(f"{path} is corrupt or truncated, or another program wrote it; restore it "
                         "or train again")
@@ -183,8 +184,9 @@ def load_shards(run, checkpoint, state):
 
 
 def load_weights(run, checkpoint, model):
-    """Put the weights of a run's checkpoint, whole or in shards, into a model; those of a whole one
-    are then no longer in the checkpoint. Raises UserError if they don't fit."""
+    """Put the weights of a run's checkpoint, whole or in shards, into a model. Those of a whole one
+    are then removed from the checkpoint, to free their memory. Raises UserError if they don't fit.
+    """
     if "shards" in checkpoint:
         load_shards(run, checkpoint, {"model": model.state_dict()})
         return
@@ -235,8 +237,8 @@ def expect_made_from(options, saved, made_from):
 
 
 def restore_checkpoint(out, saved, model, optimizers):
-    """Put a checkpoint into a model and its optimizers; frees the tensors of one that is whole.
-    Raises UserError."""
+    """Put a checkpoint into a model and its optimizers; what has been read of a whole one is
+    removed from it. Raises UserError."""
     load_weights(out, saved, model)
     if "shards" in saved:
         from torch.distributed.checkpoint.state_dict import (
@@ -281,8 +283,8 @@ def open_run(options, proxy_path):
         if proxy_path:
             shutil.copy(proxy_path, folder / "proxy.pt")
     except OSError as error:
-        raise UserError(f"--out={options.out}: {error.strerror}; expected a folder that can be "
-                        "written to") from None
+        raise UserError(f"--out={options.out or 'out'}: {error.strerror}; expected a folder that "
+                        "can be written to") from None
     # by these two lib/data.py knows the folder for a run, whose files are no text of a corpus
     write_file(folder / "log.jsonl", b"")
     write_file(folder / "config.json", json.dumps(describe(options), indent=1).encode())
@@ -422,9 +424,9 @@ def log_line(line):
 def headline(training, options, views):
     """What is trained, on what, and for how long: the lines that are printed first."""
     model = training.model
-    verb = f"from step {training.step} on, " if training.step else ""
+    start = f"from step {training.step} on, " if training.step else ""
     optimizers = "Muon and AdamW" if options.muon else "AdamW"
-    return (f"training {verb}{options.size} in {options.out}: {model.n_params():,} parameters, "
+    return (f"training {start}{options.size} in {options.out}: {model.n_params():,} parameters, "
             f"{model.n_params(embeddings=False):,} without embeddings, "
             f"{training.flops_per_step / training.symbols_per_step:.2e} FLOPs a symbol\n"
             f"on {training.processes.world_size} x {options.device}, {options.dtype}, "
@@ -444,8 +446,7 @@ MEASURING = ("eval.py", "sample.py", "mix.py", "model.py", "proxies.py", "data/t
 
 def modified(path):
     """When a file was last changed, in seconds; 0 if it is not there."""
-    path = Path(path)
-    return path.stat().st_mtime if path.is_file() else 0.0
+    return os.path.getmtime(path) if os.path.isfile(path) else 0.0
 
 
 class Results:
@@ -457,19 +458,24 @@ class Results:
     def __init__(self, folder):
         self.folder = Path(folder)
         self.checkpoint = modified(self.folder / "ckpt.pt")
+        self.time = time.time()  # of what is measured: a file that changes meanwhile is newer
 
     def read(self):
-        """The rows that are kept of this checkpoint: [{"task", "settings", "results", ..}]."""
+        """The rows that are kept of this checkpoint: [{"task", "settings", "results", ..}]. Raises
+        UserError."""
+        path = self.folder / "results.json"
         try:
-            rows = json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
+            rows = json.loads(path.read_text(encoding="utf-8"))
             return [row for row in rows if row["checkpoint"] == self.checkpoint]
-        except (OSError, ValueError, TypeError, KeyError):
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
             return []  # not there, damaged, or an older version's
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from None
 
     def kept(self, task, settings):
         """The results {name: number} of a task, None if it is to be measured."""
-        named = ",".join(str(value) for value in settings.values()).split(",")
-        newest_file = max(map(modified, named))
+        named = [name for name, _ in parse_data(settings.get("data", ""))]
+        newest_file = max(map(modified, [*named, settings.get("problems", "")]))
         for row in self.read():
             same = row["task"] == task and row["settings"] == settings
             if same and row["time"] >= newest_file:
@@ -488,7 +494,7 @@ class Results:
         others = [row for row in self.read()
                   if (row["task"], row["settings"]) != (task, settings)]
         new = {"task": task, "settings": settings, "results": results,
-               "checkpoint": self.checkpoint, "time": time.time()}
+               "checkpoint": self.checkpoint, "time": self.time}
         try:
             write_json(self.folder / "results.json", [*others, new])
         except UserError as error:

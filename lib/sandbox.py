@@ -67,7 +67,7 @@ TRUNCATE = 1 << 14      # from version 3 on
 OF_A_FILE = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE  # the other rights are a folder's
 
 READABLE = [  # what Python needs
-    "/usr", "/lib", "/lib64", "/nix", "/dev/null", "/dev/zero", "/dev/urandom",
+    "/usr", "/lib", "/lib64", "/nix", "/dev/zero", "/dev/urandom",
     os.path.realpath(sys.base_prefix), os.path.realpath(sys.prefix), os.path.dirname(os.__file__)]
 
 
@@ -83,7 +83,6 @@ def restrict_files(folder):
             allow(ruleset, path, READ)
     allow(ruleset, "/dev/null", READ | WRITE_FILE)
     allow(ruleset, folder, handled & ~EXECUTE)
-    libc("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     libc("syscall", RESTRICT_SELF, ruleset, 0)
     os.close(ruleset)
 
@@ -124,18 +123,25 @@ DENIED = {  # (number on x86_64, on aarch64)
     "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16),
     "removexattrat": (466, 466), "file_setattr": (469, 469), "truncate": (76, 45),
     # memory that outlives the process, or that its limit does not count
-    "shmget": (29, 194), "semget": (64, 190), "msgget": (68, 186), "mq_open": (240, 180),
-    "memfd_create": (319, 279), "add_key": (248, 217), "keyctl": (250, 219),
+    "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195),
+    "semget": (64, 190), "semop": (65, 193), "semtimedop": (220, 192), "semctl": (66, 191),
+    "msgget": (68, 186), "msgsnd": (69, 189), "msgrcv": (70, 188), "msgctl": (71, 187),
+    "mq_open": (240, 180), "mq_unlink": (241, 181), "memfd_create": (319, 279),
+    "add_key": (248, 217), "keyctl": (250, 219), "request_key": (249, 218),
 }
 UNKNOWN = {"clone3": 435, "openat2": 437}  # said not to exist: callers then use the older call
 CLONE_THREAD = 0x10000
 TRUNCATES = os.O_ACCMODE | os.O_TRUNC
+F_SETOWN, F_SETOWN_EX, FIOSETOWN, SIOCSPGRP = 8, 15, 0x8901, 0x8902
 DENIED_IF = [  # (numbers, which argument, mask, value, whether it is denied where it is the value)
     ((56, 220), 0, CLONE_THREAD, 0, True),         # clone: no thread
     ((2, None), 1, TRUNCATES, os.O_TRUNC, True),   # open: truncates what is opened to be read
     ((257, 56), 2, TRUNCATES, os.O_TRUNC, True),   # openat
     ((302, 261), 0, 0xFFFFFFFF, 0, False),         # prlimit64: of another process
     ((53, 199), 1, 0xF, socket.SOCK_STREAM, False),  # socketpair: others can send to an address
+    # fcntl and ioctl: who gets the signals of a pipe or a socket
+    ((72, 25), 1, 0xFFFFFFFF, F_SETOWN, True), ((72, 25), 1, 0xFFFFFFFF, F_SETOWN_EX, True),
+    ((16, 29), 1, 0xFFFFFFFF, FIOSETOWN, True), ((16, 29), 1, 0xFFFFFFFF, SIOCSPGRP, True),
 ]
 
 # the filter's instructions, of classic BPF
@@ -164,19 +170,18 @@ def restrict_calls():
     for numbers, argument, mask, value, denied in DENIED_IF:
         if numbers[column] is not None:
             program += [
-                (IS_EQUAL, 0, 5, numbers[column]),
+                (LOAD, 0, 0, NUMBER),
+                (IS_EQUAL, 0, 4, numbers[column]),
                 (LOAD, 0, 0, ARGUMENTS + 8 * argument),
                 (AND, 0, 0, mask),
-                (IS_EQUAL, 0, 1, value),
-                (RETURN, 0, 0, REFUSE if denied else ALLOW),
-                (RETURN, 0, 0, ALLOW if denied else REFUSE),
+                (IS_EQUAL, 0, 1, value) if denied else (IS_EQUAL, 1, 0, value),
+                (RETURN, 0, 0, REFUSE),
             ]
     program.append((RETURN, 0, 0, ALLOW))
 
     instructions = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
     buffer = ctypes.create_string_buffer(instructions)
     sock_fprog = struct.pack("HxxxxxxQ", len(program), ctypes.addressof(buffer))
-    libc("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     libc("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, sock_fprog, 0, 0)
 
 
@@ -219,7 +224,7 @@ def guard(folder):
 # a confined process
 
 MOST_FILE_BYTES = 1 << 24
-MOST_FOLDER_BYTES = 1 << 26
+MOST_FOLDER_BYTES = 1 << 26  # beside files that have no name any more, a few times as much
 MOST_DESCRIPTORS = 64
 OPEN_DESCRIPTORS = 1024  # of the keeper, at most
 MEMORY = 4 << 30         # bytes of a process, as many as evalplus allows
@@ -238,6 +243,7 @@ def confine(folder, user, seconds, landlock):
     tempfile.tempdir = folder
     limit_resources(seconds)
     if landlock:
+        libc("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # else only root may restrict itself
         restrict_files(folder)
     if os.getuid() == 0:
         become(user)
@@ -301,10 +307,10 @@ def keep_only(channels):
 def keep(orders, run_tests, run_completion):
     """Make two processes for each order, tests and a completion's, until `orders` is closed.
 
-    orders: a socket, by which come the seconds that a completion may compute, with a socket for the
-    tests, then a byte when they are done. run_tests(that socket, a socket to the completion, a file
-    that says how long it has waited for a core) and run_completion(a socket to the tests) are what
-    the two do.
+    orders: a socket. Each order is the CPU seconds for a completion, sent with a socket for its
+    tests; a byte follows when they are done. run_tests(that socket, a socket to the completion, a
+    file that says how long it has waited for a core) and run_completion(a socket to the tests) are
+    what the two do.
 
     The keeper never runs nor reads what comes from others: so nothing of the tests is in the memory
     that the completion's process has a copy of, and no completion can take the keeper down.
@@ -315,7 +321,7 @@ def keep(orders, run_tests, run_completion):
         landlock = can_confine(base)
         compile("0", "", "eval")  # its first call costs a millisecond, which every fork would pay
         gc.freeze()  # so that no fork has to copy memory only because it was looked at
-        with contextlib.suppress(ConnectionError):  # whoever asks was killed while we started
+        with contextlib.suppress(ConnectionError):  # whoever asks was killed
             orders.send(str(landlock).encode())
             while keep_one(orders, run_tests, run_completion, base, landlock):
                 pass
@@ -343,9 +349,10 @@ def keep_one(orders, run_tests, run_completion, base, landlock):
     of_tests, of_completion = socket.socketpair()
     completion = fork_confined(base, "completion", seconds, landlock, run_completion, of_completion)
     schedstat = f"/proc/{completion}/schedstat"
-    if not os.path.exists(schedstat):  # not on macOS: then no waiting is seen
-        schedstat = os.devnull
-    clock = open(schedstat, "rb", buffering=0)
+    try:
+        clock = open(schedstat, "rb", buffering=0)
+    except OSError:  # as on macOS: then no waiting is seen
+        clock = open(os.devnull, "rb", buffering=0)
     tests = fork_confined(base, "tests", seconds + OWN_SECONDS, landlock, run_tests,
                           verdicts, of_tests, clock)
 
@@ -362,8 +369,8 @@ def keep_one(orders, run_tests, run_completion, base, landlock):
 
 
 def fork_confined(base, name, seconds, landlock, run, *channels):
-    """Start a confined process with a folder of its own, which calls `run` on what alone is open in
-    it, `channels`. Returns its id."""
+    """Start a confined process that has a folder of its own and nothing open but `channels`; it
+    calls run(*channels). Returns its id."""
     folder = f"{base}/{name}"
     user = random.getrandbits(29) | 1 << 30  # that nobody has
     os.mkdir(folder, 0o700)

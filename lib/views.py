@@ -9,10 +9,10 @@ From documents to what a model is trained on: both views of every sample, memory
         PROXY-KEY/00000.comp  ...lengths    the shard in its symbols
 
 A KEY is a hash of all that decides what is in its folder: names, sizes and times of the files, the
-options, and the code but for its comments. So nothing is looked into to see whether it is right
-still. A file gets its name when it is whole: after a kill -9 the next run goes on with the first
+options, and the code but for its comments. So no file has to be opened to see whether it is still
+valid. A file gets its name when it is whole: after a kill -9 the next run goes on with the first
 shard of symbols that is not there. Processes share the work through locks alone: each takes the
-next shard that is neither there nor locked. One a core is started here; the same command started
+next shard that is neither there nor locked. One per core is started here; the same command started
 again, on this machine or on others that share the cache, does the same.
 """
 import contextlib
@@ -97,7 +97,8 @@ def new_file(path):
         raise UserError(f"cannot write {path}: {error.strerror or error}; what was finished before "
                         "is kept") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it has its name, or could not be made
+            temporary.unlink()
 
 
 def write_file(path, data):
@@ -161,7 +162,7 @@ class Sequences:
         lengths = [np.fromfile(f"{path}.lengths", np.uint32) for path in paths]
         self.lengths = np.concatenate(lengths)
         self.shards = [np.memmap(path, dtype, "r").view(np.ndarray) for path in paths]
-        self.first = np.cumsum([0] + [len(some) for some in lengths])  # sample of each shard
+        self.first = np.cumsum([0] + [len(some) for some in lengths])  # first sample of each shard
         ends = [np.cumsum(some, dtype=np.int64) for some in lengths]   # within its shard
         self.ends = np.concatenate(ends)
 
@@ -225,8 +226,8 @@ class Source:
         self.left_out = defaultdict(list)  # what of it is not read: {what: [where, ..]}
         path = str(built_in_file(name)) if name in BUILT_IN else name
         self.files = find_files(path, self.left_out)
-        # of each document the hash of its name, whether its row says that it is held out (1, 0; -1:
-        # nothing), its views and how many samples it has: an array takes less memory than a list
+        # four numbers per document: the hash of its name; what its row says, 1 held out, 0 trained
+        # on, -1 nothing; the flag of its views; how many samples it has
         self.documents = array("d")
 
     def key(self):

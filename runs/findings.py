@@ -377,15 +377,13 @@ def size_and_flops(heading):
 def print_multipliers():
     print(f"{'':21}" + "".join(f"{heading:>22}" for heading, _ in MEASURES.values()))
     for heading, methods in MULTIPLIED.items():
-        proxies = [name for name in methods if name != "raw bytes"]
-        if proxies:
-            print(heading)
-        for name in proxies:
-            line = f"  {name:19}"
-            for key in MEASURES:
-                cell = multiplier_cell(methods[name], heading, key)
-                line += f"{cell:>22}"
-            print(line.rstrip())
+        lines = []
+        for name, flags in methods.items():
+            cells = [multiplier_cell(flags, heading, key) for key in MEASURES]
+            if name != "raw bytes" and any(cells):
+                lines.append(f"  {name:19}" + "".join(f"{cell:>22}" for cell in cells))
+        if lines:  # there are runs
+            print("\n".join([heading, *lines]))
 
 
 # -----------------------------------------------------------------------------
