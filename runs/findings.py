@@ -362,7 +362,7 @@ def multiplier_cell(flags, heading, key):
         if other_size == size and len(scores) > 1:
             raw_scores[other_flops] = scores
     proxy_scores = scores_of(flags, key)
-    if len(proxy_scores) < 2 or not raw_scores:
+    if len(proxy_scores) < 2 or len(raw_scores) < 2:  # a line needs two points
         return ""
     found, low, high = map(times, multiplier(raw_scores, proxy_scores, flops))
     return f"{found} ({low} to {high})"
