@@ -3046,6 +3046,8 @@ def test_each_option_that_decides_a_result_measures_anew(counted):
     for number, change in enumerate(changes, 2):
         assert count("--task=bpb", *change.split()) == number, change
         assert count("--task=bpb") == number
+    both = count("--task=bpb,pass")
+    assert count("--task=bpb,pass", "--save=s.jsonl") == both + 1  # only pass has completions
 
 
 def test_results_are_of_a_checkpoint_files_and_code(counted, monkeypatch, tmp_path, capsys):
