@@ -60,7 +60,7 @@ NOISE = (0.01, 0.05, 0.10)
 class Window:
     """Text as the model reads it to be scored."""
     symbols: np.ndarray  # (n,)
-    suffix: np.ndarray   # (n,)
+    suffix: np.ndarray   # (n,) the text that ends with each symbol, packed
     targets: np.ndarray  # (n,) NO_TARGET where nothing is scored
     text_bytes: int      # bytes of text that the scored targets stand for
 
@@ -242,7 +242,7 @@ def pass_at_k(n, c, k):
 
     It is the mean over all C(n, k) subsets of whether one of the k is right. Each k-subset of n
     independent completions is k independent completions, so the mean over subsets estimates what k
-    completions do without a bias, and with less noise than any one subset. 1 - (1 - c/n)**k would
+    completions do without bias, and with less noise than any one subset. 1 - (1 - c/n)**k would
     draw the same completion again and again, and come out too low.
     """
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
@@ -285,14 +285,14 @@ def score_samples(problems, samples, options):
 
 def measure_pass(run, options):
     """pass@k of the problems, and bits per byte of their solutions."""
-    problems, results = choose_problems(run, options)
+    problems, notes = choose_problems(run, options)
     prompts = {task_id: problem["prompt"] for task_id, problem in problems.items()}
     completions = complete_problems(run, prompts, options.n, options, options.temperature)
     samples = []
     for task_id, texts in completions.items():
         samples += [{"task_id": task_id, "completion": text} for text in texts]
     rates, _ = score_samples(problems, samples, options)
-    return results | rates | measure_solutions(run, problems, options)
+    return notes | rates | measure_solutions(run, problems, options)
 
 
 def measure_samples_file(options):
@@ -397,13 +397,13 @@ class EvalOptions:
 
 
 def default_tasks(run):
-    """Those of the closing report of a training."""
+    """bpb; with tinycode also pass and facts, except on Windows, where nothing is judged."""
     has_facts = tinycode_file(run.options.data, "facts.jsonl")
     return ["bpb", "pass", "facts"] if has_facts and can_score() else ["bpb"]
 
 
 def evaluate(run, options):
-    """The results of the tasks for a Run: {name: number}, and name_95 for an interval.
+    """The results of the tasks for a Run: {name: number or text}, and name_95 for an interval.
 
     What the run's folder keeps is not measured again. options: resolved. Raises UserError.
     """

@@ -10,12 +10,12 @@ symbols </comp>`. Samples are packed into contexts of a fixed size:
 
 The share of compressed views is the *mixing rate* r. It rises from 0.4 to `mix`, 0.9. While it
 does, a sample may be shown as a *translation pair*: both of its views in one context, one after the
-other, so the model can learn that they say the same thing. Then r stays for a while, and in a last
-*raw phase* it falls to 0: a small model turns to the representation that it will be used with. (In
-the paper an optional last phase lowers r; that it falls to 0, over 60 % of the training, is ours.)
+other, so the model can learn that they say the same thing. Then r stays at `mix`. In a last *raw
+phase* it falls to 0, and a small model ends on the raw bytes that it will be used with. That is
+ours: the paper's optional last phase lowers r. With --paper, the default from 124M up, r stays.
 
-r counts views, not symbols: at r = 0.9 and tinycode's 3.8 bytes a symbol seven of ten symbols are
-compressed.
+r counts views, not symbols: at r = 0.9 and 3.8 bytes a symbol (the neural proxy on tinycode, the
+default corpus) seven symbols of ten are the proxy's.
 
 For given data and options a row of a batch is a function of (seed, step, row), and of no earlier
 row. So there is no loader state to save, resuming is exact, and one process or eight train on the
@@ -46,7 +46,7 @@ MODES = {
     "translation_compressed_raw": "pairs, symbols first",
     "parallel": "pairs whose views can't see each other",
     "sentinel": "no pairs",
-    "vanilla": "no pairs, BOS and EOS around both views",
+    "vanilla": "no pairs, BOS and EOS around every view",
 }
 NO_PAIRS = ("sentinel", "vanilla")
 MIN_ROOM = 16  # symbols: a context with less room left is padded
@@ -128,7 +128,7 @@ def format_view(raw, comp=None, symbol_lengths=None, mode="sentinel", with_suffi
     throughout. with_suffix: False leaves all suffixes out. In the View a byte b is BYTE0 + b and a
     proxy symbol s is PROXY0 + s; the example shows b and s.
 
-        text        def_f             of two proxy symbols, "def" is 17 and "_f" is 9
+        text        def_f             proxy symbol 17 stands for "def", and 9 for "_f"
         raw view    <raw> d  e  f  _  f </raw>      suffixes 0  d  de  def  def_  def_f  0
         comp view   <comp> 17  9 </comp>            suffixes 0  def  def_f  0
     """

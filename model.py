@@ -11,19 +11,19 @@ transformer has to change for that. Bytes and the compressor's symbols are ids o
 and the loss is next-symbol cross-entropy. Two optional inputs of `forward` help the model to learn:
 
 - `mask` keeps attention inside a sample, since a training context holds several of them.
-- `suffix` is the last 7 bytes of the text up to and including each position, packed; 7 is the
-  longest n-gram there can be. With `ngram=6` the model adds hashed embeddings of the last 2 to
-  6 of them to its input, as BLT does (arXiv 2412.09871, section 3.2.1). They belong to a place in
-  the text: a raw byte and a proxy symbol that end there get the same features. So the two views
-  meet at the input.
+- `suffix` is, for each position, the last 7 bytes of its view's text read so far, packed into an
+  int64 (an eighth would reach the sign). With `ngram=6` the model adds to its input the hashed
+  embeddings of the n-grams of 2 to 6 bytes that end there, as BLT does (arXiv 2412.09871, section
+  3.2.1). They belong to a place in the text: a raw byte and a proxy symbol that end at the same
+  place get the same features. So the two views meet at the input.
 
 A small model carries more over from one view to the other if it is also `aligned`. Positions are
 then counted in bytes of text, so a distance means the same in both views. A proxy symbol's input
 embedding is its own plus that of its last byte, the one just read; its row of the output layer is
-its own plus that of its first byte, the one that comes next. This needs a proxy whose symbols stand
-for known bytes each, as a tokenizer's do, and the neural coder's, but not gzip's.
+its own plus that of its first byte, the one that comes next. This needs a proxy whose every symbol
+stands for known bytes: true of the tokenizer and the neural coder, but not of gzip.
 
-Inference needs raw bytes only, but for a tokenizer model (--mix=1), which knows no others.
+Inference needs raw bytes only, except for a model trained with --mix=1, which never saw any.
 
     python model.py                             the sizes: parameters, FLOPs, KV cache
     python model.py --plan --size=7B --fsdp     will it fit on the GPUs, and how long will it take?
@@ -134,8 +134,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x (B, T, C), the residual stream, and `rotary` stay float32 in bfloat16 training, too; only
-    what is between matrix products is not. So FSDP must not cast the inputs (lib/parallel.py)."""
+    """x (B, T, C), the residual stream, and `rotary` stay float32 in bfloat16 training, too; matrix
+    products are bfloat16. So FSDP must not cast a block's inputs (lib/parallel.py)."""
 
     def __init__(self, config, layer):
         super().__init__()
@@ -176,11 +176,11 @@ def maybe_checkpoint(function, *inputs, recompute):
 # -----------------------------------------------------------------------------
 # the loss
 
-# The loss is computed in chunks of positions, not too few: each reads the whole output layer.
-GPU_POSITIONS = 2048
-CPU_POSITIONS = 256     # at least; more while the chunk has at most
-CHUNK_LOGITS = 2 ** 19  # logits: 2 MB in float32, about what a core's cache holds
-KEPT_LOGITS = 2 ** 26   # if the batch has more logits, the backward pass computes them again
+# The loss is computed in chunks of positions; small ones cost time: each reads the whole head.
+GPU_POSITIONS = 2048    # in a chunk on a GPU
+CPU_POSITIONS = 256     # in a chunk on a CPU, or more, if the vocabulary is small:
+CHUNK_LOGITS = 2 ** 19  # as many as have these logits, 2 MB in float32, about a core's cache
+KEPT_LOGITS = 2 ** 26   # if a group (loss_groups) has more, the backward pass recomputes them
 
 
 def cross_entropy(states, unembedding, targets):
@@ -269,7 +269,7 @@ class GPT(nn.Module):
             without a target: no mean, since bits per byte need sums over chosen positions.
         suffix: int64 (B, T), from `pack_suffix`; None: no n-gram features.
         mask: from `sample_mask`; None is plainly causal. Not with a cache, which makes its own.
-        cache: a KVCache, whose rows idx continues; the caller then moves `cache.filled` on.
+        cache: a KVCache; idx continues its rows. The caller then advances `cache.filled`.
         groups: `loss_groups(idx)`, made with the batch; None: made here, which stalls a GPU.
         """
         x = self.states(idx, suffix, mask, cache)
@@ -328,14 +328,14 @@ class GPT(nn.Module):
         after_raw, after_other: the positions at which the model has just read a raw byte, and all
         others, from `loss_groups`.
 
-        Not in the paper: after a raw byte only a byte or a closing sentinel can follow, so those
-        positions compete among the first PROXY0 ids only, as in a model of raw bytes. That is also
-        cheaper. All other positions compete among all ids, as in the paper. Two samples that are no
-        pair, with 1,024 proxy symbols, of which p7 is one:
+        Not in the paper: after a raw byte only a byte or a closing sentinel can follow; so there
+        the softmax is over the first PROXY0 ids only, as in a model of raw bytes. That is cheaper
+        too. Elsewhere, also after sentinels, it is over all ids, as in the paper. A raw sample and
+        then a compressed one, no pair, with 1,024 proxy symbols, one of them p7:
 
             read            <raw>   d    e    </raw>  <comp>   p7   </comp>
             target            d     e  </raw>  none     p7   </comp>  none
-            one of so many  1,344  320  320           1,344  1,344
+            softmax over    1,344  320  320           1,344  1,344
         """
         losses = torch.zeros(targets.shape, device=x.device)
         raw, other = tuple(after_raw), tuple(after_other)  # each an index into (B, T)
@@ -375,9 +375,9 @@ class KVCache:
         row 0      a b c d e X        filled = 5: X goes to slot 5, and attends to 0 .. 5
         row 1      a b c Y . .        filled = 3: Y goes to slot 3, and attends to 0 .. 3
 
-    A forward pass begins with `begin`; each layer then calls `update`; at last the caller moves
-    `filled` on, since only it knows which symbols were padding. What lies beyond,
-    as after row 1's Y, is left from padding or empty: it is overwritten before the row gets there.
+    A forward pass begins with `begin`; each layer then calls `update`; at last the caller advances
+    `filled`, since only it knows which symbols were padding. Slots from `filled` on, as after row
+    1's Y, are empty or hold padding: they are overwritten before the row can attend to them.
     """
     def __init__(self, config, batch_size, length, device=None):
         self.length = length  # symbols that there is room for
@@ -394,7 +394,7 @@ class KVCache:
         """Choose the slots that `update` writes to: once for each forward pass, before its layers.
 
         n_bytes: how many positions each of the next symbols (B, T) moves on. Returns the symbols'
-        positions (B, T) and the mask (B, 1, T, slots), true where a symbol may attend to a slot.
+        positions (B, T) and the mask (B, 1, T, end), true where a symbol may attend to a slot.
         """
         T = n_bytes.size(1)
         steps = torch.arange(T, device=self.filled.device)

@@ -76,8 +76,8 @@ from lib.options import UserError, command_line, flag
 from lib.proxy import PROXIES, Proxy, load_proxy, proxy_class
 from lib.tables import print_proxy_table, show_symbols
 from lib.views import fitted_proxy, open_samples
-# torch and tiktoken are imported where they are used: a process that only encodes is smaller by
-# 140 MB without the one, and sampling raw bytes needs no tokenizer
+# tiktoken is imported where it is used, and torch with lib.byte_lm: a process that only encodes
+# saves 140 MB without torch, and sampling raw bytes needs no tokenizer
 
 
 # -----------------------------------------------------------------------------
@@ -196,8 +196,8 @@ def list_codebook(predict, n_codewords, own, longest):
     A string whose interval has more than one codeword can grow: the LM says how the bytes share
     them. own: as `share_edges` takes it. predict(strings): the LM's probabilities (N, 256) of the
     byte that follows each of `strings`, uint8 (N, length). They are float64, so that rounding
-    almost never moves an edge, and one LM gives one codebook everywhere. (LMs that were trained on
-    two machines differ slightly, and so do their codebooks.)
+    almost never moves an edge: one LM gives nearly always one codebook on every machine. (LMs
+    trained on two machines differ slightly, and so do their codebooks.)
     """
     codebook = {}
     # the strings of the present length that can grow, their bytes (N, length) and their intervals:
@@ -207,8 +207,8 @@ def list_codebook(predict, n_codewords, own, longest):
     while len(strings) > 0 and strings.shape[1] < longest:
         certain = 1 if strings.shape[1] == 0 else 0
         edges = first[:, None] + share_edges(sizes, predict(strings), own, certain)  # (N, 257)
-        # A longer string for each share that is not empty. At the top "a" has [1, 8), and the edges
-        # are 2, 5, 7, 8: so "aa" has [2, 5), "ab" [5, 7) and "ac" [7, 8).
+        # A longer string for each share that is not empty. In the example of the module docstring
+        # "a" has [1, 8), with edges 2, 5, 7, 8: so "aa" has [2, 5), "ab" [5, 7) and "ac" [7, 8).
         parent, byte = np.nonzero(np.diff(edges))  # (M,) each: which string grows, and by what
         strings = np.column_stack((strings[parent], byte.astype(np.uint8)))
         first, end = edges[parent, byte], edges[parent, byte + 1]
@@ -299,7 +299,7 @@ class Neural(Proxy):
     kind = "neural"
     settings = ("bits", "fuzzy", "segment")
     learned = ("cut_after", "codebook", "kept_codewords")
-    # not model.py: so an edit there keeps the proxies in the cache
+    # not model.py, so that editing it does not discard the cached proxies
     fitted_by = (ROOT / "lib/byte_lm.py", share_edges, list_codebook, Trie, uncertain_bigrams)
     cut_rate = 0.1          # share of the positions that start a segment
     keep_bytes = 2_000_000  # 2 to 4 MB of text decide which codewords become symbols
@@ -384,7 +384,7 @@ class Neural(Proxy):
 
             def |add_|up(values):\\n    return |s|um(|values)\\n
         """
-        # what stands before a text is taken for the end of a line
+        # a text is taken to follow the end of a line
         data = np.frombuffer(b"\n" + text, np.uint8).astype(np.uint16)
         bigrams = data[:-1] * 256 + data[1:]  # (bytes,): that byte, and the one before it
         cuts = np.flatnonzero(self.cut_after[bigrams]) + 1

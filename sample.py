@@ -27,7 +27,7 @@ from lib.views import file_id
 from lib.write_view import complete_in_symbols, prefill, write_view
 from mix import BOS, COMP, END_COMP, END_RAW, EOS, RAW, MixOptions, format_view, suffixes
 from model import BYTE0, PROXY0, GPT, GPTConfig, KVCache
-from proxies import load_proxy
+from proxies import load_proxy  # not from lib.proxy, as proxies.py enters its classes there
 
 # -----------------------------------------------------------------------------
 # choosing what comes next
@@ -42,7 +42,7 @@ def pick(logits, temperature, top_k=0, top_p=1.0, generator=None):
     """
     if logits.isnan().any():
         raise UserError("the model's output is not a number (NaN): its training has failed")
-    if temperature < 1e-6:  # a smaller one divides to infinity
+    if temperature < 1e-6:  # as good as greedy; one near 1e-38 divides to infinity
         return logits.argmax(dim=-1)
     p = torch.softmax(logits.float() / temperature, dim=-1)  # (B, V)
     if top_k == 0 and top_p == 1:
@@ -61,7 +61,7 @@ def pick(logits, temperature, top_k=0, top_p=1.0, generator=None):
 # generation
 
 ENDED = 256          # among the choices for the next byte: the closing sentinel
-WORTH_A_COPY = 0.75  # the cache is copied when fewer than this share of its rows go on
+WORTH_A_COPY = 0.75  # ended rows are dropped, by a copy, when fewer than this share go on
 
 
 @dataclass
@@ -86,9 +86,9 @@ class Text:
 
 
 def read_texts(model, texts, opening, max_new):
-    """Let the model read some Texts, each into a row of a new cache with room for max_new bytes.
+    """Start a cache: the model reads each Text into a row of it, with room for max_new bytes.
 
-    Returns (the KVCache, the states (B, C) and the suffixes (B,) after each text's last byte).
+    Returns (the KVCache, states (B, C) and suffixes (B,), each text's last bytes packed).
     """
     device = model.embed.weight.device
     block_size = model.config.block_size
@@ -146,7 +146,7 @@ def generate(model, prompts, n=1, max_new=256, stops=(), temperature=0.8, top_k=
                 text.write(choice, stops, max_new)
             yield texts
 
-            # drop texts whose context is full, and those that have ended, if they are many
+            # drop texts whose context is full, at once, and ended ones, once they are many
             full = (cache.filled == cache.length).tolist()  # a list of bool
             going_on = [i for i, text in enumerate(live) if not text.ended and not full[i]]
             if any(full) or len(going_on) < WORTH_A_COPY * len(live):
@@ -155,7 +155,7 @@ def generate(model, prompts, n=1, max_new=256, stops=(), temperature=0.8, top_k=
                 cache.take(rows)
                 picked, suffix = picked[rows], suffix[rows]
 
-            # read what was written; a text that has ended reads any byte
+            # read what was written; what an ended text reads does not matter
             if live:
                 byte = picked.clamp(max=255)  # (B,)
                 suffix = next_suffix(suffix, byte)
@@ -178,21 +178,21 @@ def complete(model, prompts, n=1, **settings):
 # -----------------------------------------------------------------------------
 # a run: the model, and what belongs to it
 
-ROWS_AT_ONCE = 256  # completions that are written side by side, or all of a prompt's
+ROWS_AT_ONCE = 256  # completions written side by side; more only if one prompt has more
 
 
 class Run:
     """A trained model, ready to be used.
 
     trained_with: the options of its training, a dict; .options is a MixOptions made of it.
-    results: what was measured of it, a Results; in the same folder is its proxy.
+    results: what was measured of it, a Results; the proxy is in the same folder.
     made_from: the ids of its corpus and its proxy; {} if they are not known.
     """
     def __init__(self, model, trained_with, results, made_from={}):
         self.model = model
         self.trained_with = trained_with
         names = {field.name for field in fields(MixOptions)}
-        # one that an old run does not know has its default
+        # an option that an old run lacks takes its default
         known = {name: trained_with[name] for name in names & trained_with.keys()}
         self.options = MixOptions(**known)
         self.folder = results.folder
@@ -242,10 +242,10 @@ class Run:
         return format_view(raw, symbols, self.proxy.symbol_lengths, self.options.mode)
 
     def continue_view(self, prompts, view, max_symbols, rests=None, temperature=0.0, seed=0):
-        """What the model writes up to the end of a view: for each prompt a list of symbols, counted
-        from 0. It stops after max_symbols, or where the context is full.
+        """What the model writes up to the end of a view: for each prompt its symbols, numbered from
+        0 within the view's own. It stops after max_symbols, or where the context is full.
 
-        prompts, rests: as of `write_view` in lib/write_view.py.
+        prompts: not bytes, but (symbols, suffix) of each. They and rests are as in `write_view`.
         """
         config = self.model.config
         longest = max(len(symbols) for symbols, _ in prompts)
@@ -281,7 +281,7 @@ class Run:
             for i, its_texts in zip(batch, texts):
                 for text in its_texts:
                     starts = [text.find(stop) for stop in stops if stop in text]
-                    # None, a slice to the end, where there is none
+                    # no stop in the text: None, so the slice keeps all of it
                     completions[i].append(text[:min(starts, default=None)])
         return completions
 

@@ -3081,6 +3081,8 @@ def test_results_are_of_a_checkpoint_files_and_code(counted, monkeypatch, tmp_pa
     (run / "results.json").mkdir()
     with pytest.raises(UserError, match="cannot read .*results.json: Is a directory"):
         count("--task=bpb")
+    assert count("--task=bpb", "--again") == 9  # what has been measured is shown all the same
+    assert "results not kept: cannot read" in capsys.readouterr().err
 
 
 def test_results_are_of_the_checkpoint_that_was_read(own_run, monkeypatch):

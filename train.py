@@ -1,5 +1,5 @@
 """
-Train a byte transformer on the mixed stream, then say how well it reads and writes raw bytes.
+Train a byte transformer on the mixed stream (mix.py), then measure it on raw bytes.
 
     python train.py --proxy=neural --mix=0.9              the default: minutes on a laptop, no GPU
     python train.py --proxy=none                          the baseline: raw bytes only
@@ -14,10 +14,10 @@ leaves in its folder, and how it goes on from there, is in lib/run.py. On CUDA t
 
     resolve        torch.compile is the default, and bfloat16 where there are units for it
     build_model    blocks are compiled, with FlexAttention (lib/attention.py)
-    batch_losses   a batch is copied while the card computes, so the CPU makes the next one while
-                   the card works on this one, for as long as nothing looks at a result
-    take_step      looks at no result; the card itself skips a step that is not finite
-    train          looks every BAD_STEPS steps, and waits for the card there
+    batch_losses   only queues work: the copy of a batch and its pass. The CPU goes on to make the
+                   next batch while the card computes, until something reads a result
+    take_step      reads no result; the card itself skips a step that is not finite
+    train          waits for the card every BAD_STEPS steps, and at each validation
 """
 import argparse
 import gc
@@ -44,7 +44,7 @@ from mix import Mixer, MixOptions, prepare
 from model import GPT, PROXY0, SIZES, GPTConfig
 from sample import Run
 
-# every so many steps it looks: if as many in a row were not finite by then, the training ends
+# every so many steps the training stops if as many in a row, up to then, were not finite
 BAD_STEPS = 10
 PLAIN_FROM = "124M"  # from this size on the default is the paper's plain recipe
 
@@ -194,7 +194,7 @@ def batch_losses(model, batch, device, precision):
     """The losses (B, T) of a batch, in nats."""
     names = ("idx", "targets", "suffix", "sample")
     idx, targets, suffix, sample = (to_device(batch[name], device) for name in names)
-    # the positions of raw bytes and all others, whose losses differ
+    # positions of raw bytes, whose targets compete among fewer ids, and all the others
     groups = [to_device(group, device) for group in batch["groups"]]
     with precision:
         return model(idx, targets, suffix, sample_mask(sample), groups=groups)
@@ -243,13 +243,13 @@ class Training:
             self.model.set_symbol_bytes(proxy.symbol_bytes())
         # wrapped in DDP if there are several processes and no --fsdp
         self.ddp_model = replicate(self.model, processes)
-        self.precision = autocast(self.device, options.dtype)  # a block for forward passes
+        self.precision = autocast(self.device, options.dtype)  # for `with`
         self.optimizers = make_optimizers(self.model, options)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]  # which `lr_at` scales
 
-        # data; the mixer is told below how many steps there are
+        # data; total_steps of `mixer` is set below, val_mixer keeps 1: only step 0 is drawn
         settings = dict(block_size=options.block_size, total_steps=1,
                         with_suffix=self.config.ngram > 0)
         self.mixer = Mixer(views, options, **settings)
@@ -335,8 +335,8 @@ class Training:
                 losses = batch_losses(self.ddp_model, batch, self.device, self.precision)
                 # divided by a constant, so that micro-batches add up to the whole batch
                 loss = losses.sum() / self.symbols_per_step
-                # Backward starts from the number of processes, as DDP and FSDP divide by it; or
-                # from NaN if the loss is not finite: then every process skips the step.
+                # DDP and FSDP divide gradients by the number of processes, so backward starts from
+                # that number; or from NaN if the loss is not finite: then all skip the step.
                 scale = float(self.processes.world_size)
                 loss.backward(gradient=torch.where(loss.isfinite(), scale, torch.nan))
             self.loss = self.loss + loss.detach()
@@ -348,7 +348,7 @@ class Training:
             if isinstance(optimizer, Muon) or optimizer.defaults.get("fused"):
                 optimizer.found_inf = is_bad.float()  # .. with those that do nothing if this is 1
                 optimizer.step()
-            elif not is_bad:  # with any other one the CPU waits for the card
+            elif not is_bad:  # with one of your own the CPU waits for the card
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)  # frees their memory until the next step
         self.skipped += is_bad
@@ -387,7 +387,7 @@ def train(options):
     processes.print0(headline(training, options, views))
     is_finished = training.train(record)
 
-    # raw bytes: what the schedule expects, so the same for every seed; text_bytes were counted
+    # raw_bytes is expected from the schedule, the same for every seed; text_bytes was counted
     report = totals(training)
     report["raw_bytes"] = round(report["symbols"] * training.raw_share)
     is_saved = record.saved_step == training.steps
@@ -411,8 +411,8 @@ def train(options):
 
 
 def measure(options, device):
-    """What eval.py measures of the run by default, {name: number}; a model that was trained on
-    nothing but symbols on symbols, where it can be (not with gzip, nor --mode=vanilla)."""
+    """What eval.py measures of the run by default, {name: number or text}. A tokenizer model
+    (--mix=1) is measured on symbols, unless with gzip or --mode=vanilla, where it can't be."""
     run = Run.load(options.out, device)
     reads_symbols = (options.mix == 1 and run.proxy.symbol_lengths is not None
                      and options.mode != "vanilla")

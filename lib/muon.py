@@ -6,8 +6,8 @@ import torch
 
 
 def orthogonal(matrix):
-    """Of a matrix U S V^T about U V^T. Five steps of a polynomial move singular values in
-    [0.0016, 1] into [0.68, 1.21]; smaller ones grow by up to 485."""
+    """Nearly U V^T of a matrix U S V^T. It is divided by its norm; five steps of a polynomial then
+    move singular values in [0.0016, 1] into [0.68, 1.21]; smaller ones grow up to 485-fold."""
     is_tall = matrix.size(0) > matrix.size(1)
     x = matrix.T if is_tall else matrix  # then x @ x.T is the smaller of the two products
     x = x / x.norm().clamp(min=1e-7)     # no singular value is above 1
@@ -40,10 +40,10 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["mean"] = torch.zeros_like(p)
                 mean = state["mean"]
-                gradient = torch.where(self.found_inf > 0, mean, p.grad)  # that leaves the mean
+                gradient = torch.where(self.found_inf > 0, mean, p.grad)  # a bad one: it stays
                 mean.lerp_(gradient, 1 - group["momentum"])
                 update = orthogonal(gradient.lerp(mean, group["momentum"]))  # Nesterov's momentum
-                # entries of an orthogonal matrix are about max(shape) ** -0.5, of AdamW's step 0.2
+                # an orthogonal matrix's entries are about max(shape) ** -0.5, an AdamW step's 0.2
                 length = group["lr"] * 0.2 * max(p.shape) ** 0.5
                 kept = p * (1 - group["lr"] * group["weight_decay"])
                 p.copy_(torch.where(self.found_inf > 0, p, kept.add_(update, alpha=-length)))

@@ -490,12 +490,12 @@ class Results:
         """Keep what was measured. Where it can't be written, stderr says so."""
         if not results:
             return
-        # read again: another evaluation of the run may have added to them
-        others = [row for row in self.read()
-                  if (row["task"], row["settings"]) != (task, settings)]
         new = {"task": task, "settings": settings, "results": results,
                "checkpoint": self.checkpoint, "time": self.time}
         try:
+            # read again: another evaluation of the run may have added to them
+            others = [row for row in self.read()
+                      if (row["task"], row["settings"]) != (task, settings)]
             write_json(self.folder / "results.json", [*others, new])
         except UserError as error:
             warn_once(f"results not kept: {error}")
