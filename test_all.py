@@ -96,6 +96,7 @@ from model import (
 sys.path[:0] = [str(ROOT / "data"), str(ROOT / "runs")]
 import bench
 import findings
+import multiplier
 from cuda_on_cpu import cuda_program
 import shakespeare
 import stdlib
@@ -6063,21 +6064,72 @@ def test_a_finished_run_is_a_line_of_the_results(findings_rows, monkeypatch):
 
 
 def test_the_flops_that_a_score_needs_lie_on_a_line_through_log_flops():
-    needed = [findings.needed_flops([1e12, 4e12, 1.6e13], [0.1, 0.3, 0.7], goal)
+    needed = [multiplier.needed_flops([1e12, 4e12, 1.6e13], [0.1, 0.3, 0.7], goal)
               for goal in (0.3, 0.2, 0.05, 0.75)]
-    # half of the way is a factor of two; what no budget reaches is said in words
-    assert needed == pytest.approx([4e12, 2e12, 0, np.inf])
-    assert [findings.times(x) for x in (0, 1.25, np.inf)] == ["less", "1.25", "more"]
+    # half of the way is a factor of two; beyond the budgets nothing is known
+    assert needed == pytest.approx([4e12, 2e12, 1e12, 1.6e13])
+    assert str(multiplier.Multiplier(1.25, 0.5, 4.0, 0.5, 4.0)) == "1.25 (<0.50 to >4.00)"
 
 
 def test_the_multiplier_is_that_of_the_means_and_its_interval_is_students():
     raw = {3e12: [0.2, 0.2], 6e12: [0.4, 0.4], 1.2e13: [0.6, 0.6]}
     # Student's t of 2 degrees of freedom is 4.303 at 97.5 %, so the proxy's mean is 0.5 +- 0.0248,
     # and a step of 0.2 is twice the FLOPs
-    found, low, high = findings.multiplier(raw, [0.49, 0.5, 0.51], flops=6e12)
-    assert found == pytest.approx(2 ** 0.5)
-    assert low == pytest.approx(2 ** (0.0752 / 0.2), rel=0.015)
-    assert high == pytest.approx(2 ** (0.1248 / 0.2), rel=0.015)
+    found = multiplier.compare(raw, [0.49, 0.5, 0.51], flops=6e12)
+    assert found.found == pytest.approx(2 ** 0.5)
+    assert found.low == pytest.approx(2 ** (0.0752 / 0.2), rel=0.015)
+    assert found.high == pytest.approx(2 ** (0.1248 / 0.2), rel=0.015)
+    assert (found.smallest, found.largest) == (0.5, 2.0)
+
+    # raw bytes' budgets share one variance, 2/3 of that of two of them. With 300 seeds t is normal,
+    # and half way between two budgets half of either's error counts
+    above, below = [0.03] * 150, [-0.03] * 150
+    raw = {3e12: np.full(300, 0.2), 6e12: 0.4 + np.array(above + below),
+           1.2e13: 0.6 + np.array(above + below)}
+    found = multiplier.compare(raw, [0.5, 0.5], flops=6e12)
+    half = 1.96 * (2 / 3 * 0.03 ** 2 / 300 / 2) ** 0.5 / 0.2
+    assert found.low == pytest.approx(2 ** (0.5 - half), rel=half * 0.02)
+    assert found.high == pytest.approx(2 ** (0.5 + half), rel=half * 0.02)
+
+
+@pytest.fixture
+def two_sizes(findings_rows):
+    """Pass@1 rises by 0.1 whenever FLOPs double, and at micro it is 0.2 lower. Raw bytes need 1.6
+    times the neural proxy's FLOPs there, at nano 1.5 times, and at its 2e13 more than is known. Two
+    seeds that agree: no interval."""
+    settings = [("nano", 3e12), ("nano", 6e12), ("nano", 1e13), ("nano", 2e13), ("nano", 4e13),
+                ("micro", 3e13), ("micro", 6e13), ("micro", 1e14)]
+    scores = {}
+    for size, flops in settings:
+        factor_of_neural = 3 if flops == 2e13 else 1.5 if size == "nano" else 1.6
+        for proxy, factor in ("none", 1), ("neural", factor_of_neural):
+            score = 0.1 * math.log2(factor * flops) - 0.2 * (size == "micro")
+            scores[f"--proxy={proxy} --size={size} --flops={flops:.0e}"] = (score, score)
+    findings_rows(scores)
+
+
+def test_multipliers_are_those_of_raw_bytes_of_the_same_size(two_sizes, capsys):
+    multiplier.print_multipliers()
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines] == [
+        ["nano", "3e+12,", "neural", "1.50"], ["micro", "3e+13,", "neural", "1.60"],
+        ["nano", "6e+12,", "neural", "1.50"], ["micro", "6e+13,", "neural", "1.60"],
+        ["nano", "2e+13,", "neural", ">2.00"],
+    ]
+
+
+def test_multipliers_are_drawn_by_size_with_an_arrow_beyond_the_budgets(two_sizes):
+    figure = pytest.importorskip("matplotlib.figure", reason="pip install matplotlib")
+    axes = figure.Figure().subplots()
+    multiplier.draw(axes, "neural", "pass@1")
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.lines[:3]}
+    assert drawn == {
+        "3.5": [[-0.15, pytest.approx(1.5)], [0.85, pytest.approx(1.6)]],
+        "7": [[0, pytest.approx(1.5)], [1, pytest.approx(1.6)]],
+        "24": [[0.15, pytest.approx(2.0)]],
+    }
+    (arrow,) = axes.texts
+    assert arrow.xy == (0.15, pytest.approx(2.6))
 
 
 def test_a_failed_check_is_shown_and_is_the_exit_status(monkeypatch, capsys):
@@ -6107,12 +6159,14 @@ def indented(text):
 def test_readmes_show_what_was_measured(capsys, monkeypatch):
     """Tables are pasted from what a command prints, and this holds them to it."""
     readme = RUNS_README.read_text()
-    for study in ("main", "parts", "gzip", "mixing", "pairs", "robust", "text", "multiplier"):
-        assert f"`python runs/findings.py {study}`" in readme
-        monkeypatch.setattr(sys, "argv", ["findings.py", study])
-        findings.main()
+    commands = [(findings, study) for study in findings.STUDIES if study != "multiplier"]
+    for script, *arguments in [*commands, (multiplier,)]:
+        command = " ".join([f"{script.__name__}.py", *arguments])
+        assert f"`python runs/{command}`" in readme
+        monkeypatch.setattr(sys, "argv", command.split())
+        script.main()
         table = capsys.readouterr().out
-        assert table.count("\n") > 3 and indented(table) in readme, study
+        assert table.count("\n") > 3 and indented(table) in readme, command
     assert indented((ROOT / "runs/results/proxies-stdlib.txt").read_text()) in readme
 
     findings.print_table("main")

@@ -3,7 +3,6 @@ The experiments of runs/README.md: the paper's tables in miniature.
 
     python runs/findings.py main               prints the table of the study "main"
     python runs/findings.py main --train       makes the runs that it lacks first, which takes hours
-    python runs/findings.py multiplier         how many times a proxy's compute raw bytes need
 
 Every run is a line of runs/results/runs.jsonl: its flags, seed, commit and results. Studies share
 runs, and an interrupted --train goes on where it was. All runs are made in float32 and on one core
@@ -85,11 +84,15 @@ def variations(changes, base=TOKENIZER):
     return at_nano({name: join(base, change) for name, change in changes.items()})
 
 
+def heading(size, flops):
+    return f"{size}, {flops:.0e} FLOPs"
+
+
 def sizes(methods, *settings):
     """{heading: methods} with a group for each (size, FLOPs)."""
     groups = {}
     for size, flops in settings:
-        groups[f"{size}, {flops:.0e} FLOPs"] = at_equal_compute(methods, flops, f"--size={size}")
+        groups[heading(size, flops)] = at_equal_compute(methods, flops, f"--size={size}")
     return groups
 
 
@@ -165,18 +168,23 @@ PAIRS = {
 
 # raw bytes, the proxies, and the models of symbols
 ALL_METHODS = FOUR_METHODS | TOKENIZER_MODEL | NEURAL_MODEL
-# The gain at two sizes can be compared if they read as many symbols for each of their parameters:
-# at 6e12, 6e13 and 4e14 FLOPs raw bytes read about 7 for each one in the blocks
 MAIN = with_equal_bytes(sizes(ALL_METHODS, ("nano", 6e12), ("nano", 2e13), ("micro", 6e13)))
-# raw bytes alone: how much compute would they need to be as good as a proxy?
-MULTIPLIED = sizes(THREE_METHODS, ("nano", 6e12), ("nano", 2e13), ("micro", 6e13), ("mini", 4e14))
-for size, flops in (("nano", 3e12), ("nano", 1e13), ("micro", 3e13), ("micro", 1e14)):
-    MULTIPLIED |= sizes({"raw bytes": RAW_BYTES}, (size, flops))
+# How much compute would raw bytes need to be as good as a proxy? The gain at two sizes can be
+# compared if both read as many symbols for each of their parameters.
+SETTINGS = {  # symbols that raw bytes read for each parameter in the blocks: (size, FLOPs)
+    3.5: (("nano", 3e12), ("micro", 3e13)),
+    7: (("nano", 6e12), ("micro", 6e13)),
+    24: (("nano", 2e13),),
+}
+MORE_RAW = (("nano", 1e12), ("nano", 1e13), ("nano", 4e13), ("micro", 1e14), ("micro", 2e14))
+MULTIPLIED = sizes({"raw bytes": RAW_BYTES}, *MORE_RAW)
+for settings in SETTINGS.values():
+    MULTIPLIED |= sizes(THREE_METHODS, *settings)
 
 STUDIES = {
     "main": Study(REPORT, MAIN, seeds=FIVE_SEEDS),
-    "parts": Study(PARTS, MAIN, seeds=FIVE_SEEDS),
-    "budget": Study(REPORT, MULTIPLIED, seeds=FIVE_SEEDS),
+    "parts": Study(PARTS, with_equal_bytes(sizes(ALL_METHODS, *SETTINGS[7])), seeds=FIVE_SEEDS),
+    "multiplier": Study(REPORT, MULTIPLIED, seeds=FIVE_SEEDS),
     "gzip": Study(REPORT, {"nano, 6e+12 FLOPs": at_nano(GZIP_CONTROLS)}),
     "mixing": Study(REPORT, {
         "mixing rate r": variations(MIXING_RATES),
@@ -295,98 +303,6 @@ def print_table(name):
 
 
 # -----------------------------------------------------------------------------
-# the compute multiplier: how many times a proxy's FLOPs raw bytes need to be as good
-
-# key of a result: (heading, 1 if a larger number is better, else -1)
-MEASURES = {
-    "bpb": ("bits per byte", -1),
-    "bpb_solutions": ("of solutions", -1),
-    "pass@1": ("pass@1", 1),
-}
-
-
-def needed_flops(budgets, scores, goal):
-    """The FLOPs at which a method reaches `goal`, between its budgets on a line through (log FLOPs,
-    score). 0 where the goal is below all scores, infinite where it is above them.
-
-    budgets: FLOPs, rising. scores: there, larger ones better.
-    """
-    rising = np.maximum.accumulate(scores)
-    return np.exp(np.interp(goal, rising, np.log(budgets), left=-np.inf, right=np.inf))
-
-
-def multiplier(raw_scores, proxy_scores, flops, draws=10_000):
-    """(multiplier, low, high): the FLOPs that raw bytes need for a proxy's score, over its own
-    `flops`, with a 95 % interval over seeds: each mean is drawn anew from its Student's t.
-
-    raw_scores: {FLOPs: scores of the seeds}. proxy_scores: of the seeds. Larger ones are better,
-    and of each there are at least two.
-    """
-    rng = np.random.default_rng(0)
-    budgets = sorted(raw_scores)
-
-    def drawn_means(scores):
-        error = np.std(scores, ddof=1) / len(scores) ** 0.5
-        return np.mean(scores) + error * rng.standard_t(len(scores) - 1, draws)
-
-    raw_means = [np.mean(raw_scores[budget]) for budget in budgets]
-    found = needed_flops(budgets, raw_means, np.mean(proxy_scores)) / flops
-
-    drawn_raw = np.column_stack([drawn_means(raw_scores[budget]) for budget in budgets])
-    drawn_goals = drawn_means(proxy_scores)
-    drawn = sorted(needed_flops(budgets, scores, goal) / flops
-                   for scores, goal in zip(drawn_raw, drawn_goals))
-    return found, drawn[int(0.025 * draws)], drawn[int(0.975 * draws)]
-
-
-def scores_of(flags, key):
-    """The results `key` of a method, a list, with a sign that makes larger ones better."""
-    _, sign = MEASURES[key]
-    return [sign * value for value in values_of(runs_of(flags, STUDIES["budget"]), key)]
-
-
-def times(multiplier):
-    if multiplier == 0:
-        return "less"
-    return "more" if multiplier == np.inf else f"{multiplier:.2f}"
-
-
-def multiplier_cell(flags, heading, key):
-    """The multiplier of a proxy in the group `heading`, as text: "less" or "more" where it lies
-    outside of raw bytes' budgets."""
-    size, flops = size_and_flops(heading)
-    raw_scores = {}
-    for other_heading, methods in MULTIPLIED.items():
-        other_size, other_flops = size_and_flops(other_heading)
-        scores = scores_of(methods["raw bytes"], key)
-        if other_size == size and len(scores) > 1:
-            raw_scores[other_flops] = scores
-    proxy_scores = scores_of(flags, key)
-    if len(proxy_scores) < 2 or len(raw_scores) < 2:  # a line needs two points
-        return ""
-    found, low, high = map(times, multiplier(raw_scores, proxy_scores, flops))
-    return f"{found} ({low} to {high})"
-
-
-def size_and_flops(heading):
-    """("nano", 6e12) of "nano, 6e+12 FLOPs"."""
-    size, flops = heading.removesuffix(" FLOPs").split(", ")
-    return size, float(flops)
-
-
-def print_multipliers():
-    print(f"{'':21}" + "".join(f"{heading:>22}" for heading, _ in MEASURES.values()))
-    for heading, methods in MULTIPLIED.items():
-        lines = []
-        for name, flags in methods.items():
-            cells = [multiplier_cell(flags, heading, key) for key in MEASURES]
-            if name != "raw bytes" and any(cells):
-                lines.append(f"  {name:19}" + "".join(f"{cell:>22}" for cell in cells))
-        if lines:  # there are runs
-            print("\n".join([heading, *lines]))
-
-
-# -----------------------------------------------------------------------------
 # making the runs that a study lacks
 
 
@@ -487,15 +403,12 @@ def complete(study):
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=[*STUDIES, "multiplier"])
+    parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--train", action="store_true", help="make the runs that it lacks first")
     options = parser.parse_args()
-    if options.study == "multiplier":
-        print_multipliers()
-    else:
-        if options.train:
-            complete(STUDIES[options.study])
-        print_table(options.study)
+    if options.train:
+        complete(STUDIES[options.study])
+    print_table(options.study)
 
 
 if __name__ == "__main__":
