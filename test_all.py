@@ -6014,6 +6014,7 @@ def test_a_table_stars_intervals_that_do_not_overlap_the_first(findings_rows, mo
         "five": {"a": "--a", "b": "--b", "c": "--c", "d": "--d", "not run": "--e"},
         "by one seed": {"d": "--d", "b": "--b"},
         "left out": {"nothing to compare": "--a", "not run": "--e"},
+        "alone": {"d": "--d"},
     }
     monkeypatch.setitem(findings.STUDIES, "mixing", findings.Study(findings.PASS, groups))
     findings.print_table("mixing")
@@ -6027,6 +6028,8 @@ def test_a_table_stars_intervals_that_do_not_overlap_the_first(findings_rows, mo
         "by one seed",
         f"  {'d':21}   1 0.500",
         f"  {'b':21}   3 0.800 ±{half:.3f}",
+        "alone",
+        f"  {'d':21}   1 0.500",
     ]
 
 
@@ -6064,11 +6067,16 @@ def test_a_finished_run_is_a_line_of_the_results(findings_rows, monkeypatch):
 
 
 def test_the_flops_that_a_score_needs_lie_on_a_line_through_log_flops():
-    needed = [multiplier.needed_flops([1e12, 4e12, 1.6e13], [0.1, 0.3, 0.7], goal)
-              for goal in (0.3, 0.2, 0.05, 0.75)]
-    # half of the way is a factor of two; beyond the budgets nothing is known
-    assert needed == pytest.approx([4e12, 2e12, 1e12, 1.6e13])
+    # a budget that is no better than the one before it is passed over
+    budgets, scores = [1e12, 4e12, 8e12, 1.6e13], np.array([0.1, 0.3, 0.3, 0.7])
+    needed = [multiplier.needed_flops(budgets, scores, goal)
+              for goal in (0.3, 0.2, 0.5, 0.05, 0.75)]
+    # half of the way is half of the doublings; beyond the budgets nothing is known
+    assert needed == pytest.approx([4e12, 2e12, 8e12, 1e12, 1.6e13])
+    worse_at_last = multiplier.needed_flops([1e12, 4e12], np.array([0.3, 0.1]), 0.4)
+    assert worse_at_last == pytest.approx(4e12)
     assert str(multiplier.Multiplier(1.25, 0.5, 4.0, 0.5, 4.0)) == "1.25 (<0.50 to >4.00)"
+    assert str(multiplier.Multiplier(4.0, 4.0, 4.0, 0.5, 4.0)) == ">4.00"
 
 
 def test_the_multiplier_is_that_of_the_means_and_its_interval_is_students():
@@ -6094,17 +6102,18 @@ def test_the_multiplier_is_that_of_the_means_and_its_interval_is_students():
 
 @pytest.fixture
 def two_sizes(findings_rows):
-    """Pass@1 rises by 0.1 whenever FLOPs double, and at micro it is 0.2 lower. Raw bytes need 1.6
-    times the neural proxy's FLOPs there, at nano 1.5 times, and at its 2e13 more than is known. Two
-    seeds that agree: no interval."""
+    """The odds of a solution double whenever FLOPs do, and at micro they are lower. Raw bytes need
+    1.6 times the neural proxy's FLOPs there, at nano 1.5 times, and at its 2e13 more than is known.
+    Two seeds that agree."""
     settings = [("nano", 3e12), ("nano", 6e12), ("nano", 1e13), ("nano", 2e13), ("nano", 4e13),
                 ("micro", 3e13), ("micro", 6e13), ("micro", 1e14)]
     scores = {}
     for size, flops in settings:
         factor_of_neural = 3 if flops == 2e13 else 1.5 if size == "nano" else 1.6
         for proxy, factor in ("none", 1), ("neural", factor_of_neural):
-            score = 0.1 * math.log2(factor * flops) - 0.2 * (size == "micro")
-            scores[f"--proxy={proxy} --size={size} --flops={flops:.0e}"] = (score, score)
+            odds = factor * flops / (1e13 if size == "nano" else 1e14)
+            share = odds / (1 + odds)
+            scores[f"--proxy={proxy} --size={size} --flops={flops:.0e}"] = (share, share)
     findings_rows(scores)
 
 
@@ -6112,8 +6121,10 @@ def test_multipliers_are_those_of_raw_bytes_of_the_same_size(two_sizes, capsys):
     multiplier.print_multipliers()
     _, *lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines] == [
-        ["nano", "3e+12,", "neural", "1.50"], ["micro", "3e+13,", "neural", "1.60"],
-        ["nano", "6e+12,", "neural", "1.50"], ["micro", "6e+13,", "neural", "1.60"],
+        ["nano", "3e+12,", "neural", *"1.50 (1.50 to 1.50)".split()],
+        ["micro", "3e+13,", "neural", *"1.60 (1.60 to 1.60)".split()],
+        ["nano", "6e+12,", "neural", *"1.50 (1.50 to 1.50)".split()],
+        ["micro", "6e+13,", "neural", *"1.60 (1.60 to 1.60)".split()],
         ["nano", "2e+13,", "neural", ">2.00"],
     ]
 
@@ -6122,14 +6133,14 @@ def test_multipliers_are_drawn_by_size_with_an_arrow_beyond_the_budgets(two_size
     figure = pytest.importorskip("matplotlib.figure", reason="pip install matplotlib")
     axes = figure.Figure().subplots()
     multiplier.draw(axes, "neural", "pass@1")
-    drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.lines[:3]}
-    assert drawn == {
-        "3.5": [[-0.15, pytest.approx(1.5)], [0.85, pytest.approx(1.6)]],
-        "7": [[0, pytest.approx(1.5)], [1, pytest.approx(1.6)]],
-        "24": [[0.15, pytest.approx(2.0)]],
-    }
+    points = [line for line in axes.lines if len(line.get_xdata()) == 1]
+    drawn = np.concatenate([point.get_xydata() for point in points])
+    assert drawn == pytest.approx(np.array(
+        [[-0.15, 1.5], [0.85, 1.6], [0, 1.5], [1, 1.6], [0.15, 2.0]]))
+    hollow = [point.get_markerfacecolor() == "white" for point in points]
+    assert hollow == [False, False, False, False, True]
     (arrow,) = axes.texts
-    assert arrow.xy == (0.15, pytest.approx(2.6))
+    assert arrow.xy == pytest.approx((0.15, 2.6))
 
 
 def test_a_failed_check_is_shown_and_is_the_exit_status(monkeypatch, capsys):

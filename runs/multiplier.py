@@ -1,13 +1,13 @@
 """
-How many times a proxy's compute do raw bytes need for the same score? The tables and the picture
-of it in runs/README.md.
+How many times a proxy's compute do raw bytes need for the same score? The table and the picture of
+it in runs/README.md.
 
     python runs/findings.py multiplier --train     makes the runs that are missing, in hours
     python runs/multiplier.py                      prints the multipliers
     python runs/multiplier.py --plot               and draws them (needs matplotlib)
 
-In brackets stands a 95 % interval over seeds. With > the proxy is better than raw bytes are at
-their largest budget, with < worse than at their smallest.
+In brackets stands a 95 % interval over seeds. A > says: more than raw bytes' largest budget can
+show; a < less than their smallest.
 """
 import argparse
 from dataclasses import dataclass
@@ -20,11 +20,24 @@ from findings import MORE_RAW, MULTIPLIED, SETTINGS, STUDIES, heading, runs_of, 
 FIGURE = Path(__file__).parent / "results" / "multiplier.png"
 DRAWS = 10_000  # for an interval
 
-# key of a result: (heading, 1 if a larger number is better, else -1)
+# -----------------------------------------------------------------------------
+# scores: the larger the better, on scales on which seeds differ by about as much at every budget
+
+
+def fewer_bits(bits):
+    return -np.log(bits)
+
+
+def log_odds(share):
+    share = np.clip(share, 0.001, 0.999)
+    return np.log(share / (1 - share))
+
+
+# a result: the heading of its column, and its score
 MEASURES = {
-    "bpb": ("bits per byte", -1),
-    "bpb_solutions": ("of solutions", -1),
-    "pass@1": ("pass@1", 1),
+    "bpb": ("bits per byte", fewer_bits),
+    "bpb_solutions": ("of solutions", fewer_bits),
+    "pass@1": ("pass@1", log_odds),
 }
 PROXIES = ("tokenizer", "neural")
 SIZES = ("nano", "micro")
@@ -43,24 +56,31 @@ class Multiplier:
     largest: float
 
     def __str__(self):
-        found, low, high = map(self.text, (self.found, self.low, self.high))
-        return found if low == high else f"{found} ({low} to {high})"
+        if self.is_beyond(self.low):
+            return self.text(self.low)
+        return f"{self.text(self.found)} ({self.text(self.low)} to {self.text(self.high)})"
+
+    def is_beyond(self, value):
+        """Whether a value is what raw bytes' largest budget can show, so that it may be more."""
+        return np.isclose(value, self.largest)
 
     def text(self, value):
-        text = f"{value:.2f}"
-        if text == f"{self.smallest:.2f}":
-            return f"<{text}"
-        return f">{text}" if text == f"{self.largest:.2f}" else text
+        if self.is_beyond(value):
+            return f">{value:.2f}"
+        return f"<{value:.2f}" if np.isclose(value, self.smallest) else f"{value:.2f}"
 
 
 def needed_flops(budgets, scores, goal):
     """The FLOPs at which a method reaches `goal`, between its budgets on a line through (log FLOPs,
-    score). The last budget where the goal is above all scores, the first where it is below them.
+    score). A budget that is no better than a smaller one is left out.
 
+    Returns the largest budget if the goal is above all scores, the smallest if it is below them.
     budgets: FLOPs, rising. scores: there, larger ones better.
     """
-    rising = np.maximum.accumulate(scores)
-    return np.exp(np.interp(goal, rising, np.log(budgets)))
+    best_before = np.maximum.accumulate(np.append(-np.inf, scores[:-1]))
+    better = scores > best_before
+    log_flops = np.log(budgets)
+    return np.exp(np.interp(goal, scores[better], log_flops[better], right=log_flops[-1]))
 
 
 def pooled_variance(groups):
@@ -80,18 +100,18 @@ def compare(raw_scores, proxy_scores, flops):
     """The Multiplier of a proxy, trained for `flops` FLOPs.
 
     raw_scores: {FLOPs: scores of the seeds}, some budget's of two or more; all share one variance.
-    proxy_scores: of two seeds or more. Larger scores are better.
+    proxy_scores: of two seeds or more.
     """
     budgets = sorted(raw_scores)
-    raw_means = [np.mean(raw_scores[budget]) for budget in budgets]
+    raw_means = np.array([np.mean(raw_scores[budget]) for budget in budgets])
     found = needed_flops(budgets, raw_means, np.mean(proxy_scores))
 
     rng = np.random.default_rng(0)
-    raw_variance = pooled_variance(raw_scores.values())
-    drawn_raw = [drawn_means(rng, raw_scores[budget], *raw_variance) for budget in budgets]
+    variance, degrees = pooled_variance(raw_scores.values())
+    drawn_raw = [drawn_means(rng, raw_scores[budget], variance, degrees) for budget in budgets]
     drawn_goals = drawn_means(rng, proxy_scores, *pooled_variance([proxy_scores]))
     drawn = []
-    for *scores, goal in zip(*drawn_raw, drawn_goals):
+    for scores, goal in zip(np.transpose(drawn_raw), drawn_goals):
         drawn.append(needed_flops(budgets, scores, goal))
     low, high = np.quantile(drawn, (0.025, 0.975))
     return Multiplier(found / flops, low / flops, high / flops, budgets[0] / flops,
@@ -103,19 +123,20 @@ def compare(raw_scores, proxy_scores, flops):
 
 
 def scores_of(method, size, flops, key):
-    """The results `key` of a method's seeds, with a sign that makes larger ones better."""
+    """The scores of a method's seeds."""
     flags = MULTIPLIED[heading(size, flops)][method]
-    _, sign = MEASURES[key]
-    return [sign * value for value in values_of(runs_of(flags, STUDIES["multiplier"]), key)]
+    _, score = MEASURES[key]
+    return [score(value) for value in values_of(runs_of(flags, STUDIES["multiplier"]), key)]
 
 
 def measured(proxy, size, flops, key):
     """A proxy's Multiplier; None if there are too few runs."""
     raw_scores = {}
-    for other_size, budget in sum(SETTINGS.values(), MORE_RAW):
-        scores = scores_of("raw bytes", other_size, budget, key)
-        if other_size == size and scores:
-            raw_scores[budget] = scores
+    for of_size, budget in sum(SETTINGS.values(), MORE_RAW):  # all that raw bytes were trained with
+        if of_size == size:
+            scores = scores_of("raw bytes", size, budget, key)
+            if scores:
+                raw_scores[budget] = scores
     proxy_scores = scores_of(f"proxy: {proxy}", size, flops, key)
     seeds = sum(map(len, raw_scores.values()))
     # a line needs two points, a variance two seeds of something
@@ -142,16 +163,21 @@ def print_multipliers():
 
 def draw(axes, proxy, key):
     """Multipliers by size, in a colour for each number of symbols that a parameter has read. An
-    arrow: the interval goes on beyond raw bytes' largest budget."""
+    arrow: the interval goes on beyond raw bytes' largest budget; a hollow point: so may the point.
+    """
     for number, (symbols, settings) in enumerate(SETTINGS.items()):
         color = f"C{number}"
-        multipliers = [measured(proxy, size, flops, key) for size, flops in settings]
-        x = [SIZES.index(size) + 0.15 * (number - 1) for size, _ in settings]
-        axes.plot(x, [each.found for each in multipliers], "o", color=color, label=str(symbols))
-        for place, each in zip(x, multipliers):
-            axes.vlines(place, each.low, each.high, color=color)
-            if each.text(each.high).startswith(">"):
-                axes.annotate("", (place, each.high + 0.6), (place, each.high),
+        axes.plot([], [], "o", color=color, label=f"{symbols}")
+        for size, flops in settings:
+            found = measured(proxy, size, flops, key)
+            if found is None:
+                continue
+            x = SIZES.index(size) + 0.15 * (number - 1)
+            axes.vlines(x, found.low, found.high, color=color)
+            inside = "white" if found.is_beyond(found.found) else color
+            axes.plot(x, found.found, "o", color=color, markerfacecolor=inside)
+            if found.is_beyond(found.high):
+                axes.annotate("", (x, found.high + 0.6), (x, found.high),
                               arrowprops={"arrowstyle": "->", "color": color})
     axes.axhline(1, color="0.7")
     axes.set(xlim=(-0.5, 1.5), ylim=(0, 8))
