@@ -37,6 +37,7 @@ import os
 import pickle
 import random
 import re
+import runpy
 import shlex
 import shutil
 import signal
@@ -102,7 +103,6 @@ import shakespeare
 import stdlib
 import tinycode
 import byte_heads
-import runpy
 from lib.attention import ngram_hashes
 from torch.nn.attention.flex_attention import create_block_mask
 from lib import proxy as proxy_file
@@ -6141,6 +6141,15 @@ def test_multipliers_are_drawn_by_size_with_an_arrow_beyond_the_budgets(two_size
     assert hollow == [False, False, False, False, True]
     (arrow,) = axes.texts
     assert arrow.xy == pytest.approx((0.15, 2.6))
+
+
+@pytest.mark.parametrize("script, flags", [("multiplier", ["--plot"]), ("curves", ["--show"])])
+def test_a_picture_without_matplotlib_is_one_line(monkeypatch, capsys, script, flags):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *flags])
+    with pytest.raises(SystemExit, match="^error: .* needs matplotlib; pip install matplotlib$"):
+        runpy.run_path(str(ROOT / "runs" / f"{script}.py"), run_name="__main__")
 
 
 def test_a_failed_check_is_shown_and_is_the_exit_status(monkeypatch, capsys):

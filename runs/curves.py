@@ -14,7 +14,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import matplotlib
+try:
+    import matplotlib
+except ImportError:
+    raise SystemExit("error: curves.py needs matplotlib; pip install matplotlib") from None
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402  (the backend comes first)
 

@@ -186,7 +186,10 @@ def draw(axes, proxy, key):
 
 
 def plot():
-    from matplotlib.figure import Figure  # optional; without pyplot, it needs no display
+    try:
+        from matplotlib.figure import Figure  # optional; without pyplot, it needs no display
+    except ImportError:
+        raise SystemExit("error: --plot needs matplotlib; pip install matplotlib") from None
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     draw(left, "neural", "pass@1")
