@@ -58,7 +58,7 @@ NOISE = (0.01, 0.05, 0.10)
 
 @dataclass
 class Window:
-    """Text as the model reads it to be scored."""
+    """Text as the model reads it to be scored. (Not one of the neural coder's windows.)"""
     symbols: np.ndarray  # (n,)
     suffix: np.ndarray   # (n,) the text that ends with each symbol, packed
     targets: np.ndarray  # (n,) NO_TARGET where nothing is scored
@@ -137,8 +137,8 @@ def padded(arrays, value, device):
 def bits_per_byte(run, windows):
     """Bits per byte of text, over all that the windows score.
 
-    Each target pays for the whole of the model's distribution: after a raw byte also for ids that
-    cannot follow there, <raw> among them, which sampling leaves out.
+    Each target pays for the whole of the model's distribution. After a raw byte that is over bytes
+    and special symbols, also such as cannot follow there, <raw> say, which sampling leaves out.
     """
     windows = sorted(windows, key=lambda window: len(window.symbols))  # for little padding
     nats = 0.0
@@ -327,8 +327,8 @@ class EvalOptions:
     # bits per byte
     limit: int = flag(0, "most held-out samples for bpb and noise, most problems for pass, "
                       f"robust and translate, spread evenly; 0: {SAMPLES:,} samples, all problems")
-    context: int = flag(0, "bpb: symbols in a window over whole documents; training shows half "
-                       "a context at once. 0: training's samples")
+    context: int = flag(0, "bpb: symbols in a window over whole documents; training's samples "
+                       "fill at most half a context. 0: these samples")
     stride: int = flag(0, "bpb: symbols from one window to the next [half of --context]")
     data: str = flag("", "bpb: another corpus [the run's own]")
     # completions and their tests

@@ -11,8 +11,8 @@ symbols </comp>`. Samples are packed into contexts of a fixed size:
 The share of compressed views is the *mixing rate* r. It rises from 0.4 to `mix`, 0.9. While it
 does, a sample may be shown as a *translation pair*: both of its views in one context, one after the
 other, so the model can learn that they say the same thing. Then r stays at `mix`. In a last *raw
-phase* it falls to 0, and a small model ends on the raw bytes that it will be used with. That is
-ours: the paper's optional last phase lowers r. With --paper, the default from 124M up, r stays.
+phase* it falls to 0, and a small model ends on the raw bytes that it will be used with. So far down
+and for so long is ours: the paper's, optional, lowers r. With --paper, as from 124M up, r stays.
 
 r counts views, not symbols: at r = 0.9 and 3.8 bytes a symbol (the neural proxy on tinycode, the
 default corpus) seven symbols of ten are the proxy's.
@@ -50,7 +50,7 @@ MODES = {
 }
 NO_PAIRS = ("sentinel", "vanilla")
 MIN_ROOM = 16  # symbols: a context with less room left is padded
-SHORTEST = 32  # bytes: a smaller limit on a sample's length is refused
+SHORTEST = 32  # bytes: the least that the limit on a sample's length may be
 
 
 @dataclass
@@ -89,7 +89,7 @@ def prepare(options, block_size):
 
     A sample is cut so that a pair fits in a context: both of its views and their four sentinels.
     A proxy makes at most one symbol a byte, and its `overhead` more. Raw bytes, the tokenizer and
-    the neural proxy have none, so they see the same samples; gzip's are shorter by 16 bytes.
+    the neural proxy have no overhead, so they see the same samples; gzip's are 16 bytes shorter.
     """
     unfitted = make_proxy(options)
     # a pair has at most two symbols a byte, four sentinels, and the proxy's overhead
@@ -145,7 +145,7 @@ def format_view(raw, comp=None, symbol_lengths=None, mode="sentinel", with_suffi
     symbols = np.concatenate(([opening], body, [closing]))
     suffix = np.zeros(len(symbols), np.int64)
     if with_suffix and ends is not None:
-        suffix[1:-1] = np.append(0, suffixes(raw))[ends]  # 0: no text yet
+        suffix[1:-1] = np.append(0, suffixes(raw))[ends]  # an end may be 0: no text yet
     return View(symbols, suffix, len(raw))
 
 
@@ -164,7 +164,7 @@ def view_probabilities(r, pairs):
 
         r = (y + z) / (x + y + 2z) = (y + z) / (1 + z)
 
-    As many pairs as possible (the paper's calibration) are shown if
+    To show as many pairs as possible (the paper's calibration):
 
         r <= 1/2   with y = 0:   z / (1 + z) = r,  so  z = r / (1 - r)  and  x = 1 - z
         r >  1/2   with x = 0:   1 / (1 + z) = r,  so  z = 1 / r - 1    and  y = 1 - z = 2 - 1 / r

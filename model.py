@@ -17,11 +17,11 @@ and the loss is next-symbol cross-entropy. Two optional inputs of `forward` help
   3.2.1). They belong to a place in the text: a raw byte and a proxy symbol that end at the same
   place get the same features. So the two views meet at the input.
 
-A small model carries more over from one view to the other if it is also `aligned`. Positions are
-then counted in bytes of text, so a distance means the same in both views. A proxy symbol's input
-embedding is its own plus that of its last byte, the one just read; its row of the output layer is
-its own plus that of its first byte, the one that comes next. This needs a proxy whose every symbol
-stands for known bytes: true of the tokenizer and the neural coder, but not of gzip.
+A small model carries more over from one view to the other if it is also `aligned`. Positions then
+count bytes of text (a symbol stands at its last one), so a distance means the same in both views. A
+proxy symbol's input embedding is its own plus that of its last byte, the one just read; its row of
+the output layer is its own plus that of its first byte, the one that comes next. This needs a proxy
+whose every symbol stands for known bytes: true of the tokenizer and the neural coder, not of gzip.
 
 Inference needs raw bytes only, except for a model trained with --mix=1, which never saw any.
 
@@ -178,8 +178,8 @@ def maybe_checkpoint(function, *inputs, recompute):
 
 # The loss is computed in chunks of positions; small ones cost time: each reads the whole head.
 GPU_POSITIONS = 2048    # in a chunk on a GPU
-CPU_POSITIONS = 256     # in a chunk on a CPU, or more, if the vocabulary is small:
-CHUNK_LOGITS = 2 ** 19  # as many as have these logits, 2 MB in float32, about a core's cache
+CPU_POSITIONS = 256     # in a chunk on a CPU, at least
+CHUNK_LOGITS = 2 ** 19  # with few ids a CPU's chunk is larger, up to 2 MB of logits: a core's cache
 KEPT_LOGITS = 2 ** 26   # if a group (loss_groups) has more, the backward pass recomputes them
 
 
@@ -303,7 +303,7 @@ class GPT(nn.Module):
         return x
 
     def unembedding(self):
-        """The output layer (vocab_size, C). Aligned: a proxy symbol's row and its first byte's."""
+        """The output layer (vocab_size, C). Aligned: a proxy symbol's row plus its first byte's."""
         weight = self.head.weight
         if not self.config.aligned:
             return weight

@@ -550,7 +550,7 @@ def main(options):
     longest = options.sample_bytes if options.report else TRAINING_BYTES
     views = open_samples(options.data, options.text_column, longest)
     fitted = []
-    lm = None  # one serves all neural proxies, and no other has a use for it
+    lm = None  # the first neural proxy to be fitted trains it, others reuse it; the rest ignore it
     for proxy in unfitted:
         proxy.lm = lm
         fitted.append(fitted_proxy(views, proxy, load_proxy)[0])

@@ -112,8 +112,8 @@ def read_texts(model, texts, opening, max_new):
 def next_choices(model, states, closing):
     """Logits (B, 257) of what comes after states (B, C) of raw text: each of the bytes, or ENDED.
 
-    The other special ids can't follow raw text: they are left out here, though eval.py's bits per
-    byte still pay for their probability.
+    Nothing else can follow raw text, or the sentinel before it: it is left out here, though
+    eval.py's bits per byte still pay for its probability.
     """
     logits = model.raw_logits(states)  # (B, PROXY0)
     return torch.cat((logits[:, BYTE0:], logits[:, closing, None]), dim=1)
@@ -136,7 +136,7 @@ def generate(model, prompts, n=1, max_new=256, stops=(), temperature=0.8, top_k=
     texts = []
     for prompt in prompts:
         texts += [Text(prompt) for _ in range(n)]
-    # `live`: those that have a row of the cache; all at first, and later those that were full
+    # a round reads all that go on into a new cache; one that is full leaves `live` till the next
     while live := [text for text in texts if not text.ended]:
         cache, states, suffix = read_texts(model, live, opening, max_new)
         while live:
@@ -242,8 +242,8 @@ class Run:
         return format_view(raw, symbols, self.proxy.symbol_lengths, self.options.mode)
 
     def continue_view(self, prompts, view, max_symbols, rests=None, temperature=0.0, seed=0):
-        """What the model writes up to the end of a view: for each prompt its symbols, numbered from
-        0 within the view's own. It stops after max_symbols, or where the context is full.
+        """What the model writes up to the end of a view: for each prompt bytes or proxy symbols,
+        both numbered from 0. It stops after max_symbols, or where the context is full.
 
         prompts: not bytes, but (symbols, suffix) of each. They and rests are as in `write_view`.
         """

@@ -6013,8 +6013,8 @@ def test_a_table_stars_intervals_that_do_not_overlap_the_first(findings_rows, mo
     groups = {
         "five": {"a": "--a", "b": "--b", "c": "--c", "d": "--d", "not run": "--e"},
         "by one seed": {"d": "--d", "b": "--b"},
-        "left out": {"nothing to compare": "--a", "not run": "--e"},
-        "alone": {"d": "--d"},
+        "left out": {"not run": "--e"},
+        "alone": {"d": "--d", "not run": "--e"},
     }
     monkeypatch.setitem(findings.STUDIES, "mixing", findings.Study(findings.PASS, groups))
     findings.print_table("mixing")

@@ -194,7 +194,7 @@ def batch_losses(model, batch, device, precision):
     """The losses (B, T) of a batch, in nats."""
     names = ("idx", "targets", "suffix", "sample")
     idx, targets, suffix, sample = (to_device(batch[name], device) for name in names)
-    # positions of raw bytes, whose targets compete among fewer ids, and all the others
+    # positions of raw bytes, after which the loss leaves out the proxy's symbols, and all others
     groups = [to_device(group, device) for group in batch["groups"]]
     with precision:
         return model(idx, targets, suffix, sample_mask(sample), groups=groups)

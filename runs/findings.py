@@ -283,7 +283,7 @@ def print_group(columns, heading, runs_by_method):
 def print_table(name):
     """Print a study's table: a line for each method that has been run.
 
-    A group of methods in which there is nothing to compare, as yet, is left out.
+    A group of which nothing has been run is left out.
     """
     study = STUDIES[name]
     header = f"{'':21} seeds"
@@ -298,7 +298,7 @@ def print_table(name):
             runs = runs_of(flags, study)
             if runs:
                 runs_by_method[method] = runs
-        if len(runs_by_method) > 1 or runs_by_method and len(methods) == 1:
+        if runs_by_method:
             print_group(study.columns, heading, runs_by_method)
 
 

@@ -29,7 +29,7 @@ def fewer_bits(bits):
 
 
 def log_odds(share):
-    share = np.clip(share, 0.001, 0.999)
+    share = np.clip(share, 0.001, 0.999)  # of 0 and 1 they are infinite
     return np.log(share / (1 - share))
 
 
